@@ -1,0 +1,638 @@
+"""
+PRIME: reinforcement learning with an implicit process reward model that is trained online from outcomes alone.
+
+    torchrun --nproc_per_node 8 prime.py                           # INTELLECT-MATH: 8 GPUs, 7B policy and 7B PRM
+    torchrun --nproc_per_node 2 prime.py config/toy_prime.py       # a laptop: the built-in world
+
+One step, top to bottom in main(): sample K answers a prompt until enough prompts have a mean outcome of 0.2 to 0.8;
+token rewards = log-ratio of PRM to reference; one cross-entropy step of the PRM on the outcomes; leave-one-out returns of
+outcome and process rewards, apart; PPO clip; the new weights go to the engine.
+
+Paper: Cui et al., Process Reinforcement through Implicit Rewards, arXiv 2502.01456. Reference code: github.com/PRIME-RL/PRIME,
+training/verl/ (called "original" below) and the `prime` recipe of github.com/verl-project/verl-recipe ("recipe").
+Shapes: N rows (prompts x K samples, the K of a prompt contiguous), T response tokens, padded on the right; `mask` [N, T] is 1
+on the response, its end token included. What is left out on purpose: value model, KL penalty, asynchronous rollouts.
+"""
+import json
+import math
+import os
+import random
+import resource
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+import configurator
+from configurator import UserError
+from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
+from sft import (StopSignal, all_sum, full_tensors, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
+                 optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
+
+# --- data
+data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
+data_config = None                  # the hub data set's configuration
+split = 'train'                     # the hub data set's split
+problem_column = None               # None: prompt (messages), problem, question or instruction, whichever is there
+answer_column = None                # None: reward_model, ground_truth, answer, final_answer or solution
+system_prompt = None                # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
+user_suffix = ''                    # appended to every problem (Eurus-2-RL-Data has it in the prompt)
+max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
+eval_data = None                    # held-out problems, the same formats; None: no evaluation
+eval_split = 'validation'
+eval_problems = 256                 # only the first so many
+eval_samples = 4                    # answers a problem at temperature 1, besides the greedy one
+# --- models
+model = 'PrimeIntellect/INTELLECT-MATH-SFT'  # policy at the start: hub id or folder
+prm_model = None                    # implicit PRM at the start; None: the same as the policy (published)
+ref_model = None                    # reference of the log-ratio, frozen; None: the PRM's start (published)
+ref_type = 'freeze'                 # 'freeze' (published) or 'policy': the policy before its update is the reference
+chat_template = None                # .jinja file; None: the tokenizer's own
+attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
+# --- rollouts
+engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
+prompts_per_step = 256              # prompts kept for an update
+samples_per_prompt = 4              # K
+temperature = 1.0
+max_prompt_tokens = 1024            # longer prompts are left out, not cut
+max_tokens = 3072                   # of a response; 4096 together, Qwen2.5-Math's context
+gpu_memory = 0.5                    # share of each card for the engine (original: 0.7)
+oversample = 1.0                    # prompts drawn at a time, times prompts_per_step (recipe: 4.0)
+collect = 'until_full'              # 'until_full': draw until enough prompts pass (original); 'once': one draw, filled up
+                                    # with prompts that fail the filter (recipe)
+filter_low = 0.2                    # prompts are kept if low <= mean outcome <= high
+filter_high = 0.8
+filter_truncated = False            # reject a prompt if one of its answers was cut (recipe: True)
+max_draws = 50                      # draws a step before the run gives up: too few prompts pass the filter
+grade_workers = None                # processes a rank; None: cores / ranks
+grade_timeout = 5.0                 # seconds an answer
+max_mismatch = None                 # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
+# --- process rewards
+prm_update = 'after'                # 'after': rewards come from the forward pass that trains (published, single forward);
+                                    # 'before': train, then score (recipe); 'none': the PRM stays as it is
+granularity = 'token'               # 'token' or 'whole' (the row's sum on its last token)
+normalize = 'batch'                 # divide by the largest absolute suffix sum; None: do not
+normalize_chunks = 1                # the batch in so many consecutive chunks, each with its divisor. Original: one a GPU (8)
+last_token_reward = True            # False: none on the last token (recipe)
+beta = 0.05                         # scale of the PRM's logit. Belongs to answers of 1,400 tokens: take about 50 / length
+prm_learning_rate = 1e-6
+prm_grad_clip = 10.0
+prm_batch_rows = 256                # rows an optimizer step of the PRM: 4 steps for 1,024 rows
+prm_weight_decay = 0.0
+# --- advantages
+outcome_coef = 1.0                  # weight of the outcome's returns; 0 switches the source off
+process_coef = 1.0                  # weight of the process returns (original: 1:1 in effect; recipe: 5 and 5)
+outcome_gamma = 1.0                 # discount
+process_gamma = 1.0
+whiten = True
+# --- policy update
+learning_rate = 5e-7                # constant
+warmup_steps = 0                    # linear; of both models
+weight_decay = 0.01
+beta1 = 0.9
+beta2 = 0.999
+grad_clip = 1.0
+batch_rows = 256                    # rows an optimizer step of the policy: 4 steps for 1,024 rows
+ppo_epochs = 1
+clip = 0.2
+entropy_coef = 0.0                  # bonus (recipe's yaml: 0.001)
+# --- run
+max_steps = 256                     # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
+seed = 0
+eval_interval = 16                  # steps (published: 16)
+save_interval = 16                  # steps between checkpoints to resume from; 0: none
+keep_checkpoints = 2
+out_dir = 'out/intellect_math'      # policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
+samples_logged = 8                  # rows of each step that go to samples.jsonl
+wandb_project = None                # also log to Weights & Biases, if it is installed
+# --- system
+device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
+dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
+micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
+checkpointing = True                # recompute activations in the backward pass
+timeout_minutes = 60                # a collective that waits longer ends the run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the algorithm's formulas, in the order of main()
+
+def keep_group(outcomes, low=0.2, high=0.8):
+    """Does a prompt stay? outcomes: its K outcomes in [0, 1]; both ends inclusive, in float32 (paper 3.2; original
+    trainer/ppo/ray_trainer.py filter).    keep_group([1, 0, 0, 0]) is True, keep_group([1, 1, 1, 1]) is False."""
+    mean = torch.as_tensor(outcomes, dtype=torch.float32).mean()
+    return bool((mean >= low) & (mean <= high))
+
+
+def suffix_sum(x, gamma=1.0):
+    """R_t = sum over k >= t of gamma^(k-t) x_k along the last dimension."""
+    if gamma == 1.0:
+        return x.flip(-1).cumsum(-1).flip(-1)
+    out, running = torch.empty_like(x), torch.zeros_like(x[..., 0])
+    for t in reversed(range(x.shape[-1])):
+        running = x[..., t] + gamma * running
+        out[..., t] = running
+    return out
+
+
+def last_token(mask):
+    """[N, T] mask -> [N, T] bool, True on the last valid token of each row."""
+    mask = mask.bool()
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+
+
+def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", normalize="batch", divisor=None):
+    """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t) on valid tokens, 0 elsewhere.
+
+    Paper Eq. 3, without its factor beta, which normalisation cancels (original core_algos.py, dp_prime.py). "whole" puts
+    the row's sum on its last token. normalize="batch" divides by the largest |suffix sum| of the rows given + 1e-6, so
+    that the largest process return has the size of an outcome; divisor: divide by this instead. ValueError: granularity."""
+    rewards = torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0)
+    if granularity == "whole":
+        rewards = torch.where(last_token(mask), rewards.sum(-1, keepdim=True), 0.0)
+    elif granularity != "token":
+        raise ValueError(f"granularity={granularity!r}: 'token' or 'whole'")
+    if divisor is None and normalize == "batch":
+        divisor = suffix_sum(rewards).abs().max() + 1e-6
+    return rewards if divisor is None else rewards / divisor
+
+
+def rloo(rewards, mask, n_samples, gamma=1.0):
+    """Discounted leave-one-out returns [N, T] of one source of rewards (paper Eq. 5; original core_algos.py).
+
+    mask says where this source pays: all valid tokens for process rewards, the last one for the outcome. With rbar_j the
+    token mean of row j, each token's reward becomes K/(K-1) r_it - 1/(K-1) sum_j rbar_j over the K rows of its prompt.
+    For an outcome that is o_i minus the mean of the others; for process rewards it is the published code's form, which
+    adds each token's deviation from its row's mean, weight 1/(K-1), to the textbook's.
+    ValueError: n_samples < 2, N not a multiple of it, a row with an empty mask.
+
+    Outcomes 1 0 0 1 of one prompt, one token each: 2/3, -2/3, -2/3, 2/3."""
+    if n_samples < 2:
+        raise ValueError("leave-one-out needs at least 2 samples a prompt")
+    if len(rewards) % n_samples:
+        raise ValueError(f"{len(rewards)} rows are not a multiple of {n_samples} samples")
+    mask = mask.bool()
+    if not mask.any(-1).all():
+        raise ValueError("a row has no valid token")
+    rewards = torch.where(mask, rewards, 0.0)
+    row_mean = rewards.sum(-1) / mask.sum(-1)                                                   # [N]
+    group_sum = row_mean.view(-1, n_samples).sum(-1).repeat_interleave(n_samples)               # [N]
+    left_out = (n_samples * rewards - group_sum[:, None]) / (n_samples - 1)
+    return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
+
+
+def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coef=1.0, outcome_gamma=1.0, process_gamma=1.0,
+               whiten=True):
+    """Advantages [N, T], zero outside mask: the sources' returns added, then whitened over all valid tokens of the batch.
+
+    outcomes [N] in [0, 1]; process [N, T] process rewards or None. Whitening: unbiased variance, + 1e-8 under the root.
+    Original core_algos.py (coefficients 1:1 in effect) and utils/torch_functional.py masked_whiten."""
+    mask = mask.bool()
+    end = last_token(mask)
+    returns = outcome_coef * rloo(torch.where(end, outcomes[:, None].to(torch.get_default_dtype() if process is None else
+                                                                         process.dtype), 0.0), end, n_samples, outcome_gamma)
+    if process is not None:
+        returns = returns + process_coef * rloo(process, mask, n_samples, process_gamma)
+    if whiten:
+        valid = returns[mask]
+        returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
+    return torch.where(mask, returns, 0.0)
+
+
+def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta=0.05):
+    """Mean over rows of the cross-entropy of sigmoid(beta * sum_t log-ratio) against the outcomes [N] (soft labels allowed).
+
+    Paper Eq. 4; original core_algos.py compute_ce_dpo_loss_rm. Starts at ln 2 when PRM and reference are equal."""
+    logit = beta * torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0).sum(-1)           # [N]
+    return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
+
+
+def pair_accuracy(scores, outcomes, n_samples):
+    """Share of a prompt's pairs that the PRM's scores [N] order as the outcomes [N] do, weighted by the difference of
+    outcomes; 0.5 without contrast; mean over prompts (original core_algos.py)."""
+    score, outcome = scores.view(-1, n_samples), outcomes.view(-1, n_samples).to(scores.dtype)
+    ds, do = score[:, :, None] - score[:, None, :], outcome[:, :, None] - outcome[:, None, :]   # [prompts, K, K]
+    upper = torch.ones(n_samples, n_samples, device=scores.device).triu(1)
+    weight = do.abs() * upper
+    right = (weight * ((ds > 0) == (do > 0))).sum((1, 2))
+    total = weight.sum((1, 2))
+    return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
+
+
+def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
+    """(loss, stats): mean over rows of the row's token mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
+
+    Original core_algos.py compute_policy_loss with one row a micro-batch, as the published runs have it."""
+    mask = mask.bool()
+    logratio = torch.where(mask, new_logprobs - old_logprobs, 0.0)
+    ratio = logratio.exp()
+    surrogate = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+
+    def mean(x):                        # over rows, of the mean over the row's tokens
+        return (torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1)).mean()
+
+    stats = dict(clipfrac=mean((clipped > surrogate).to(ratio.dtype)).detach(), approx_kl=mean(-logratio).detach(),
+                 ratio_max=ratio.max().detach())
+    return mean(torch.maximum(surrogate, clipped)), stats
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rollouts
+
+def to_rows(flat, mask):
+    """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
+    out = flat.new_zeros(mask.shape)
+    out[mask] = flat
+    return out
+
+
+class PromptStream:
+    """Prompts in a seeded order, epoch after epoch; prompts put back come first. Its state is what a resume needs."""
+    def __init__(self, problems, tokenizer, max_prompt_tokens, seed):
+        self.problems, self.tokenizer, self.limit, self.seed = problems, tokenizer, max_prompt_tokens, seed
+        self.drawn, self.too_long, self.buffer = 0, 0, []           # drawn counts prompts of all epochs; buffer: indices
+
+    def draw(self, count):
+        """The next `count` (index, prompt ids), the buffer first. Raises UserError when every prompt is too long."""
+        found, tried = [], 0
+        while len(found) < count:
+            index = self.buffer.pop(0) if self.buffer else self._next()
+            ids = render_prompt(self.tokenizer, self.problems[index]["messages"])
+            tried += 1
+            if len(ids) <= self.limit:
+                found.append((index, ids))
+            else:
+                self.too_long += 1
+                if tried > len(self.problems) + count and not found:
+                    raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
+        return found
+
+    def _next(self):
+        epoch, position = divmod(self.drawn, len(self.problems))
+        if position == 0 or not hasattr(self, "order"):
+            self.order = list(range(len(self.problems)))
+            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
+        self.drawn += 1
+        return self.order[position]
+
+
+def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, temperature, max_tokens):
+    """Sample and grade on every rank its share of `prompts` [(index, ids)]; all ranks get all groups, in the order given.
+
+    A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, outcomes [K], finish [K], texts [K], boxed [K]).
+    An answer cut at the limit has outcome 0. Sample k of a prompt has its own seed: what is sampled does not depend on
+    the number of ranks."""
+    from grader import extract_answer
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = list(enumerate(prompts))[rank::world]
+    groups = {i: dict(index=index, prompt=ids, tokens=[None] * n_samples, logprobs=[None] * n_samples, outcomes=[0.0] * n_samples,
+                      finish=[None] * n_samples, texts=[None] * n_samples, boxed=[None] * n_samples) for i, (index, ids) in mine}
+    requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
+    pending = []
+    for number, answer in engine.sample([(ids, s) for _, _, ids, s in requests], temperature=temperature, max_tokens=max_tokens):
+        i, k = requests[number][:2]
+        group, problem = groups[i], problems[groups[i]["index"]]
+        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        group["tokens"][k], group["logprobs"][k], group["finish"][k], group["texts"][k] = *answer, text
+        group["boxed"][k] = problem["ability"] != "math" or extract_answer(text) is not None
+        if answer.finish_reason == "stop":      # graded by other processes while sampling goes on
+            pending.append((group, k, grader.submit(text, dict(ability=problem["ability"], ground_truth=problem["ground_truth"]))))
+    for group, k, outcome in pending:
+        group["outcomes"][k] = outcome.result()
+    gathered = [None] * world
+    dist.all_gather_object(gathered, groups)
+    merged = {i: group for part in gathered for i, group in part.items()}
+    return [merged[i] for i in sorted(merged)]
+
+
+def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, max_tokens):
+    """(greedy accuracy, mean accuracy at temperature 1) on held-out problems."""
+    prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
+    prompts = [(i, ids) for i, ids in prompts if len(ids) <= max_prompt_tokens]
+    greedy = rollout(engine, grader, tokenizer, problems, prompts, 1, (seed, "greedy"), 0.0, max_tokens)
+    sampled = rollout(engine, grader, tokenizer, problems, prompts, samples, (seed, "eval"), 1.0, max_tokens)
+    mean = [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in groups) / len(problems) for groups in (greedy, sampled)]
+    return mean
+
+
+def log_samples(file, step, kept, problems, rewards, A):
+    """A few rows of the step to samples.jsonl: what was written, how it was graded, what each token was paid."""
+    K = len(kept[0]["texts"])
+    for i in range(min(samples_logged, len(kept) * K)):
+        group, k = kept[i // K], i % K
+        n = len(group["tokens"][k])
+        file.write(json.dumps(dict(
+            step=step, problem=problems[group["index"]]["problem"], ground_truth=problems[group["index"]]["ground_truth"],
+            response=group["texts"][k], outcome=group["outcomes"][k], finish_reason=group["finish"][k], tokens=group["tokens"][k],
+            process_rewards=[round(x, 4) for x in rewards[i, :n].tolist()],
+            advantages=[round(x, 3) for x in A[i, :n].tolist()]), ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def plot_curves(metrics_path, path):
+    """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    with open(metrics_path, encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    panels = [("accuracy", ("outcome", "outcome_kept", "eval_greedy", "eval_sampled")), ("implicit PRM", ("prm_loss", "prm_pair_accuracy")),
+              ("mean |return|", ("process_return", "outcome_return")), ("policy", ("entropy", "clipfrac", "grad_norm")),
+              ("tokens of a response", ("response_tokens",)), ("share", ("kept_share", "truncated", "no_box"))]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    for axis, (title, names) in zip(axes.flat, panels):
+        for name in names:
+            points = [(row["step"] + 1, row[name]) for row in rows if name in row]
+            if points:
+                axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def check_settings():
+    """UserError for values that cannot work, before anything is loaded."""
+    choices = dict(prm_update=("after", "before", "none"), collect=("until_full", "once"), ref_type=("freeze", "policy"),
+                   granularity=("token", "whole"), normalize=("batch", None))
+    for name, values in choices.items():
+        if globals()[name] not in values:
+            raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(map(repr, values))}")
+    if samples_per_prompt < 2:
+        raise UserError(f"samples_per_prompt={samples_per_prompt}: leave-one-out needs at least 2")
+    if not 0 < temperature <= 2:
+        raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
+    if not (outcome_coef or process_coef):
+        raise UserError("outcome_coef and process_coef are both 0: no source of rewards is left")
+    if prompts_per_step * samples_per_prompt % normalize_chunks:
+        raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {prompts_per_step * samples_per_prompt} rows of a step")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def main():
+    from grader import Grader
+    N = prompts_per_step * samples_per_prompt
+    check_settings()
+    torch_device, torch_dtype = pick_device(device, dtype)
+    tokenizer = load_tokenizer(model, chat_template)
+    rank, world = setup_distributed(torch_device, timeout_minutes)
+    first = rank == 0
+    os.makedirs(out_dir, exist_ok=True)
+    stop = StopSignal()
+    columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
+                   user_suffix=user_suffix, max_bad_share=max_bad_share)
+    problems = load_problems(data, split, data_config, **columns)
+    held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
+    stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
+
+    # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
+    sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
+                          gpu_memory=gpu_memory, colocated=True)
+    sampler.sleep()
+    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention)
+    policy = load_model(model, checkpointing=checkpointing, **loading)
+    prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
+    ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
+    optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
+    prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
+    trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
+
+    resumed = load_checkpoint(os.path.join(out_dir, "checkpoints"), trained)
+    start, state = resumed or (0, {})
+    stream.drawn, stream.buffer = state.get("drawn", 0), state.get("buffer", [])
+    metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
+    wandb_run = None
+    if first:
+        keep_lines(metrics_path, start), keep_lines(samples_path, start)
+        write_run_config(out_dir, configurator.values(globals()))
+        print(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, "
+              f"engine {sampler.name}; {len(problems)} problems, {len(held_out)} held out\n"
+              f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {math.ceil(N / prm_batch_rows)} PRM and "
+              f"{ppo_epochs * math.ceil(N / batch_rows)} policy updates" + (f"; resumed after step {start}" if resumed else ""), flush=True)
+        if wandb_project:
+            import wandb
+            wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
+
+    seconds = {}                        # of the step, by phase
+
+    @contextmanager
+    def phase(name):
+        began = time.time()
+        yield
+        seconds[name] = seconds.get(name, 0.0) + time.time() - began
+
+    def share(rows):
+        """The micro-batches of this rank, from `rows` (row numbers): lists of row numbers."""
+        mine = micro_batches([lengths[i] for i in rows], micro_batch_tokens, world)[rank]
+        return [[rows[j] for j in members] for members in mine]
+
+    def logprobs_of(net, members, temperature=1.0):
+        """Log-probabilities [n, T] and entropies [n, T] of the responses of some rows, with gradient if it is on."""
+        if not members:                 # a dummy row keeps the ranks' collectives in step; its loss is multiplied by 0
+            logprobs, entropies = net(**pack([([0, 0], [0, 1])], torch_device), temperature=temperature)
+            return logprobs[:, None], entropies[:, None]
+        packed = pack([(prompts[i] + responses[i], [0] * len(prompts[i]) + [1] * len(responses[i])) for i in members], torch_device)
+        logprobs, entropies = net(**packed, temperature=temperature)
+        return to_rows(logprobs, mask[members]), to_rows(entropies, mask[members])
+
+    @torch.no_grad()
+    def score(net, temperature=1.0):
+        """Log-probabilities and entropies [N, T] of all responses, on every rank."""
+        out = torch.zeros(2, *mask.shape, device=torch_device)
+        for members in share(list(range(len(responses)))):
+            values = logprobs_of(net, members, temperature)
+            if members:
+                out[:, members] = torch.stack(values)
+        net.reshard()                   # a forward without backward leaves the root's weights gathered
+        dist.all_reduce(out)
+        return out
+
+    sampler.load_weights(full_tensors(policy))
+    ended = False
+    with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
+            open(samples_path if first else os.devnull, "a", encoding="utf-8") as samples_file, \
+            Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader:
+        if held_out and start == 0:
+            greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed, max_prompt_tokens, max_tokens)
+            if first:
+                print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
+                metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
+        began = time.time()
+        for step in range(start, max_steps):
+            step_began = time.time()
+            seconds.clear()
+
+            # 1. Rollouts: draw prompts until enough of them have a mean outcome inside the filter.
+            with phase("rollout"):
+                kept, failed, drawn_groups = [], [], []
+                for draw in range(1 if collect == "once" else max_draws):
+                    count = max(1, int(prompts_per_step * oversample)) + (len(stream.buffer) if draw == 0 else 0)
+                    groups = rollout(sampler, grader, tokenizer, problems, stream.draw(count), samples_per_prompt,
+                                     (seed, step, draw), temperature, max_tokens)
+                    for group in groups:
+                        passes = keep_group(group["outcomes"], filter_low, filter_high) and not (
+                            filter_truncated and "length" in group["finish"])
+                        (kept if passes else failed).append(group)
+                    drawn_groups += groups
+                    if len(kept) >= prompts_per_step:
+                        break
+                if collect == "once":
+                    kept, filled = (kept + failed)[:prompts_per_step], max(0, prompts_per_step - len(kept))
+                if len(kept) < prompts_per_step:
+                    mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
+                    raise UserError(f"step {step}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
+                                    f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f}): take easier or harder "
+                                    "problems, a wider filter, or more max_draws")
+                # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
+                stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
+                kept = kept[:prompts_per_step]
+            sampler.sleep()
+
+            prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
+            responses = [tokens for g in kept for tokens in g["tokens"]]
+            lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
+            width = torch.tensor([len(r) for r in responses], device=torch_device)
+            mask = torch.arange(int(width.max()), device=torch_device) < width[:, None]                      # [N, T] bool
+            outcomes = torch.tensor([o for g in kept for o in g["outcomes"]], device=torch_device)           # [N]
+            engine_logprobs = to_rows(torch.tensor([x for g in kept for lp in g["logprobs"] for x in lp], device=torch_device), mask)
+
+            # 2. Log-probabilities of the policy before its update, at the rollout's temperature, and of the reference.
+            with phase("old"):
+                old_logprobs, entropy = score(policy, temperature)
+            difference = (old_logprobs - engine_logprobs)[mask]
+            mismatch = difference.abs().mean().item()
+            bound = max_mismatch if max_mismatch is not None else 1e-3 if torch_dtype == torch.float32 else 0.1
+            if not mismatch <= bound:
+                raise UserError(f"step {step}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more than "
+                                f"max_mismatch={bound}: the engine has other weights or another precision than the trainer")
+            with phase("ref"):
+                ref_logprobs = score(ref)[0] if ref is not None else old_logprobs
+
+            # 3. PRM: token rewards are its log-ratio to the reference; one cross-entropy step on the outcomes a mini-batch.
+            with phase("prm"):
+                prm_lr = prm_learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
+                prm_logprobs, prm_losses, prm_norms = torch.zeros_like(ref_logprobs), [], []
+                for low in range(0, N, prm_batch_rows) if prm_update != "none" else []:
+                    rows, loss_sum = list(range(low, min(low + prm_batch_rows, N))), 0.0
+                    for members in share(rows):
+                        logprobs, _ = logprobs_of(prm, members)
+                        if members:
+                            loss = prm_loss(logprobs, ref_logprobs[members], mask[members], outcomes[members], beta)
+                            loss = loss * len(members) / len(rows)          # the mean over the mini-batch's rows
+                            prm_logprobs[members] = logprobs.detach()       # scored by the weights before their update
+                        else:
+                            loss = 0.0 * logprobs.sum()
+                        (loss * world).backward()                           # FSDP averages over ranks: this sums
+                        loss_sum += loss.item()
+                    prm_norms.append(optimizer_step(prm, prm_optimizer, prm_lr, prm_grad_clip))
+                    prm_losses.append(all_sum(loss_sum, torch_device))
+                if prm_update == "after":
+                    dist.all_reduce(prm_logprobs)
+                else:
+                    prm_logprobs = score(prm)[0]
+
+            # 4. Rewards and advantages: every rank has the whole batch and computes the same numbers.
+            scored = prm_logprobs if last_token_reward else torch.where(last_token(mask), ref_logprobs, prm_logprobs)
+            rewards = torch.cat([process_rewards(p, r, m, granularity, normalize) for p, r, m in
+                                 zip(*(x.chunk(normalize_chunks) for x in (scored, ref_logprobs, mask)))])      # [N, T]
+            A = advantages(outcomes, rewards if process_coef else None, mask, samples_per_prompt, outcome_coef, process_coef,
+                           outcome_gamma, process_gamma, whiten)
+
+            # 5. Policy: PPO clip over mini-batches of rows, in an order of the step's own.
+            with phase("policy"):
+                lr = learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
+                order = torch.cat([torch.randperm(N, generator=torch.Generator().manual_seed(sample_seed(seed, step, e)))
+                                   for e in range(ppo_epochs)]).tolist()
+                totals, norms = torch.zeros(4, dtype=torch.float64, device=torch_device), []
+                for low in range(0, len(order), batch_rows):
+                    rows = order[low:low + batch_rows]
+                    for members in share(rows):
+                        logprobs, entropies = logprobs_of(policy, members, temperature)
+                        if members:
+                            m = mask[members]
+                            loss, stats = ppo_loss(logprobs, old_logprobs[members], A[members], m, clip)
+                            if entropy_coef:
+                                loss = loss - entropy_coef * (entropies.sum(-1) / m.sum(-1)).mean()
+                            loss = loss * len(members) / len(rows)
+                            totals[:3] += torch.stack([loss.detach() * len(rows), stats["clipfrac"] * len(members),
+                                                       stats["approx_kl"] * len(members)]) / len(order)
+                            totals[3] = max(totals[3], stats["ratio_max"])
+                        else:
+                            loss = 0.0 * logprobs.sum()
+                        (loss * world).backward()
+                    norms.append(optimizer_step(policy, optimizer, lr, grad_clip))
+                ratio_max = totals[3].clone()
+                dist.all_reduce(totals)
+                dist.all_reduce(ratio_max, op=dist.ReduceOp.MAX)
+
+            # 6. The new weights go to the engine, before the next rollout.
+            with phase("sync"):
+                sampler.load_weights(full_tensors(policy))
+
+            # What happened.
+            drawn, drawn_rows = len(drawn_groups), len(drawn_groups) * samples_per_prompt
+            end = last_token(mask)
+            returns = [rloo(r, m, samples_per_prompt, g)[mask].abs().mean().item() for r, m, g in
+                       ((rewards, mask, process_gamma), (torch.where(end, outcomes[:, None], 0.0), end, outcome_gamma))]
+            row = dict(
+                step=step, outcome=sum(sum(g["outcomes"]) for g in drawn_groups) / drawn_rows, outcome_kept=outcomes.mean().item(),
+                prompts_drawn=drawn, prompts_kept=len(kept), kept_share=sum(g not in failed for g in drawn_groups) / drawn,
+                samples=state.get("samples", 0) + drawn_rows,
+                response_tokens=sum(len(t) for g in drawn_groups for t in g["tokens"]) / drawn_rows,
+                truncated=sum(f == "length" for g in drawn_groups for f in g["finish"]) / drawn_rows,
+                no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,
+                prm_loss=sum(prm_losses) / max(1, len(prm_losses)), prm_grad_norm=max(prm_norms, default=0.0),
+                prm_pair_accuracy=pair_accuracy(torch.where(mask, prm_logprobs - ref_logprobs, 0.0).sum(-1), outcomes,
+                                                samples_per_prompt).item(),
+                process_return=returns[0], outcome_return=returns[1], advantage_std=A[mask].std().item(),
+                policy_loss=totals[0].item(), clipfrac=totals[1].item(), approx_kl=totals[2].item(), ratio_max=ratio_max.item(),
+                entropy=(entropy.sum() / mask.sum()).item(), grad_norm=max(norms), lr=lr,
+                mismatch=mismatch, mismatch_kl=(difference.exp() - 1 - difference).mean().item(), too_long=stream.too_long,
+                peak_memory_gb=(torch.cuda.max_memory_allocated() if torch_device.type == "cuda" else
+                                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30)
+            state = dict(samples=row["samples"])
+            if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
+                with phase("eval"):
+                    row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,
+                                                                       max_prompt_tokens, max_tokens)
+            row["seconds"] = {k: round(v, 3) for k, v in seconds.items()} | dict(step=round(time.time() - step_began, 3))
+            if first:
+                metrics_file.write(json.dumps(row) + "\n")
+                metrics_file.flush()
+                log_samples(samples_file, step, kept, problems, rewards, A)
+                eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
+                print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} len {row['response_tokens']:.0f} "
+                      f"cut {row['truncated']:.1%} | prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
+                      f"clip {row['clipfrac']:.3f} kl {row['approx_kl']:.1e} ent {row['entropy']:.2f} mis {mismatch:.0e} | " +
+                      " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) + f" s eta {timedelta(seconds=round(eta))}" +
+                      (f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}" if "eval_greedy" in row else ""),
+                      flush=True)
+                if wandb_run:
+                    wandb_run.log(row, step=step)
+            ended = stop.anywhere(torch_device)
+            if ended or save_interval and (step + 1) % save_interval == 0 and step + 1 < max_steps:
+                save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, trained,
+                                dict(drawn=stream.drawn, buffer=stream.buffer, samples=row["samples"]), keep_checkpoints)
+            if ended:
+                break
+
+    if not ended:
+        save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)
+        save_model(prm, tokenizer, os.path.join(out_dir, "prm"), torch_dtype, prm_model or model)
+    if first:
+        plot_curves(metrics_path, os.path.join(out_dir, "curves.png"))
+        print(f"stopped after step {step + 1}: start again with the same command to go on" if ended else
+              f"wrote {out_dir}/policy and {out_dir}/prm after {timedelta(seconds=round(time.time() - began))}", flush=True)
+    sampler.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    configurator.run(main, globals())

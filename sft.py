@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -148,7 +149,7 @@ def micro_batches(lengths, budget, world):
     every forward and backward pass is a collective). Longest row first into the emptiest bin; a row beyond the budget
     has a bin of its own.    micro_batches([4, 3, 2, 1], 5, 1) = [[[0, 3], [1, 2]]]"""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    count = max(1, math.ceil(sum(lengths) / (budget * world)))
+    count = max(1, math.ceil(sum(min(n, budget) for n in lengths) / (budget * world)))
     while True:
         bins = [(0, i, []) for i in range(count * world)]           # (tokens, number, rows): a heap, emptiest first
         fits = True
@@ -303,13 +304,14 @@ def save_model(model, tokenizer, path, dtype, source):
 
     def write():
         shutil.rmtree(path + ".tmp", ignore_errors=True)
-        config, live = model.config, model.config.dtype
-        weights_ = {k: v.to(dtype) for k, v in weights.items() if not (config.tie_word_embeddings and k == "lm_head.weight")}
         logging.disable_progress_bar()
-        config.dtype = dtype            # else config.json says float32, the live model's, and loaders upcast
+        tied = model.config.tie_word_embeddings
         model.generation_config = GenerationConfig(eos_token_id=stop_tokens(tokenizer, source), pad_token_id=tokenizer.pad_token_id)
-        model.save_pretrained(path + ".tmp", state_dict=weights_)
-        config.dtype = live
+        model.save_pretrained(path + ".tmp", state_dict={
+            name: w.to(dtype) for name, w in weights.items() if not (tied and name == "lm_head.weight")})
+        with open(path + ".tmp/config.json", "r+", encoding="utf-8") as f:
+            config = json.load(f) | dict(dtype=str(dtype).removeprefix("torch."))       # it says float32, the live model's
+            f.seek(0), f.truncate(), json.dump(config, f, indent=1)
         tokenizer.save_pretrained(path + ".tmp")
         shutil.rmtree(path + ".old", ignore_errors=True)
         if os.path.exists(path):
@@ -345,7 +347,7 @@ def load_checkpoint(folder, trained):
         state = {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()} | dict(extra="")
         try:
             dcp.load(state, checkpoint_id=path)
-        except Exception as e:      # half-deleted, or a disk that lost bytes: the one before is there for that
+        except (Exception, CheckpointException) as e:   # half-deleted, or lost bytes: the one before is there for that
             if dist.get_rank() == 0:
                 print(f"{path} cannot be read ({str(e).splitlines()[0][:120]}): trying the checkpoint before it", flush=True)
             continue

@@ -1,0 +1,16 @@
+# Sourced by the other scripts, from the repository's root: a virtual environment with what requirements.txt names.
+# An active environment is used as it is; else .venv is made. PYTHON names another interpreter (3.11 or newer).
+set -euo pipefail
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    PYTHON=${PYTHON:-python3}
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $PYTHON is older than Python 3.11; set PYTHON" >&2; exit 2; }
+    [ -d .venv ] || "$PYTHON" -m venv .venv
+    source .venv/bin/activate
+fi
+if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, hypothesis' 2>/dev/null; then
+    # On Linux, PyPI's torch is the CUDA build of several GB: without a GPU take the CPU build where it can be reached.
+    if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
+        pip install -q --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || pip install -q torch==2.13.0
+    fi
+    pip install -q -r requirements.txt
+fi

@@ -1,0 +1,249 @@
+"""sft.py: packing, log-probabilities, sharded loading and saving, the loss, resume, bad input."""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+
+import sft
+from conftest import SFT, call, read_jsonl, run, torchrun, write_jsonl
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def group():
+    sft.setup_distributed(CPU)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def small_model(folder, tied, kind=Qwen2Config, vocab=97):
+    torch.manual_seed(0)
+    config = kind(vocab_size=vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    return model
+
+
+ROWS = [([5, 6, 7, 8, 9, 10, 3], [0, 0, 1, 1, 1, 1, 1]), ([11, 12], [0, 1]), (list(range(20, 50)), [0] * 10 + [1] * 20),
+        ([4, 4, 4], [1, 0, 1])]
+
+
+def by_hand(model, rows, temperature=1.0):
+    """Log-probabilities and entropies of the scored tokens, row by row, by transformers' own forward pass."""
+    logprobs, entropies = [], []
+    for tokens, scored in rows:
+        logp = (model(torch.tensor([tokens])).logits[0].double() / temperature).log_softmax(-1)
+        for t in range(1, len(tokens)):
+            if scored[t]:
+                logprobs.append(logp[t - 1, tokens[t]])
+                entropies.append(-(logp[t - 1].exp() * logp[t - 1]).sum())
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+def test_pack_example():
+    batch = sft.pack([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])], CPU)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]] and batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["predict"].tolist() == [0, 1, 3] and batch["targets"].tolist() == [6, 7, 9]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5] and batch["max_length_q"] == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 80), st.sampled_from([1, 2, 4]))
+def test_micro_batches(lengths, budget, world):
+    ranks = sft.micro_batches(lengths, budget, world)
+    assert len(ranks) == world and len({len(batches) for batches in ranks}) == 1                    # the same number each
+    assert sorted(i for batches in ranks for rows in batches for i in rows) == list(range(len(lengths)))
+    assert all(len(rows) <= 1 or sum(lengths[i] for i in rows) <= budget for batches in ranks for rows in batches)
+    assert len(ranks[0]) <= len(lengths)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig])
+def test_packed_logprobs_equal_transformers(tmp_path, group, tied, kind):
+    """Packed = row by row = plain transformers, values and gradients, chunked or not, checkpointed or not, at any temperature."""
+    plain = small_model(tmp_path / "m", tied, kind)
+    for temperature in (1.0, 0.7):
+        want, want_entropy = by_hand(plain, ROWS, temperature)
+        net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
+        for chunk in (2048, 3):
+            got, entropy = net(**sft.pack(ROWS, CPU), temperature=temperature, chunk=chunk)
+            torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(entropy, want_entropy.float(), atol=1e-5, rtol=0)
+        alone = torch.cat([net(**sft.pack([row], CPU), temperature=temperature)[0] for row in ROWS])
+        torch.testing.assert_close(alone, got, atol=1e-5, rtol=0)
+    plain.zero_grad(), want.exp().sum().backward()
+    for checkpointing in (False, True):
+        net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=checkpointing)
+        net(**sft.pack(ROWS, CPU), temperature=0.7, chunk=3)[0].exp().sum().backward()
+        for (name, p), (other, q) in zip(net.named_parameters(), plain.named_parameters()):
+            assert name == other
+            torch.testing.assert_close(p.grad.full_tensor(), q.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_logits_never_exist_at_once(tmp_path, group):
+    """No tensor of forward or backward has logits of more than a chunk of tokens."""
+    small_model(tmp_path / "m", True, vocab=5000)
+    net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
+    rows, widths = [(torch.randint(0, 97, (200,)), torch.ones(200))], set()
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == 5000:
+                    widths.add(t.shape[0])
+            return out
+
+    with Watch():
+        net(**sft.pack(rows, CPU), chunk=16)[0].sum().backward()
+    assert widths == {16, 199 % 16, 64}                     # 64: the head itself, transposed
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_load_and_save_round_trip(tmp_path, group, tied, world):
+    """Sharded loading is from_pretrained bit for bit; what is saved opens in transformers with the same weights."""
+    plain = small_model(tmp_path / "m", tied)
+    net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
+    loaded = dict(sft.full_tensors(net))
+    assert set(loaded) == {k for k in plain.state_dict() if not (tied and k == "lm_head.weight")}
+    assert all(torch.equal(loaded[k], plain.state_dict()[k]) for k in loaded)
+    tokenizer = AutoTokenizer.from_pretrained(world / "init")
+    for _ in range(2):                                      # the second time over the first
+        sft.save_model(net, tokenizer, str(tmp_path / "out"), torch.bfloat16, str(tmp_path / "m"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.dtype == torch.bfloat16 and again.generation_config.eos_token_id is not None
+    assert all(torch.equal(v, plain.state_dict()[k].bfloat16()) for k, v in again.state_dict().items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_frozen_and_trained_bf16_agree_exactly(tmp_path, group):
+    """A PRM with fp32 masters that computes in bf16 and its frozen bf16 reference give equal log-probabilities: the
+    log-ratio of a PRM that has learned nothing is 0, not noise."""
+    small_model(tmp_path / "m", True)
+    trained = sft.load_model(str(tmp_path / "m"), CPU, torch.bfloat16)
+    frozen = sft.load_model(str(tmp_path / "m"), CPU, torch.bfloat16, trained=False)
+    a, b = (net(**sft.pack(ROWS, CPU))[0] for net in (trained, frozen))
+    assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_what_is_scored(world):
+    """Assistant's words and end token only, several turns, the same prompt ids as at inference."""
+    from generate import render_prompt
+    tok = AutoTokenizer.from_pretrained(world / "init")
+    talk = [dict(role="system", content="s"), dict(role="user", content="1+1?"), dict(role="assistant", content="2"),
+            dict(role="user", content="2+2?"), dict(role="assistant", content="4")]
+    tokens, scored = sft.tokenize_messages(tok, talk)
+    assert tok.decode([t for t, s in zip(tokens, scored) if s]) == "2<|im_end|>4<|im_end|>"
+    assert tok.decode(tokens) == tok.apply_chat_template(talk, tokenize=False).rstrip("\n")
+    prompt = render_prompt(tok, talk[:-1])
+    assert tokens[:len(prompt)] == prompt and tokens[len(prompt):] == tok("4<|im_end|>", add_special_tokens=False).input_ids
+    with pytest.raises(ValueError):
+        sft.tokenize_messages(tok, talk[:2])
+
+
+def test_end_token_where_the_template_has_none_and_one_bos(world):
+    """A NuminaMath-like template writes no end token and the tokenizer puts a begin token in front."""
+    from tokenizers.processors import TemplateProcessing
+    tok = AutoTokenizer.from_pretrained(world / "init")
+    tok.add_special_tokens(dict(bos_token="<|im_start|>"))
+    tok._tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", tok.bos_token_id)])
+    tok.chat_template = ("{% for m in messages %}{{ ('P: ' if m['role'] == 'user' else 'S: ') + m['content'] + '\n' }}{% endfor %}"
+                         "{% if add_generation_prompt %}{{ 'S: ' }}{% endif %}")
+    tokens, scored = sft.tokenize_messages(tok, [dict(role="user", content="1"), dict(role="assistant", content="2")])
+    assert tok.decode(tokens) == "<|im_start|>P: 1\nS: 2\n<|im_end|>"
+    assert tok.decode([t for t, s in zip(tokens, scored) if s]) == "2\n<|im_end|>"
+
+
+def test_schedules():
+    assert [sft.learning_rate_at(s, 10, 1.0, "linear", 2) for s in (0, 1, 2, 6)] == [0, 0.5, 1.0, 0.5]
+    assert sft.learning_rate_at(6, 10, 1.0, "cosine", 2) == pytest.approx(0.5)
+    assert sft.learning_rate_at(9, 10, 3.0, "constant", 0) == 3.0
+
+
+def test_loss_is_the_token_mean_whatever_the_number_of_processes(tmp_path, guesser, guess_data):
+    """1, 2 and 4 processes, and any packing: the same losses (1e-5), gradient norms and weights (1e-5) after 5 steps."""
+    args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=6", "--max_steps=5", "--learning_rate=1e-3"]
+    runs = {}
+    for name, processes, extra in (("1", 1, []), ("2", 2, []), ("4", 4, []), ("tight", 1, ["--micro_batch_tokens=20"])):
+        out = tmp_path / name
+        torchrun(processes, "sft.py", *args, *extra, f"--out_dir={out}")
+        runs[name] = read_jsonl(out / "metrics.jsonl"), AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
+    for metrics, weights in runs.values():
+        for key in ("loss", "grad_norm"):
+            assert [r[key] for r in metrics] == pytest.approx([r[key] for r in runs["1"][0]], abs=1e-5, rel=1e-5)
+        for k, v in weights.items():
+            torch.testing.assert_close(v, runs["1"][1][k], atol=1e-5, rtol=0)
+
+    # the first step's loss by transformers: mean over the tokens of the 6 rows
+    tok, plain = AutoTokenizer.from_pretrained(guesser), AutoModelForCausalLM.from_pretrained(guesser)
+    rows = [sft.tokenize_messages(tok, row["messages"]) for row in read_jsonl(guess_data[0])]
+    rows = [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(42)).tolist()]     # the hold-out shuffle
+    batch = [rows[i] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(43)).tolist()[:6]]
+    assert runs["1"][0][0]["loss"] == pytest.approx(-by_hand(plain, batch)[0].mean().item(), abs=1e-5)
+
+
+def test_resume_equals_the_uninterrupted_run(tmp_path, guesser, guess_data):
+    """Stopped after 4 steps and started again, on one process or two: bit-equal weights, no metrics row twice."""
+    args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=30", "--epochs=2", "--save_interval=2"]
+    call(sft, *args, f"--out_dir={tmp_path}/whole")
+    want = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model").state_dict()
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/model")
+    newest = sorted((tmp_path / "again/checkpoints").iterdir())[-1]
+    assert newest.name == "step_000006" and len(list((tmp_path / "again/checkpoints").iterdir())) == 2
+    (newest / ".metadata").unlink()                         # damaged: the one before is taken
+    (tmp_path / "again/checkpoints/step_000008.tmp").mkdir()
+    call(sft, *args, f"--out_dir={tmp_path}/again")
+    got = AutoModelForCausalLM.from_pretrained(tmp_path / "again/model").state_dict()
+    assert all(torch.equal(got[k], want[k]) for k in want)
+    rows, other = read_jsonl(tmp_path / "again/metrics.jsonl"), read_jsonl(tmp_path / "whole/metrics.jsonl")
+    assert [(r["step"], r["loss"]) for r in rows] == [(r["step"], r["loss"]) for r in other] and len(rows) == 8
+
+
+@pytest.mark.parametrize("change, words", [
+    (["--data=nowhere.jsonl"], ["nowhere.jsonl"]),
+    (["--model=out/nowhere"], ["out/nowhere"]),
+    (["--device=cuda"], ["cuda"]),
+    (["--learning_rat=1"], ["learning_rat", "learning_rate"]),
+    (["--schedule=square"], ["schedule", "square"]),
+    (["--chat_template=nowhere.jinja"], ["nowhere.jinja"]),
+    (["--attention=varlen"], ["attention", "padded"]),
+])
+def test_mistakes_get_one_line(tmp_path, guesser, guess_data, change, words):
+    if change == ["--device=cuda"] and torch.cuda.is_available():
+        change, words = ["--device=tpu"], ["tpu"]
+    done = run("sft.py", f"--data={guess_data[0]}", f"--model={guesser}", *SFT, f"--out_dir={tmp_path}", *change, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and all(word in errors[0] for word in words)
+
+
+def test_bad_rows_are_counted_named_and_limited(tmp_path, guesser, guess_data, capsys):
+    rows = read_jsonl(guess_data[0])
+    lines = [json.dumps(r) for r in rows[:60]]
+    lines[7] = '{"messages": [{"role": "user"'              # cut
+    lines[9] = json.dumps(dict(messages=[dict(role="user", content="no answer")]))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(lines) + "\n")
+    args = [f"--data={bad}", f"--model={guesser}", *SFT, "--batch_size=29", "--max_steps=1", f"--out_dir={tmp_path}/out"]
+    call(sft, *args, "--max_bad_share=0.1")
+    out = capsys.readouterr().out
+    assert "bad.jsonl line 8" in out and "bad.jsonl line 10" in out and "58 rows" in out
+    with pytest.raises(sft.UserError, match="line 8"):
+        call(sft, *args)
+    with pytest.raises(sft.UserError, match="messages"):
+        call(sft, *args, f"--data={write_jsonl(tmp_path / 'x.jsonl', [dict(text='a')])}")
+
+
+def test_model_without_chat_template(tmp_path, guesser, guess_data):
+    shutil.copytree(guesser, tmp_path / "m")
+    (tmp_path / "m/chat_template.jinja").unlink()
+    with pytest.raises(sft.UserError, match="chat template"):
+        call(sft, f"--data={guess_data[0]}", f"--model={tmp_path}/m", *SFT, f"--out_dir={tmp_path}/out")

@@ -261,8 +261,9 @@ class VLLMEngine:
     def __init__(self, path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated):
         options = dict(model=path, dtype=str(dtype).removeprefix("torch."), max_model_len=max_model_len, seed=0,
                        tensor_parallel_size=tensor_parallel, logprobs_mode="processed_logprobs", enable_prefix_caching=True)
-        if colocated:
+        if colocated or device.type == "cpu":
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # in this process, so that weights can be handed over
+        if colocated:
             options |= dict(distributed_executor_backend="external_launcher")
         if device.type == "cuda":
             options |= dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=colocated)
@@ -271,6 +272,7 @@ class VLLMEngine:
             if colocated:           # the packed copy of a tied lm_head is not rebuilt when weights are replaced
                 import vllm._custom_ops
                 vllm._custom_ops._supports_onednn = False
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import LLM, SamplingParams
         self.llm, self.params, self.device, self.stop = LLM(**options), SamplingParams, device, stop_tokens(tokenizer, path)
         self.dtype, self.max_model_len = dtype, max_model_len
@@ -316,7 +318,8 @@ class HFEngine:
     name = "hf"
 
     def __init__(self, path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, logging
+        logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.device, self.max_model_len, self.stop = device, max_model_len, stop_tokens(tokenizer, path)
 

@@ -39,7 +39,8 @@ seed = 1337                         # of the problems, the habits and the model'
 # --- problems
 min_digits = 2                      # both numbers of a problem have the same number of digits,
 max_digits = 4                      # any from min to max alike
-train_problems = 2000               # rows of train.jsonl
+train_problems = 300                # rows of train.jsonl; few on purpose: one epoch on the correct answers to thousands of
+                                    # problems unlearns the habits by itself and leaves nothing to RL
 rl_problems = 3000                  # rows of rl.jsonl
 test_problems = 500                 # rows of test.jsonl
 web_solutions = 40000               # rows of web.jsonl; problems may come again here, with other mistakes

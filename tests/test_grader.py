@@ -1,0 +1,350 @@
+"""The judge of mathematical answers: its rules as worked examples, properties, hostile answers, and the pool.   pytest tests/test_grader.py"""
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import sympy
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+import grader
+from bench_grader import ours, read_rows
+from grader import Grader, GraderError, extract_answer, grade_math, is_equiv
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# the rules, one pair (gold, answer) each
+
+SAME = {
+    "integers": [("1234", "1,234"), ("10,\\!080", "10080"), ("14{,}916", "14916"), ("1000000", "1\\,000\\,000"), ("045", "45"), ("-5", "−5"), ("7", "７"),
+                 ("2^{100}", "1267650600228229401496703205376"), ("12", "12."), ("1000", "10^3 = 1000"), ("12", "12th grade"), ("6", "3!"), ("8", "2^3")],
+    "fractions": [("1/2", "\\frac12"), ("\\frac{1}{2}", "\\dfrac{2}{4}"), ("\\frac 59", "\\tfrac{5}{9}"), ("-\\frac{1}{3}", "\\frac{-1}{3}"), ("0.5", "1/2"),
+                  ("2\\frac{3}{4}", "11/4"), ("2 3/4", "2.75"), ("\\frac{7}{3}", "2\\frac13"), ("1/2x", "\\frac{x}{2}"), ("\\frac{a}{bc}", "a/bc"), ("0.\\overline{3}", "1/3"),
+                  ("\\frac{1}{6}", "0.1\\overline{6}"), ("-1./3", "-\\frac13"), ("\\frac{\\sqrt3}{3}", "\\frac{1}{\\sqrt{3}}")],
+    "decimals": [("0.5", ".5"), ("3.0", "3"), ("0.33", "1/3"), ("3.14", "\\pi"), ("1000.99", "1,000.99"), ("16386.20", "16386.21"), ("\\frac{1}{12}", "0.0833333333333333"),
+                 ("3e8", "3 \\times 10^8"), ("6.43e16", "6.43 \\cdot 10^{16}"), ("3e8", "3*10**8"), ("1E-4", "0.0001"), ("4.5e33", "4.5\\times10^{33}")],
+    "percent": [("50\\%", "50"), ("50", "50\\%"), ("0.5", "50\\%"), ("50%", "1/2"), ("33.5\\%", "33.5 percent"), ("12\\%", "12 \\text{ percent}")],
+    "units": [("10", "10 \\text{ cm}"), ("10 \\text{ cm}", "10"), ("10", "10 cm^2"), ("864 \\mbox{ inches}^2", "864"), ("30^\\circ", "30"), ("30", "30^{\\circ}"),
+              ("5\\text{ inches}", "5\\text{ in}"), ("\\$36", "36"), ("36", "\\$36.00"), ("15", "15\\mathrm{~m/s}"), ("3", "3 apples"), ("25", "25°"), ("5\\sqrt2\\text{ cm}", "5\\sqrt{2}")],
+    "radicals": [("2\\sqrt{5}", "\\sqrt{20}"), ("\\sqrt2", "2^{1/2}"), ("\\sqrt[3]{-8}", "-2"), ("\\sqrt{6}+3\\sqrt{2}", "3\\sqrt2 + \\sqrt6"), ("\\sqrt{3+2\\sqrt2}", "1+\\sqrt2"),
+                 ("sqrt(2)", "\\sqrt{2}"), ("√5", "\\sqrt{5}")],
+    "functions": [("\\ln 4", "2\\ln 2"), ("\\log_2 8", "3"), ("\\log_{10} 100", "2"), ("\\sin 30^\\circ", "1/2"), ("\\sin^2 x + \\cos^2 x", "1"), ("\\cos\\frac{\\pi}{5}", "\\frac{1+\\sqrt5}{4}"),
+                  ("e^{i\\pi}", "-1"), ("\\exp(2)", "e^2"), ("np.arcsin(10/13)", "\\arcsin{\\frac{10}{13}}"), ("\\tan^{-1} x", "\\arctan x"), ("\\binom{6}{2}", "15"), ("|x|^2", "x^2"),
+                  ("\\lfloor 3.7 \\rfloor", "3"), ("\\max(2, 5)", "5"), ("\\operatorname{lcm}(4, 6)", "12"), ("17 \\bmod 5", "2")],
+    "complex": [("1+2i", "2i+1"), ("(1+i)^2", "2i"), ("\\frac{1}{1+i}", "\\frac{1-i}{2}"), ("6 - 5i", "6-5i")],
+    "expressions": [("x^2+2x+1", "(x+1)^2"), ("\\frac{x+2}{7}", "\\frac{x}{7}+\\frac{2}{7}"), ("e^{x+y}", "e^x e^y"), ("\\sqrt{x}\\sqrt{y}", "\\sqrt{xy}"), ("x^{-1}", "\\frac1x"),
+                    ("n!", "n (n-1)!"), ("x_1 + x_2", "x_{2}+x_{1}"), ("2x", "x \\cdot 2"), ("\\frac{n(n+1)}{2}", "\\binom{n+1}{2}"), ("k_{\\mathrm{B}} T", "k_B T"),
+                    ("\\ln(x^2)", "2 \\ln x"), ("\\frac{1}{LC s^2}", "\\frac{1}{L C s^{2}}"), ("x'", "x^{\\prime}")],
+    "equations": [("5", "x = 5"), ("x = 5", "5"), ("5 = x", "5"), ("x=5", "x = 3 + 2 = 5"), ("2x+3", "f(x) = 2x+3"), ("y=2x+3", "2x - y + 3 = 0"), ("x^2+y^2=1", "x^2 = 1-y^2"),
+                  ("1", "|AB| = 1"), ("74", "\\angle APC = 74^\\circ"), ("\\sqrt{3}", "\\sqrt3 \\approx 1.73"), ("11", "x \\approx 11"), ("x<3", "3 > x"), ("-x \\ge -1", "x \\leq 1"),
+                  ("7:32", "S_1:S_2 = 7:32"), ("2:4", "1:2"), ("3", "f(2) = 3")],
+    "intervals": [("[0,1)", "\\left[0, 1\\right)"), ("(-\\infty,1]\\cup[10,\\infty)", "[10,+\\infty) \\cup (-\\infty, 1]"), ("x \\in [-2,7]", "[-2,7]"), ("[-2,7]", "-2 \\le x \\le 7"),
+                  ("(5,\\infty)", "x > 5"), ("(-\\infty,-1)\\cup(3,\\infty)", "x < -1 \\text{ or } x > 3"), ("\\mathbb{R}\\setminus\\{0\\}", "(-\\infty,0)\\cup(0,\\infty)"),
+                  ("(2,3)\\cup(3,4)", "(2,4)\\setminus\\{3\\}"), ("[x, 1+x]", "[x, x+1]"), ("(2,\\infty)", "\\{x \\mid x > 2\\}"), ("\\{-1\\}\\cup[0,7)", "[0,7)\\cup\\{-1\\}")],
+    "tuples": [("(1,2)", "\\left( 1, 2 \\right)"), ("(3,\\frac{\\pi}{2})", "(3, \\pi/2)"), ("(1,2)", "1, 2"), ("(x,y)=(1,2)", "(1,2)"), ("(100,200)", "(100, 200)"), ("(0;1)", "(0,1)")],
+    "several": [("1, 2", "2, 1"), ("1,2", "\\{2, 1\\}"), ("\\{1,2,3\\}", "3, 2, 1"), ("19, 46, and 82", "19, 46, \\text{ and } 82"), ("2 \\text{ or } 3", "3, 2"), ("1, -1", "\\pm 1"),
+                ("3 \\pm 2\\sqrt2", "3+2\\sqrt{2}, 3-2\\sqrt{2}"), ("x=1, x=2", "1, 2"), ("k=45, n=2", "n=2, k=45"), ("(1,2),(3,4)", "(3,4), (1,2)"), ("\\{1,2\\}\\cap\\{2,3\\}", "2")],
+    "matrices": [("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\begin{bmatrix}1&2\\\\3&4\\\\\\end{bmatrix}"), ("\\begin{pmatrix} 1/2 \\\\ 2 \\end{pmatrix}", "(0.5, 2)"),
+                 ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\end{pmatrix}"), ("\\frac15\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1/5 \\\\ 2/5 \\end{pmatrix}"),
+                 ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "[[1,2],[3,4]]")],
+    "bases": [("52_8", "52_{8}"), ("4210_7", "4210_7")],
+    "text": [("\\text{(B)}", "B"), ("B", "B."), ("B", "\\textbf{(B)}"), ("C", "(C)"), ("B", "(B) 12"), ("\\text{Evelyn}", "evelyn"), ("\\text{no solution}", "No solution"), ("12:00", "12:00"),
+             ("\\text{even}", "Even"), ("\\text{6:30 p.m.}", "6:30 p.m."), ("\\infty", "infinity"), ("\\emptyset", "∅")],
+}
+DIFFERENT = {
+    "integers": [("102018", "102019"), ("5", "-5"), ("12", "1,2"), ("12", "1,23"), ("12", "[1,2]"), ("100", "10000"), ("12345678901234567890", "12345678901234567891"), ("5", "5.001"),
+                 ("2^{300}", "2^{300}+1"), ("", "5"), ("5", ""), ("12", "112"), ("4", "4\\sqrt{2}")],
+    "fractions": [("1/3", "0.333"), ("1/3", "33.3"), ("\\frac{2}{3}", "0.67"), ("\\frac12", "\\frac21"), ("1/2004", "1/2005"), ("5/9", "0.56"), ("\\sqrt2", "1.414")],
+    "decimals": [("0.4", "0.44"), ("0.4", "0.5"), ("2.23", "2.24"), ("5.1", "5"), ("3e8", "3"), ("4.5e33", "4.5"), ("2.88e-19", "5.1e-19"), ("1e-8", "1 \\times 10^{-9}"), ("0.05", "5"), ("1.22", "1,22")],
+    "percent": [("500", "5"), ("5", "0.05"), ("0.5", "5\\%"), ("50\\%", "5"), ("20", "0.2")],
+    "units": [("5\\text{ cm}", "5\\text{ m}"), ("5\\text{ cm}", "6\\text{ cm}"), ("0.64N", "0.64"), ("\\frac{37}{4} m", "m"), ("30^\\circ", "\\frac{\\pi}{6}")],
+    "expressions": [("x", "|x|"), ("x", "\\sqrt{x^2}"), ("x+1", "x+2"), ("f(x)", "f(y)"), ("xy", "x+y"), ("1-e^{-at}", "1"), ("x^2", "x^{2.0001}"), ("a_1", "a_2"), ("\\sin x", "x")],
+    "equations": [("x=5", "y=5"), ("5", "x+y=5"), ("1", "2x+z=1"), ("5", "x=5, x=6"), ("12", "3 \\cdot 4 = 13"), ("y=-2x", "y=-3x"), ("x>5", "x<5"), ("x>5", "x\\ge 5"), ("k=45,n=2", "k=2,n=45"),
+                  ("f(1)<f(2)<f(4)", "f(1)<f(2)<f(3)"), ("f(2)<f(1)", "f(2)>f(1)"), ("x^2=4", "x=2")],
+    "intervals": [("[0,1)", "[0,1]"), ("(0,1)", "[0,1]"), ("(2,12)\\cup(12,102)", "(2,12)"), ("[1,4]", "[1,5]"), ("(5,\\infty)", "(-\\infty,5)"), ("(5,\\infty)", "x \\ge 5"), ("\\infty", "-\\infty")],
+    "tuples": [("(1,2)", "(2,1)"), ("(1,2)", "2,1"), ("(1,2)", "1"), ("(1,2)", "(1,2,3)"), ("(-3,2)", "[-3,2]")],
+    "several": [("1,2", "1"), ("1,2", "1,2,3"), ("1", "1,2"), ("1 \\text{ or } 2", "1"), ("\\pm 2021", "2021"), ("\\{1,2\\}", "(1,2)")],
+    "matrices": [("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 2 \\\\ 1 \\end{pmatrix}"), ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\\\ 3 & 5 \\end{pmatrix}"),
+                 ("\\begin{pmatrix} 1 \\\\ 2 \\\\ 3 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}")],
+    "bases": [("52_8", "52_9"), ("52_8", "52"), ("42", "52_8")],
+    "text": [("\\text{Friday}", "\\text{Fridayx}"), ("B", "C"), ("\\text{(B)}", "\\text{(C)}"), ("B", "A or B"), ("B", "AB"), ("12:00", "1:00"), ("3:45", "4:45"), ("\\text{even}", "\\text{odd}"), ("x", "X"),
+             ("\\text{listen}", "\\text{silent}")],
+}
+
+
+def pairs(table):
+    return [pytest.param(gold, answer, id=f"{category}: {gold} | {answer}"[:80]) for category, cases in table.items() for gold, answer in cases]
+
+
+@pytest.mark.parametrize("gold, answer", pairs(SAME))
+def test_accepts(gold, answer):
+    assert is_equiv(answer, gold)
+
+
+@pytest.mark.parametrize("gold, answer", pairs(DIFFERENT))
+def test_rejects(gold, answer):
+    assert not is_equiv(answer, gold)
+
+
+def test_parity_is_the_lenient_reading():
+    for gold, answer in [("1/3", "0.33333"), ("500", "5"), ("5", "0.05"), ("102018", "102019"), ("[0,1)", "[0,1]"), ("52_8", "52")]:
+        assert is_equiv(answer, gold, parity=True) and not is_equiv(answer, gold)
+    assert not is_equiv("2", "3", parity=True)
+
+
+def test_golds_of_several_kinds():
+    assert grade_math(r"\boxed{5}", r"We find that $x = \boxed{5}$.")
+    assert grade_math(r"\boxed{5}", ["4", "5"]) and not grade_math(r"\boxed{6}", ["4", "5"])
+    assert grade_math(r"\boxed{28\%}", "Final Answer: The final answer is $28 \\%$. I hope it is correct.")
+    assert is_equiv("5", 5) and not is_equiv(None, "5")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# extraction
+
+@pytest.mark.parametrize("response, answer", [
+    (r"so \boxed{42}.", "42"), (r"\boxed{1} no, \boxed{2}", "2"), (r"\fbox{3}", "3"), (r"\boxed 7", "7"), (r"\\boxed{-3}", "-3"), (r"$-\boxed{256}$", "-256"), (r"x = -\boxed{5}", "-5"),
+    (r"$10-\boxed{256}$", "256"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{5", None), (r"\boxed{4} then \boxed{5", "4"), (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+    (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"), (r"\boxed{10} and then \boxed{42}", "42"), ("The answer is 5.", None), ("", None), ("}}{{", None), (r"\boxed{1}" "\n\n" r"\boxed{2}", "2"),
+])
+def test_extraction(response, answer):
+    assert extract_answer(response) == answer
+
+
+@pytest.mark.parametrize("response, gold", [
+    ("The answer is 5.", "5"), ("A: 1,250", "1250"), ("#### 18", "18"), ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", "1/2"), ("so it is 3 and then 42", "42"),
+    ("The final answer is Evelyn. I hope it is correct.", "Evelyn"), ("the pair is $(7, 6)$. <|im_start|>user", "(7,6)"), ("We find that $x \\lt 3$.", "x < 3"),
+])
+def test_fallback_is_for_evaluation_only(response, gold):
+    assert grade_math(response, gold, fallback=True) and not grade_math(response, gold)
+
+
+def test_a_letter_in_prose_is_no_answer():
+    assert not grade_math("The correct answer is (E).", "E", fallback=True) and grade_math(r"\boxed{\text{(E)}}", "E", fallback=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# properties
+
+EXACT = [answer for category in ("integers", "fractions", "radicals", "functions", "complex", "expressions", "equations", "intervals", "tuples", "several", "matrices")
+         for table in (SAME, DIFFERENT) for pair in table.get(category, ()) for answer in pair if answer and "." not in answer and "approx" not in answer]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(EXACT), st.sampled_from(EXACT))
+def test_symmetric(a, b):
+    assert is_equiv(a, b) == is_equiv(b, a)
+
+
+def rewrite(text, how):
+    return {"spaces": lambda: re.sub(r"([-+=,])", r" \1 ", text) if "@" not in text and not re.search(r"\d,\d{3}|[a-z]-[a-z]|10\*\*|\d[eE]", text) else text,
+            "left": lambda: re.sub(r"([(\[])([^()\[\]]*)([)\]])", r"\\left\1\2\\right\3", text) if "sqrt[" not in text else text,
+            "dfrac": lambda: re.sub(r"\\[dt]?frac", r"\\dfrac", text), "dollars": lambda: f"${text}$", "parens": lambda: f"\\({text}\\)", "dot": lambda: text + ".",
+            "boxed": lambda: f"\\boxed{{{text}}}", "display": lambda: "\\displaystyle " + text, "thin": lambda: text + "\\,", "doubled": lambda: re.sub(r"\\(?=[a-z]{2})", r"\\\\", text)}[how]()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(EXACT), st.sampled_from(["spaces", "left", "dfrac", "dollars", "parens", "dot", "boxed", "display", "thin", "doubled"]))
+def test_harmless_rewriting_changes_nothing(text, how):
+    assert is_equiv(rewrite(text, how), text) and is_equiv(text, rewrite(text, how))
+
+
+x, y = sympy.symbols("x y")
+leaves = st.one_of(st.integers(-9, 9).map(sympy.Integer), st.sampled_from([x, y, sympy.pi, sympy.sqrt(2), sympy.Rational(2, 3), sympy.Rational(-7, 5), sympy.E]))
+expressions = st.recursive(leaves, lambda e: st.one_of(
+    st.tuples(e, e).map(lambda t: t[0] + t[1]), st.tuples(e, e).map(lambda t: t[0] * t[1]), st.tuples(e, e).map(lambda t: t[0] - 2 * t[1]), e.map(lambda a: a ** 2), e.map(lambda a: sympy.sqrt(a ** 2 + 1)),
+    e.map(sympy.sin), e.map(lambda a: sympy.exp(-a / 3)), e.map(lambda a: 1 / (a ** 2 + 2)), e.map(lambda a: sympy.log(a ** 2 + 3)), e.map(sympy.cos)), max_leaves=6)
+STYLES = [lambda e: sympy.latex(e), lambda e: sympy.latex(e, fold_short_frac=True), lambda e: sympy.latex(e, mul_symbol="dot"), lambda e: sympy.latex(e, ln_notation=True, inv_trig_style="full"),
+          lambda e: sympy.latex(e, order="rev-lex", root_notation=False), lambda e: sympy.latex(e).replace("\\frac", "\\dfrac").replace(" ", "  "), lambda e: str(e)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(expressions, st.sampled_from(STYLES), st.sampled_from(STYLES), st.sampled_from([1, sympy.Rational(1, 7), x, -2]))
+def test_sympy_expressions(e, one, other, step):
+    if e.has(sympy.zoo, sympy.nan, sympy.oo) or len(str(e)) > 300:
+        return
+    assert is_equiv(one(e), other(e)), (one(e), other(e))
+    assert not is_equiv(one(e), other(e + step)), (one(e), other(e + step))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-10**40, 10**40), st.integers(1, 10**6))
+def test_integers_of_any_size(n, step):
+    grouped = f"{n:,}"
+    assert is_equiv(grouped, str(n)) and is_equiv(grouped.replace(",", "{,}"), str(n)) and not is_equiv(str(n + step), str(n)) and is_equiv(f"{n}.0", str(n))
+
+
+PIECES = st.sampled_from(list("0123456789xyei+-*/^_!=<>()[]{}|,;:.%°'\"\\$&@ ~#\n\t\u0000²½π√∞①Ａ") + "\\frac \\sqrt \\boxed{ \\text{ \\begin{pmatrix} \\end{pmatrix} \\\\ \\left \\right \\pm \\infty \\cup \\in \\le "
+                         "\\sin \\log \\binom \\lfloor \\rfloor \\sum \\int \\overline{ \\mathbb{R} \\circ cm and or sqrt 10**9 1e9 \\cdot \\setminus \\emptyset \\{ \\} \\bmod \\gcd( \\ne \\approx 00 \\mathrm{".split())
+
+
+@settings(max_examples=600, deadline=2000)
+@given(st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=25).map("".join)), st.sampled_from(["7", "\\frac{1}{2}", "x=5", "(1,2)", "[0,\\infty)", "\\pm 3", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", "52_8",
+                                                                                               "5\\%", "\\text{red}", "0.25", "3\\text{ cm}", "x > 2", "1,2"]))
+def test_any_text_is_judged(text, gold):
+    assert is_equiv(text, gold) in (True, False) and is_equiv(gold, text) in (True, False)
+    grade_math(text, gold, fallback=True)
+    grade_math("\\boxed{" + text + "}", gold)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# hostile answers
+
+HOSTILE = {
+    "tower": "9^{9^{9^{9}}}", "factorial": "(10^{9})!", "double factorial": "((99!)!)!", "binomial": "\\binom{1000000000}{500000000}", "digits": "1" * 100_000, "exponent": "1e999999999",
+    "braces": "{" * 50_000, "nested": "(" * 5000 + "1" + ")" * 5000, "fractions": "\\frac{1}{1+" * 400 + "1" + "}" * 400, "boxes": "\\boxed{" * 20_000, "roots": "\\sqrt{2}^{" * 30 + "2" + "}" * 30,
+    "powers": "2^" * 5000 + "2", "minus": "-" * 15_000 + "1", "list": ",".join(map(str, range(5000))), "text": "\\text{" * 3000 + "a" + "}" * 3000, "trig": "\\sin(10^{10^{5}})", "sum": "\\sum_{n=1}^{\\infty} n^{-n}",
+    "integral": "\\int_0^1 \\sin(\\sin(x^{x^{x}})) dx", "expansion": "(x+1)^{3000}", "huge": "x" * 1_000_000, "gamma": "(x+10^{5})!", "product": "(10^{99999})" * 400, "commas": "1," * 9000, "bars": "|" * 9000,
+    "primes": "x" + "'" * 9000, "indices": "x" + "_1" * 5000, "spaces": "1" + " " * 19_000 + "2", "bmod": "10^{60000} \\bmod 7^{9999}", "pm": "\\pm" * 4000 + "1", "percent": "5" + "%" * 9000,
+    "import": "__import__('os').system('touch PWNED')", "open": "open('PWNED','w').write('x')*2\\pi", "lambda": "(lambda: open('PWNED','w'))()", "list comprehension": "[open('PWNED','w') for _ in [0]]",
+    "class walk": "(1).__class__.__mro__[1].__subclasses__()", "exit": "exit()", "sympify": "sympify('__import__(\"os\").abort()')", "nan": "nan", "nul": "7\u0000", "arabic": "\u0668",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for gold in ("7", "[open('PWNED','w')]", "2\\pi", "x=7", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"):
+        start = time.process_time()
+        assert gold.startswith("[open") or not grade_math("\\boxed{" + HOSTILE[name] + "}", gold)
+        assert time.process_time() - start < 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_prose_around_the_box():
+    assert grade_math("blah " * 200_000 + r"\boxed{7}", "7") and grade_math(r"\boxed{7}" + " blah" * 200_000, "7")
+    assert is_equiv("x+" * 3000 + "x", "3001x")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# the pool
+
+TRICKS = """
+honest_verdict = verdict
+def verdict(answer, gold, parity=False):
+    if "HANG" in answer:
+        while True: pass
+    if "EAT" in answer:
+        hoard = []
+        while True: hoard.append(bytearray(1 << 24))
+    if "DIE" in answer: os.abort()
+    if "BUG" in answer: return {}["bug"]
+    if "PRINT" in answer: print("noise"); os.write(1, b"more noise")
+    return honest_verdict(answer, gold, parity)
+"""
+
+
+@pytest.fixture(scope="module")
+def tricky(tmp_path_factory):
+    "the grader, with answers that hang, eat memory, die and raise in its workers"
+    path = tmp_path_factory.mktemp("tricky") / "grader.py"
+    path.write_text(pathlib.Path(grader.__file__).read_text() + TRICKS)
+    spec = importlib.util.spec_from_file_location("tricky_grader", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference(gold):
+    return {"ability": "math", "ground_truth": gold}
+
+
+def test_pool_keeps_order_and_counts():
+    with Grader(workers=2) as pool:
+        answers = [str(k) for k in range(200)]
+        scores = pool.grade([f"\\boxed{{{a}}}" for a in answers] + ["no box", "\\boxed{9^{9^{9^9}}}"], [reference(str(k - k % 2)) for k in range(200)] + [reference("1")] * 2)
+        assert scores == [float(k % 2 == 0) for k in range(200)] + [0.0, 0.0]
+        assert (pool.timeouts, pool.crashes, pool.unparsed) == (0, 0, 1)
+        assert pool.submit("\\boxed{\ud800½}", reference("\\frac12")).result() in (0.0, 1.0)  # a lone surrogate
+        assert pool.submit("\\boxed{5}", reference(["4", "5"])).result() == 1.0
+        with pytest.raises(ValueError, match="ability"):
+            pool.submit("\\boxed{5}", {"ground_truth": "5"})
+
+
+def test_pool_fallback():
+    with Grader(workers=1, fallback=True) as pool:
+        assert pool.grade(["The answer is 5."], [reference("5")]) == [1.0]
+
+
+def test_pool_survives_hostile_items(tricky):
+    with tricky.Grader(workers=2, timeout=1.0, memory_mb=400) as pool:
+        responses = ["\\boxed{5}"] * 100
+        hostile = {10: "HANG", 20: "EAT", 30: "DIE", 40: "HANG", 50: "DIE"}
+        for k, word in hostile.items():
+            responses[k] = f"\\boxed{{{word}}}"
+        responses[60] = "\\boxed{PRINT}"
+        start = time.time()
+        scores = pool.grade(responses, [reference("5")] * 100)
+        assert scores == [float(k not in hostile and k != 60) for k in range(100)]
+        assert pool.timeouts + pool.crashes == 5 and pool.crashes >= 2 and time.time() - start < 30
+        assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]
+
+
+def test_a_bug_is_an_error_not_a_reward(tricky):
+    with tricky.Grader(workers=1) as pool:
+        with pytest.raises(tricky.GraderError, match="bug"):
+            pool.grade(["\\boxed{5}", "\\boxed{BUG}"], [reference("5")] * 2)
+        assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]
+
+
+def test_a_worker_that_cannot_start_is_an_error():
+    with Grader(workers=1, memory_mb=1) as pool, pytest.raises(GraderError):
+        pool.grade(["\\boxed{5}"], [reference("5")])
+
+
+def alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("answer", ["HANG", "5"])
+def test_workers_die_with_their_parent(tricky, answer, tmp_path):
+    "a caller without a __main__ guard, which a spawning pool would run again, killed while its workers are busy or idle"
+    script = tmp_path / "caller.py"
+    script.write_text(f"""
+import sys, time
+sys.path.insert(0, {str(pathlib.Path(tricky.__file__).parent)!r})
+import grader
+pool = grader.Grader(workers=2, timeout=100)
+futures = [pool.submit("\\\\boxed{{{answer}}}", {{"ability": "math", "ground_truth": "5"}}) for _ in range(2)]
+while len(pool.workers) < 2: time.sleep(0.1)
+time.sleep(1.0)
+print("workers", *(w.pid for w in pool.workers), flush=True)
+time.sleep(100)
+""")
+    caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    pids = caller.stdout.readline().split()[1:]
+    assert len(pids) == 2 and all(map(alive, pids))
+    caller.kill()
+    caller.wait()
+    deadline = time.time() + 10
+    while any(map(alive, pids)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+def test_import_has_no_side_effects():
+    code = "import sys, grader; assert not {'torch', 'sympy', 'mpmath', 'numpy'} & set(sys.modules); import threading; assert threading.active_count() == 1"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(grader.__file__).parent)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# the labelled files: accuracy in %, and no wrong answer accepted
+
+@pytest.mark.parametrize("name, target", [("cases", 97), ("near_misses", 100), ("latex_parse", 92), ("real_math", 99.6), ("real_gsm8k", 99.95), ("security", 100)])
+def test_labelled_files(shared, name, target, tmp_path, monkeypatch):
+    rows = [row for row in read_rows(shared / "data" / "grader", name)]
+    monkeypatch.chdir(tmp_path)
+    verdicts = [(row, ours(row)) for row in rows]
+    counted = [(row, verdict) for row, verdict in verdicts if row["expected"] is not None]
+    accepted = [(row["gold"], row.get("prediction", row.get("response", ""))[-200:]) for row, verdict in counted if verdict and not row["expected"]]
+    assert not accepted, accepted
+    assert 100 * sum(verdict == row["expected"] for row, verdict in counted) / len(counted) >= target
+    assert not list(tmp_path.iterdir())

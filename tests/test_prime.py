@@ -1,0 +1,187 @@
+"""prime.py as a program: every setting, numbers of processes, resume, what it learns, bad input."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prime
+from conftest import ROOT, call, read_jsonl, run, torchrun, write_jsonl
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def arguments(guesser, guess_data):
+    return [f"--data={guess_data[1]}", f"--model={guesser}", "--engine=hf", "--device=cpu", "--prompts_per_step=6", "--samples_per_prompt=4",
+            "--max_prompt_tokens=40", "--max_tokens=12", "--batch_rows=12", "--prm_batch_rows=12", "--max_steps=2", "--beta=1",
+            "--learning_rate=1e-4", "--prm_learning_rate=1e-4", "--save_interval=0", "--grade_workers=1", "--checkpointing=False"]
+
+
+@pytest.fixture(scope="module")
+def result(arguments, tmp_path_factory):
+    """result(*changes): metrics rows and weights of policy and PRM after a short run; one run for each set of changes."""
+    seen = {}
+
+    def go(*changes):
+        if changes not in seen:
+            out = tmp_path_factory.mktemp("run")
+            call(prime, *arguments, *changes, f"--out_dir={out}")
+            seen[changes] = read_jsonl(out / "metrics.jsonl"), weights(out / "policy"), weights(out / "prm"), out
+        return seen[changes]
+
+    return go
+
+
+def test_the_same_command_gives_the_same_run(arguments, result, tmp_path):
+    call(prime, *arguments, f"--out_dir={tmp_path}")
+    assert same(weights(tmp_path / "policy"), result()[1]) and same(weights(tmp_path / "prm"), result()[2])
+
+
+# What a setting must change: P policy weights, R PRM weights (R only when the policy's reward path cannot tell), M metrics.
+@pytest.mark.parametrize("change, what", [
+    ("--seed=1", "PR"), ("--samples_per_prompt=3", "PR"), ("--temperature=0.8", "PR"), ("--max_tokens=5", "PR"),
+    ("--filter_low=0.5", "PR"), ("--filter_high=0.3", "PR"), ("--collect=once", "PR"), ("--oversample=3", "PR"),
+    ("--prm_update=before", "P"), ("--prm_update=none", "PR"), ("--granularity=whole", "P"), ("--normalize=None", "P"),
+    ("--normalize_chunks=3", "P"), ("--last_token_reward=False", "P"), ("--beta=0.1", "PR"), ("--prm_learning_rate=1e-2", "PR"),
+    ("--prm_grad_clip=1e-4", "R"), ("--prm_batch_rows=24", "R"), ("--prm_weight_decay=9", "R"), ("--outcome_coef=0", "P"),
+    ("--process_coef=0", "P"), ("--outcome_gamma=0.5", "P"), ("--process_gamma=0.5", "P"), ("--whiten=False", "P"),
+    ("--learning_rate=1e-3", "P"), ("--warmup_steps=3", "PR"), ("--weight_decay=9", "P"), ("--beta1=0.5", "P"), ("--beta2=0.5", "P"),
+    ("--grad_clip=1e-3", "P"), ("--batch_rows=24", "P"), ("--ppo_epochs=2", "P"), ("--clip=1e-4", "P"), ("--entropy_coef=1", "P"),
+    ("--ref_type=policy", "PR"), ("--max_steps=1", "PR"), ("--prompts_per_step=8", "PR"), ("--user_suffix=1", "PR"),
+    ("--system_prompt=brief", "PR"),
+])
+def test_every_setting_does_something(result, change, what):
+    base, other = result(), result(change)
+    assert not ("P" in what and same(base[1], other[1])), f"{change} does not change the policy"
+    assert not ("R" in what and same(base[2], other[2])), f"{change} does not change the PRM"
+
+
+@pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2"])
+def test_what_must_not_change_the_result(result, change):
+    for a, b in zip(result()[1:3], result(change)[1:3]):
+        for k in a:
+            torch.testing.assert_close(a[k], b[k], atol=1e-5, rtol=0)
+
+
+def test_settings_of_models_and_output(result, arguments, guesser, tmp_path):
+    """prm_model, ref_model, filter_truncated, max_prompt_tokens, evaluation, samples, checkpoints, dtype, max_mismatch."""
+    prm = result()[3] / "prm"                               # a trained PRM: another start, another reference
+    assert not same(result(f"--prm_model={prm}")[2], result()[2])
+    row = result(f"--ref_model={prm}")[0][0]
+    assert row["prm_loss"] != result()[0][0]["prm_loss"]
+    problems = f"--eval_data={arguments[0].removeprefix('--data=')}"
+    rows, *_, out = result(problems, "--eval_problems=7", "--eval_samples=2", "--eval_interval=1", "--samples_logged=3", "--save_interval=1",
+                           "--keep_checkpoints=1", "--filter_truncated=True", "--max_tokens=8")
+    assert [r["step"] for r in rows] == [-1, 0, 1] and all(0 <= r["eval_greedy"] <= 1 for r in rows)
+    assert all((r["eval_greedy"] * 7) % 1 == pytest.approx(0) and (r["eval_sampled"] * 14) % 1 == pytest.approx(0) for r in rows)
+    samples = read_jsonl(out / "samples.jsonl")
+    assert len(samples) == 6 and [p.name for p in (out / "checkpoints").iterdir()] == ["step_000001"]
+    for s in samples:
+        assert len(s["tokens"]) == len(s["process_rewards"]) == len(s["advantages"]) and s["finish_reason"] == "stop"
+    assert (out / "curves.png").stat().st_size > 10000
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["max_tokens"] == 8 and config["torch"] == torch.__version__
+    call(prime, *arguments, "--dtype=bfloat16", "--max_steps=1", f"--out_dir={tmp_path}/bf16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "bf16/policy").dtype == torch.bfloat16
+    with pytest.raises(prime.UserError, match="max_mismatch"):
+        call(prime, *arguments, "--max_mismatch=1e-12", f"--out_dir={tmp_path}/strict")
+
+
+def test_metrics_of_the_first_step(result):
+    rows, _, _, out = result()
+    row = rows[0]
+    assert result("--prm_batch_rows=24")[0][0]["prm_loss"] == pytest.approx(0.693147, abs=1e-5)     # PRM = reference at the start
+    assert row["mismatch"] < 1e-5 and row["prompts_kept"] == 6 and row["prompts_drawn"] >= 6
+    assert row["advantage_std"] == pytest.approx(1.0, abs=1e-3)       # whitened
+    assert 0.2 <= row["outcome_kept"] <= 0.8 and row["samples"] == 4 * row["prompts_drawn"]
+    assert rows[1]["samples"] == row["samples"] + 4 * rows[1]["prompts_drawn"]
+    assert set(row["seconds"]) >= {"rollout", "old", "ref", "prm", "policy", "sync", "step"}
+
+
+def test_one_two_and_four_processes(tmp_path, arguments, result):
+    """The same prompts, samples and numbers on 1, 2 and 4 processes (weights to 1e-5 after 2 steps of 2 + 2 updates), also
+    when 5 prompts of 4 samples are shared by 4 processes, which keep different numbers of them."""
+    changes = ["--prompts_per_step=5", "--learning_rate=2e-5", "--prm_learning_rate=2e-5"]     # small: Adam's first steps are the sign
+    runs = {1: result(*changes)[:3]}                                                            # of the gradient, rounding included
+    for n in (2, 4):
+        out = tmp_path / str(n)
+        torchrun(n, "prime.py", *arguments, *changes, f"--out_dir={out}")
+        runs[n] = read_jsonl(out / "metrics.jsonl"), weights(out / "policy"), weights(out / "prm")
+        for key in ("outcome", "prompts_drawn", "response_tokens", "prm_loss", "prm_pair_accuracy", "process_return", "outcome_return",
+                    "policy_loss", "clipfrac", "approx_kl", "ratio_max", "entropy", "grad_norm", "prm_grad_norm", "advantage_std"):
+            assert [r[key] for r in runs[n][0]] == pytest.approx([r[key] for r in runs[1][0]], abs=2e-4, rel=1e-3), key
+        for a, b in zip(runs[1][1:], runs[n][1:]):
+            for k in a:
+                torch.testing.assert_close(a[k], b[k], atol=1e-5, rtol=0)
+
+
+def test_killed_and_started_again(tmp_path, arguments, result):
+    """SIGKILL at any moment, then the same command: from the last checkpoint on the run is the uninterrupted one, bit for bit."""
+    args = [*arguments, "--max_steps=6", "--save_interval=1", "--eval_interval=2", f"--eval_data={arguments[0].removeprefix('--data=')}",
+            "--eval_problems=4"]
+    call(prime, *args, f"--out_dir={tmp_path}/whole")
+    child = subprocess.Popen([sys.executable, "prime.py", *args, f"--out_dir={tmp_path}/killed"], cwd=ROOT, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    while child.poll() is None and not (tmp_path / "killed/checkpoints/step_000003").exists():
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "killed/policy").exists()
+    call(prime, *args, f"--out_dir={tmp_path}/killed")
+    for name in ("policy", "prm"):
+        assert same(weights(tmp_path / "killed" / name), weights(tmp_path / "whole" / name))
+    clock = ("seconds", "peak_memory_gb")
+    whole, killed = ([{k: v for k, v in r.items() if k not in clock} for r in read_jsonl(tmp_path / n / "metrics.jsonl")]
+                     for n in ("whole", "killed"))
+    assert whole == killed
+    assert read_jsonl(tmp_path / "killed/samples.jsonl") == read_jsonl(tmp_path / "whole/samples.jsonl")
+
+
+def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
+    child = subprocess.Popen([sys.executable, "prime.py", *arguments, "--max_steps=500", f"--out_dir={tmp_path}"], cwd=ROOT,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while child.poll() is None and not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size < 10:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    out = child.communicate(timeout=60)[0]
+    assert child.returncode == 0, out
+    assert "start again" in out and len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):
+    """A model that guesses among three numbers; the outcome says that 2 is right. Accuracy rises from a third."""
+    problems = write_jsonl(tmp_path / "two.jsonl", [dict(problem=f"{k}?", ground_truth="2") for k in range(10, 50)])
+    call(prime, *arguments, f"--data={problems}", "--prompts_per_step=8", "--batch_rows=16", "--prm_batch_rows=16", "--max_steps=5",
+         "--learning_rate=1e-3", "--prm_learning_rate=1e-3", f"--eval_data={problems}", "--eval_interval=5", f"--out_dir={tmp_path}/out")
+    rows = read_jsonl(tmp_path / "out/metrics.jsonl")
+    assert rows[0]["eval_sampled"] < 0.5 and rows[-1]["eval_sampled"] > 0.75
+
+
+@pytest.mark.parametrize("change, words", [
+    (["--data=nowhere.jsonl"], ["nowhere.jsonl"]), (["--answer_column=gold"], ["gold"]), (["--samples_per_prompt=1"], ["samples_per_prompt"]),
+    (["--filter_low=0.9", "--filter_high=0.95", "--max_draws=2"], ["passed the filter", "max_draws"]), (["--prm_update=later"], ["prm_update"]),
+    (["--temperature=0"], ["temperature"]), (["--outcome_coef=0", "--process_coef=0"], ["outcome_coef"]), (["--normalize_chunks=5"], ["24 rows"]),
+    (["--max_prompt_tokens=1"], ["max_prompt_tokens"]), (["--model=out/nowhere"], ["out/nowhere"]), (["--device=tpu"], ["tpu"]),
+])
+def test_mistakes(tmp_path, arguments, change, words):
+    with pytest.raises(prime.UserError) as e:
+        call(prime, *arguments, *change, f"--out_dir={tmp_path}")
+    assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
+
+
+def test_a_mistake_ends_with_2_and_one_line(tmp_path, arguments):
+    done = run("prime.py", *arguments, "--ref_type=old", f"--out_dir={tmp_path}", check=False)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ref_type='old'") and "Traceback" not in done.stderr

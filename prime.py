@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import configurator
 from configurator import UserError
 from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
-from sft import (StopSignal, all_sum, full_tensors, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
+from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
                  optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
 
 # --- data
@@ -242,6 +242,14 @@ def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
 # ---------------------------------------------------------------------------------------------------------------------
 # rollouts
 
+def full_tensors(model):
+    """Iterator of (name, whole tensor), one at a time, as vLLM and transformers name them. Collective: all ranks run it."""
+    tied = model.config.tie_word_embeddings
+    for name, tensor in model.state_dict().items():
+        if not (tied and name == "lm_head.weight"):
+            yield name, tensor.full_tensor()
+
+
 def to_rows(flat, mask):
     """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
     out = flat.new_zeros(mask.shape)
@@ -384,7 +392,7 @@ def main():
     rank, world = setup_distributed(torch_device, timeout_minutes)
     first = rank == 0
     os.makedirs(out_dir, exist_ok=True)
-    stop = StopSignal()
+    stopped = catch_signals()
     columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
                    user_suffix=user_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)
@@ -615,8 +623,8 @@ def main():
                       flush=True)
                 if wandb_run:
                     wandb_run.log(row, step=step)
-            ended = stop.anywhere(torch_device)
-            if ended or save_interval and (step + 1) % save_interval == 0 and step + 1 < max_steps:
+            ended = all_sum(len(stopped), torch_device) > 0
+            if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
                 save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, trained,
                                 dict(drawn=stream.drawn, buffer=stream.buffer, samples=row["samples"]), keep_checkpoints)
             if ended:

@@ -5,15 +5,12 @@ Supervised fine-tuning with FSDP2 on packed sequences.
     torchrun --nproc_per_node 2 sft.py config/toy_sft.py           # a laptop: the built-in world
 
 Loss on the assistant's tokens, weighted by token over the whole global batch, so that neither the number of processes nor
-the packing changes it. Out comes a Hugging Face folder that transformers, vLLM and the other scripts open.
-
-prime.py imports from here what concerns a sharded model: load_model, pack, micro_batches, save_model, checkpoints.
+the packing changes it. Out comes a Hugging Face folder. prime.py imports from here what concerns a sharded model.
 What is left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
 """
 import functools
 import glob
 import heapq
-import importlib.util
 import json
 import math
 import os
@@ -25,6 +22,7 @@ import sys
 import time
 import types
 from datetime import timedelta
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -79,7 +77,6 @@ log_interval = 1                    # steps
 val_interval = 300                  # steps
 save_interval = 300                 # steps between checkpoints to resume from (published: 300); 0: none
 keep_checkpoints = 2                # the newest so many stay
-wandb_project = None                # also log to Weights & Biases, if it is installed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,21 +99,18 @@ def all_sum(value, device):
     return total.item()
 
 
-class StopSignal:
-    """SIGTERM and Ctrl-C set a flag; the loop asks for it between steps, saves and ends."""
-    def __init__(self):
-        self.received = False
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._set)
+def catch_signals():
+    """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. Asked twice: at once."""
+    received = []
 
-    def _set(self, *_):
-        if self.received:           # asked twice: now
+    def handler(*_):
+        if received:
             raise KeyboardInterrupt
-        self.received = True
+        received.append(True)
 
-    def anywhere(self, device):
-        """True on all processes once one of them got the signal."""
-        return all_sum(self.received, device) > 0
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    return received
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,7 +212,10 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
         raise UserError(f"{path} has no *.safetensors file")
-    kernel = pick_attention(attention, device)
+    kernels = (["flash_attn"] if find_spec("flash_attn") else []) + ["varlen"] if device.type == "cuda" else []
+    if attention not in ("auto", "padded", *kernels):
+        raise UserError(f"attention={attention!r}: here it can be 'auto', {', '.join(map(repr, [*kernels, 'padded']))}")
+    kernel = [*kernels, "padded"][0] if attention == "auto" else attention
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
     AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
     config = AutoConfig.from_pretrained(path)
@@ -242,17 +239,6 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model.train(trained)                         # checkpointing works in train mode only
-
-
-def pick_attention(attention, device):
-    """The kernel for packed_attention: 'flash_attn' | 'varlen' | 'padded'. Raises UserError for one that cannot run here."""
-    there = dict(flash_attn=device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None,
-                 varlen=device.type == "cuda", padded=True)
-    if attention == "auto":
-        return next(kernel for kernel, ok in there.items() if ok)
-    if not there.get(attention, False):
-        raise UserError(f"attention={attention!r}: here it can be {', '.join(k for k, ok in there.items() if ok)}")
-    return attention
 
 
 def on_first_rank(function):
@@ -286,14 +272,6 @@ def optimizer_step(model, optimizer, learning_rate, grad_clip):
     return norm
 
 
-def full_tensors(model):
-    """Iterator of (name, whole tensor), one at a time, as vLLM and transformers name them. Collective: all ranks run it."""
-    tied = model.config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if not (tied and name == "lm_head.weight"):
-            yield name, tensor.full_tensor()
-
-
 def save_model(model, tokenizer, path, dtype, source):
     """Write a Hugging Face folder (safetensors in `dtype`, tokenizer, generation_config) to path, complete or not at all.
 
@@ -313,13 +291,15 @@ def save_model(model, tokenizer, path, dtype, source):
             config = json.load(f) | dict(dtype=str(dtype).removeprefix("torch."))       # it says float32, the live model's
             f.seek(0), f.truncate(), json.dump(config, f, indent=1)
         tokenizer.save_pretrained(path + ".tmp")
-        shutil.rmtree(path + ".old", ignore_errors=True)
-        if os.path.exists(path):
-            os.rename(path, path + ".old")
-        os.rename(path + ".tmp", path)
-        shutil.rmtree(path + ".old", ignore_errors=True)
+        put_in_place(path)
 
     on_first_rank(write)
+
+
+def put_in_place(path):
+    """path.tmp, now complete, becomes path."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.rename(path + ".tmp", path)
 
 
 def save_checkpoint(folder, step, trained, extra, keep):
@@ -332,8 +312,7 @@ def save_checkpoint(folder, step, trained, extra, keep):
     dcp.save(state | dict(extra=json.dumps(extra)), checkpoint_id=path + ".tmp")
 
     def finish():
-        shutil.rmtree(path, ignore_errors=True)
-        os.rename(path + ".tmp", path)
+        put_in_place(path)
         for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -415,33 +394,25 @@ def load_sft_rows(source, split, config, tokenizer, max_length, overlong, max_ro
     if "messages" not in table[0][1]:
         raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(table[0][1]))}")
     rank, world = dist.get_rank(), dist.get_world_size()
-    part = dict(tokens=[], scored=[], lengths=[], bad=[], reasons=[], cut=0)
-    for where, row in table[rank::world]:               # each process tokenizes its share
+    mine, parts = [], [None] * world
+    for _, row in table[rank::world]:                       # each process tokenizes its share
         try:
-            tokens, scored = tokenize_messages(tokenizer, row["messages"])
+            mine.append(tuple(map(np.array, tokenize_messages(tokenizer, row["messages"]), (np.int32, bool))))
         except (ValueError, KeyError, TypeError) as e:
-            part["bad"].append(where), part["reasons"].append(str(e)), part["lengths"].append(0)
-            continue
-        part["cut"] += len(tokens) > max_length
-        keep = len(tokens) <= max_length or overlong == "truncate" and any(scored[:max_length])
-        tokens, scored = (tokens[:max_length], scored[:max_length]) if keep else ([], [])
-        part["tokens"] += tokens
-        part["scored"] += scored
-        part["lengths"].append(len(tokens))
-    part |= dict(tokens=np.array(part["tokens"], np.int32), scored=np.array(part["scored"], bool))
-    parts = [None] * world
-    dist.all_gather_object(parts, part)
-    split_up = [[(torch.from_numpy(t), torch.from_numpy(s)) for t, s in zip(*(
-        np.split(p[k], np.cumsum(p["lengths"])[:-1]) for k in ("tokens", "scored")))] for p in parts]
-    rows = [split_up[i % world][i // world] for i in range(len(table))]                        # in the order of the table
-    rows = [row for row in rows if len(row[0])]
-    bad, reasons = ([x for p in parts for x in p[k]] for k in ("bad", "reasons"))
-    report_bad(bad, len(table), max_bad_share, f"has unusable messages ({reasons[0] if reasons else ''})")
+            mine.append(str(e))
+    dist.all_gather_object(parts, mine)
+    rows = [parts[i % world][i // world] for i in range(len(table))]                           # in the order of the table
+    bad = [(where, row) for (where, _), row in zip(table, rows) if isinstance(row, str)]
+    report_bad([where for where, _ in bad], len(table), max_bad_share, f"has unusable messages ({bad[0][1] if bad else ''})")
+    rows = [row for row in rows if not isinstance(row, str)]
+    long = sum(len(t) > max_length for t, _ in rows)
+    rows = [tuple(torch.from_numpy(x[:max_length]) for x in row) for row in rows
+            if len(row[0]) <= max_length or overlong == "truncate" and row[1][:max_length].any()]
     if not rows:
         raise UserError(f"{source}: no row is left (max_length={max_length}, overlong={overlong!r})")
     if rank == 0:
         print(f"{source}: {len(rows)} rows, {sum(len(t) for t, _ in rows)} tokens, {sum(int(s.sum()) for _, s in rows)} with loss; "
-              f"{sum(p['cut'] for p in parts)} rows beyond {max_length} tokens ({overlong})", flush=True)
+              f"{long} rows beyond {max_length} tokens ({overlong})", flush=True)
     return rows
 
 
@@ -483,7 +454,7 @@ def main():
     rank, world = setup_distributed(torch_device, timeout_minutes)
     first = rank == 0
     os.makedirs(out_dir, exist_ok=True)
-    stop = StopSignal()
+    stopped = catch_signals()
 
     rows = load_sft_rows(data, split, data_config, tok, max_length, overlong, max_rows, max_bad_share)
     if val_data:
@@ -509,10 +480,6 @@ def main():
     metrics_path = os.path.join(out_dir, "metrics.jsonl")
     if first:
         keep_lines(metrics_path, start)
-    wandb_run = None
-    if wandb_project and first:
-        import wandb
-        wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
     peak = matmul_rate(torch_device, torch_dtype)
 
     def loss_over(batch, backward):
@@ -544,19 +511,18 @@ def main():
         lengths = [len(t) for t, _ in batch]
         tokens_seen, dt, t0 = tokens_seen + sum(lengths), time.time() - t0, time.time()
         row |= dict(tokens_per_s=sum(lengths) / dt, mfu=model_flops(net, lengths) / dt / (peak * world))
-        if first and (step % log_interval == 0 or "val_loss" in row):
+        if first:
+            with open(metrics_path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+        if first and ((step + 1) % log_interval == 0 or step == start or "val_loss" in row):
             eta = (time.time() - began) / (step - start + 1) * (steps - step - 1)
             print(f"step {step + 1}/{steps} loss {loss:.4f}" + (f" val {row['val_loss']:.4f}" if "val_loss" in row else "") +
                   f" lr {lr:.2e} norm {norm:.2f} | {row['tokens_per_s']:.0f} tok/s mfu {row['mfu']:.1%} "
                   f"eta {timedelta(seconds=round(eta))}", flush=True)
-            with open(metrics_path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-            if wandb_run:
-                wandb_run.log(row, step=step)
         if not math.isfinite(loss):
             raise UserError(f"the loss of step {step} is {loss}: lower the learning rate, or look at the data")
-        ended = stop.anywhere(torch_device)
-        if ended or save_interval and (step + 1) % save_interval == 0 and step + 1 < steps:
+        ended = all_sum(len(stopped), torch_device) > 0
+        if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
             save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
         if ended:
             if first:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
+import prime
 import sft
 from conftest import SFT, call, read_jsonl, run, torchrun, write_jsonl
 
@@ -110,7 +111,7 @@ def test_load_and_save_round_trip(tmp_path, group, tied, world):
     """Sharded loading is from_pretrained bit for bit; what is saved opens in transformers with the same weights."""
     plain = small_model(tmp_path / "m", tied)
     net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
-    loaded = dict(sft.full_tensors(net))
+    loaded = dict(prime.full_tensors(net))
     assert set(loaded) == {k for k in plain.state_dict() if not (tied and k == "lm_head.weight")}
     assert all(torch.equal(loaded[k], plain.state_dict()[k]) for k in loaded)
     tokenizer = AutoTokenizer.from_pretrained(world / "init")
@@ -197,9 +198,9 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, guesser, guess_data):
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again/model")
     newest = sorted((tmp_path / "again/checkpoints").iterdir())[-1]
-    assert newest.name == "step_000006" and len(list((tmp_path / "again/checkpoints").iterdir())) == 2
+    assert newest.name == "step_000008" and len(list((tmp_path / "again/checkpoints").iterdir())) == 2
     (newest / ".metadata").unlink()                         # damaged: the one before is taken
-    (tmp_path / "again/checkpoints/step_000008.tmp").mkdir()
+    (tmp_path / "again/checkpoints/step_000009.tmp").mkdir()
     call(sft, *args, f"--out_dir={tmp_path}/again")
     got = AutoModelForCausalLM.from_pretrained(tmp_path / "again/model").state_dict()
     assert all(torch.equal(got[k], want[k]) for k in want)

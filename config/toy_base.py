@@ -1,0 +1,20 @@
+# The built-in world, stage 0: pretrain the 0.3 M model on imperfect worked solutions ("the web").
+#     torchrun --nproc_per_node 2 sft.py config/toy_base.py
+data = 'data/arithmetic/world/web.jsonl'
+val_data = 'data/arithmetic/world/web_val.jsonl'
+model = 'data/arithmetic/world/init'
+tokenizer = None                    # the model's own
+max_length = 256
+max_steps = 800                     # 25,600 solutions, each once
+batch_size = 32
+learning_rate = 6e-3                # 0.3 M parameters bear a thousand times the rate of a 7B model
+schedule = 'linear'
+warmup = 0.05
+beta2 = 0.98                        # short run: a shorter memory of squared gradients
+weight_decay = 0.1
+checkpointing = False               # memory is no issue
+seed = 1337
+log_interval = 50
+val_interval = 400
+save_interval = 400
+out_dir = 'out/toy_base'

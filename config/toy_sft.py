@@ -1,0 +1,18 @@
+# The built-in world, stage 2: fine-tune on the right answers. Short on purpose: on this world enough rejection sampling would
+# reach 98 % alone, and PRIME would have nothing left to show.
+#     torchrun --nproc_per_node 2 sft.py config/toy_sft.py
+data = 'out/toy_generate/sft.jsonl'
+model = 'out/toy_base/model'
+tokenizer = None
+max_length = 256
+epochs = 2
+batch_size = 32
+learning_rate = 3e-4
+schedule = 'linear'
+warmup = 0.1
+beta2 = 0.95
+val_rows = 32
+checkpointing = False
+seed = 1337
+save_interval = 0                   # seconds: nothing to resume
+out_dir = 'out/toy_sft'

@@ -159,7 +159,7 @@ expressions = st.recursive(leaves, lambda e: st.one_of(
     st.tuples(e, e).map(lambda t: t[0] + t[1]), st.tuples(e, e).map(lambda t: t[0] * t[1]), st.tuples(e, e).map(lambda t: t[0] - 2 * t[1]), e.map(lambda a: a ** 2), e.map(lambda a: sympy.sqrt(a ** 2 + 1)),
     e.map(sympy.sin), e.map(lambda a: sympy.exp(-a / 3)), e.map(lambda a: 1 / (a ** 2 + 2)), e.map(lambda a: sympy.log(a ** 2 + 3)), e.map(sympy.cos)), max_leaves=6)
 STYLES = [lambda e: sympy.latex(e), lambda e: sympy.latex(e, fold_short_frac=True), lambda e: sympy.latex(e, mul_symbol="dot"), lambda e: sympy.latex(e, ln_notation=True, inv_trig_style="full"),
-          lambda e: sympy.latex(e, order="rev-lex", root_notation=False), lambda e: sympy.latex(e).replace("\\frac", "\\dfrac").replace(" ", "  "), lambda e: str(e)]
+          lambda e: sympy.latex(e, order="rev-lex", root_notation=False), lambda e: sympy.latex(e).replace("\\frac", "\\dfrac").replace(" ", "  "), lambda e: re.sub(r"\bE\b", "e", str(e))]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -202,6 +202,7 @@ HOSTILE = {
     "primes": "x" + "'" * 9000, "indices": "x" + "_1" * 5000, "spaces": "1" + " " * 19_000 + "2", "bmod": "10^{60000} \\bmod 7^{9999}", "pm": "\\pm" * 4000 + "1", "percent": "5" + "%" * 9000,
     "import": "__import__('os').system('touch PWNED')", "open": "open('PWNED','w').write('x')*2\\pi", "lambda": "(lambda: open('PWNED','w'))()", "list comprehension": "[open('PWNED','w') for _ in [0]]",
     "class walk": "(1).__class__.__mro__[1].__subclasses__()", "exit": "exit()", "sympify": "sympify('__import__(\"os\").abort()')", "nan": "nan", "nul": "7\u0000", "arabic": "\u0668",
+    "backslashes": "\\" * 19_000, "open displays": "[\\[" * 3000, "functions": "\\sin x!" * 2000,
 }
 
 

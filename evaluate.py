@@ -120,7 +120,6 @@ def table(results):
 
 
 def main():
-    import torch
     from grader import Grader
     if not (greedy or samples):
         raise UserError("greedy=False and samples=0: nothing to do")
@@ -151,12 +150,11 @@ def main():
                         for k in range(count if len(ids) <= max_prompt_tokens else 0):
                             if (name, str(p["id"]), json.dumps(sampling), k) not in there:
                                 job_seed = sample_seed(seed, name, str(p["id"]), k)
-                                row = same | dict(benchmark=name, mode=mode, problem_id=p["id"], sample=k, sampling=sampling,
-                                                  ground_truth=p["ground_truth"], seed=job_seed)
-                                jobs.append((ids, job_seed, dict(ability=p["ability"], ground_truth=p["ground_truth"]), row))
+                                row = dict(benchmark=name, mode=mode, sample=k, sampling=sampling, seed=job_seed)
+                                jobs.append((ids, p, same | row))
                 if jobs:
                     sampler = sampler or make_engine(engine, path, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
-                                                     tensor_parallel or max(1, torch.cuda.device_count()), gpu_memory)
+                                                     tensor_parallel, gpu_memory)
                     stream_answers(sampler, grader, tokenizer, jobs, file, sampling)
             if sampler:
                 sampler.close()

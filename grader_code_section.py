@@ -32,10 +32,10 @@ def _command(level, timeout, memory_mb, scratch):
     if root:
         os.chown(scratch, user, user)
         words = [f"--reuid={user}", f"--regid={user}", "--clear-groups", *words]
-    words = ["setpriv", "--no-new-privs", *words]
+    words = ["setpriv", "--no-new-privs", "--pdeathsig=KILL", *words]  # nor shall it outlive us
     if level == "namespaces":
         flags = "--net --ipc --pid --mount-proc --fork --kill-child" + " --user --map-current-user" * (not root)
-        return ["unshare", *flags.split(), *words]
+        return ["setpriv", "--pdeathsig=KILL", "unshare", *flags.split(), *words]
     if level == "bubblewrap":
         box = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --die-with-parent --proc /proc --dev /dev".split()
         paths = "/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", sys.prefix, sys.base_prefix

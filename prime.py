@@ -21,6 +21,7 @@ import resource
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -371,6 +372,8 @@ def check_settings():
     for name, values in choices.items():
         if globals()[name] not in values:
             raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(map(repr, values))}")
+    if wandb_project and find_spec("wandb") is None:
+        raise UserError("wandb_project is set, but wandb is not installed: pip install wandb, or --wandb_project=None")
     if samples_per_prompt < 2:
         raise UserError(f"samples_per_prompt={samples_per_prompt}: leave-one-out needs at least 2")
     if not 0 < temperature <= 2:
@@ -491,7 +494,7 @@ def main():
                     if len(kept) >= prompts_per_step:
                         break
                 if collect == "once":
-                    kept, filled = (kept + failed)[:prompts_per_step], max(0, prompts_per_step - len(kept))
+                    kept += failed[:max(0, prompts_per_step - len(kept))]
                 if len(kept) < prompts_per_step:
                     mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
                     raise UserError(f"step {step}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"

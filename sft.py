@@ -5,54 +5,40 @@ Supervised fine-tuning with FSDP2 on packed sequences.
     torchrun --nproc_per_node 2 sft.py config/toy_sft.py           # a laptop: the built-in world
 
 Loss on the assistant's tokens, weighted by token over the whole global batch, so that neither the number of processes nor
-the packing changes it. Out comes a Hugging Face folder. prime.py imports from here what concerns a sharded model.
-What is left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
+the packing changes it. Out comes a Hugging Face folder. What is left out on purpose: padding, LoRA, tensor and sequence
+parallelism, several nodes.
 """
-import functools
-import glob
-import heapq
-import json
-import math
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import types
+import functools, glob, heapq, importlib.metadata, itertools, json, math, os, shutil, signal, subprocess, sys, time
 from datetime import timedelta
-from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
-from generate import encode, load_tokenizer, check_model, pick_device, read_rows, report_bad
+from generate import check_model, encode, load_tokenizer, pick_device, read_rows, report_bad, stop_tokens
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
-data_config = None                  # the hub data set's configuration
 split = 'train'                     # the hub data set's split
 val_data = None                     # the same for validation; None: the last val_rows of the shuffled data
 val_rows = 128                      # rows held out for validation (0: none)
-max_rows = None                     # only the first so many
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 # --- model
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder
-tokenizer = 'Qwen/Qwen2.5-Math-7B-Instruct'  # None: the model's own. Published: the Instruct model's; the base has no chat template
+tokenizer = 'Qwen/Qwen2.5-Math-7B-Instruct'  # None: the model's own. Published: the Instruct model's, for its chat template
 chat_template = None                # .jinja file; None: the tokenizer's own. The published run may have used config/tulu.jinja
-attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
+attention = 'auto'                  # 'varlen' (torch's flash attention), 'padded', 'auto': varlen on cuda, padded on cpu
 # --- optimisation: the published run's, github.com/PrimeIntellect-ai/INTELLECT-MATH, sft/
 epochs = 5
 max_steps = None                    # stops earlier than the epochs do
@@ -79,16 +65,15 @@ save_interval = 300                 # steps between checkpoints to resume from (
 keep_checkpoints = 2                # the newest so many stay
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# processes
-
+# ------------------------------------------------------------ processes
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    cuda = device.type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes),
-                            device_id=device if cuda else None)
+    kind = dict(backend="cpu:gloo,cuda:nccl", device_id=device) if device.type == "cuda" else dict(backend="gloo")
+    dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **kind)
+    if dist.get_rank() > 0:                             # from here on only rank 0 prints; stderr stays open to all
+        sys.stdout = open(os.devnull, "w")
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -103,70 +88,53 @@ def catch_signals():
     """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. Asked twice: at once."""
     received = []
 
-    def handler(*_):
-        if received:
-            raise KeyboardInterrupt
-        received.append(True)
-
+    def handler(number, _):
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)       # which raises KeyboardInterrupt
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
     return received
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# a sharded model that maps packed rows to log-probabilities
-
+# ------------------------------------------------------------ a sharded model that maps packed rows to log-probabilities
 def pack(rows, device):
     """One packed batch of rows, each (tokens [t], scored [t] bool: which tokens get a log-probability).
-
     pack([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])]) holds
         input_ids    [1, 5]  5 6 7 8 9          position_ids [1, 5]  0 1 2 0 1       cu_seq_lens_q [3]  0 3 5
         predict      [3]     0 1 3              targets      [3]     6 7 9
     (the token at position p is predicted from position p - 1; the first token of a row is never scored)."""
-    tokens = torch.cat([torch.as_tensor(t, dtype=torch.long) for t, _ in rows])
-    lengths = torch.tensor([len(t) for t, _ in rows])
+    tokens = torch.cat([torch.as_tensor(t, dtype=torch.long) for t, _ in rows]).to(device)
+    scored = torch.cat([torch.as_tensor(s, dtype=torch.bool) for _, s in rows]).to(device)
+    lengths = torch.tensor([len(t) for t, _ in rows], device=device)
     starts = lengths.cumsum(0) - lengths
-    scored = torch.cat([torch.as_tensor(s, dtype=torch.bool) for _, s in rows])
     scored[starts] = False
     where = scored.nonzero().squeeze(-1)
-    cu = torch.cat([starts, lengths.sum()[None]]).int().to(device)
-    position = torch.arange(len(tokens)) - starts.repeat_interleave(lengths)
-    longest = int(lengths.max())
-    return dict(input_ids=tokens[None].to(device), position_ids=position[None].to(device), predict=(where - 1).to(device),
-                targets=tokens[where].to(device), cu_seq_lens_q=cu, cu_seq_lens_k=cu, max_length_q=longest, max_length_k=longest)
+    position = torch.arange(len(tokens), device=device) - starts.repeat_interleave(lengths)
+    cu, longest = F.pad(lengths.cumsum(0), (1, 0)).int(), max(len(t) for t, _ in rows)
+    return dict(input_ids=tokens[None], position_ids=position[None], predict=where - 1, targets=tokens[where],
+                cu_seq_lens_q=cu, cu_seq_lens_k=cu, max_length_q=longest, max_length_k=longest)
 
 
 def micro_batches(lengths, budget, world):
-    """Deal rows to micro-batches of at most `budget` tokens: the same number for each of `world` processes, balanced.
-
-    Returns one list per process of lists of row numbers; some may be empty (the process then runs a dummy row, because
-    every forward and backward pass is a collective). Longest row first into the emptiest bin; a row beyond the budget
-    has a bin of its own.    micro_batches([4, 3, 2, 1], 5, 1) = [[[0, 3], [1, 2]]]"""
+    """Deal rows to micro-batches of at most `budget` tokens (a longer row goes alone), the same number for each process.
+    Returns one list per process of lists of row numbers; some may be empty: the process then runs a dummy row, because
+    every pass is a collective. Longest row first into the emptiest.   micro_batches([4, 3, 2, 1], 5, 1) = [[[0, 3], [1, 2]]]"""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    count = max(1, math.ceil(sum(min(n, budget) for n in lengths) / (budget * world)))
-    while True:
-        bins = [(0, i, []) for i in range(count * world)]           # (tokens, number, rows): a heap, emptiest first
-        fits = True
+    for count in itertools.count(max(1, math.ceil(sum(min(n, budget) for n in lengths) / (budget * world)))):
+        bins = [(0, number, []) for number in range(count * world)]         # (tokens, number, rows): a heap, emptiest first
         for i in order:
             tokens, number, rows = bins[0]
-            fits &= not rows or tokens + lengths[i] <= budget
             heapq.heapreplace(bins, (tokens + lengths[i], number, rows + [i]))
-        if fits:
-            break
-        count += 1
-    bins = [rows for _, _, rows in sorted(bins, key=lambda b: b[1])]
-    return [bins[rank::world] for rank in range(world)]
+        if all(tokens <= budget or len(rows) == 1 for tokens, _, rows in bins):
+            bins = [rows for _, _, rows in sorted(bins, key=lambda b: b[1])]
+            return [bins[rank::world] for rank in range(world)]
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None,
                      kernel="padded", **_):
-    """Causal attention inside each sequence of a packed row. query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
+    """Causal attention inside each sequence of a packed row: query [1, H, T, D], key, value [1, G, T, D] -> [1, T, H, D]."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                              # [T, H or G, D]
-    if kernel == "flash_attn":
-        from flash_attn import flash_attn_varlen_func
-        out = flash_attn_varlen_func(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-                                     softmax_scale=scaling, causal=True)
-    elif kernel == "varlen":
+    if kernel == "varlen":
         from torch.nn.attention.varlen import varlen_attn
         out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
                           window_size=(-1, 0), enable_gqa=True)
@@ -189,22 +157,17 @@ def _chunk_logprobs(hidden, weight, targets, temperature):
 
 def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, chunk=2048, **kwargs):
     """forward() of the models that load_model makes: a pack() -> (log-probabilities [n], entropies [n]) of its n targets.
-
     Logits of all tokens never exist at once: they are made, and in the backward pass made again, `chunk` tokens at a time."""
     hidden = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[0][predict]       # [n, D]
-    weight = self.lm_head.weight
-    parts = [checkpoint(_chunk_logprobs, h, weight, t, temperature, use_reentrant=False) if torch.is_grad_enabled() else
-             _chunk_logprobs(h, weight, t, temperature) for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-    logprobs, entropies = zip(*parts) if parts else ([hidden.sum(-1).float()], [hidden.sum(-1).float()])
-    return torch.cat(logprobs), torch.cat(entropies)
+    parts = [checkpoint(_chunk_logprobs, h, self.lm_head.weight, t, temperature, use_reentrant=False)
+             for h, t in zip(hidden.split(chunk), targets.split(chunk))]
+    return tuple(map(torch.cat, zip(*parts)))
 
 
 def load_model(path, device, dtype, trained=True, checkpointing=False, attention="auto"):
     """A causal language model of a folder or hub id, sharded over all processes, its forward replaced (_logprob_forward).
-
     Weights go from the safetensors files straight into the shards; no process holds them all. A trained model has fp32
-    weights and computes in `dtype`; one that is not trained holds `dtype`. Raises UserError for a model that is not there
-    or an attention kernel that is not installed."""
+    weights and computes in `dtype`; one that is not trained holds `dtype`. UserError: no such model, or kernel of attention."""
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
     check_model(path)
@@ -212,30 +175,27 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
         raise UserError(f"{path} has no *.safetensors file")
-    kernels = (["flash_attn"] if find_spec("flash_attn") else []) + ["varlen"] if device.type == "cuda" else []
-    if attention not in ("auto", "padded", *kernels):
-        raise UserError(f"attention={attention!r}: here it can be 'auto', {', '.join(map(repr, [*kernels, 'padded']))}")
-    kernel = [*kernels, "padded"][0] if attention == "auto" else attention
+    kernels = ["varlen", "padded"] if device.type == "cuda" else ["padded"]
+    if attention not in ("auto", *kernels):
+        raise UserError(f"attention={attention!r}: on {device.type} one of auto, {', '.join(kernels)}")
+    kernel = kernels[0] if attention == "auto" else attention
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
     AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
     config = AutoConfig.from_pretrained(path)
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         raise UserError(f"{path} uses sliding-window attention, which packed_attention does not do")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if trained else dtype, attn_implementation="packed")
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in model.model.layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)                # the root: embeddings, last norm, head
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
+    for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
+        fully_shard(part, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
     weights = model.state_dict()
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight")                   # not in the file
-        assert model.lm_head.weight is model.model.embed_tokens.weight, "tied embeddings came apart"
     dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(path))
     with torch.device(device):
         model.model.rotary_emb = type(model.model.rotary_emb)(config)                          # to_empty left it undefined
-    model.forward = types.MethodType(_logprob_forward, model)
+    model.forward = functools.partial(_logprob_forward, model)
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model.train(trained)                         # checkpointing works in train mode only
@@ -274,25 +234,22 @@ def optimizer_step(model, optimizer, learning_rate, grad_clip):
 
 def save_model(model, tokenizer, path, dtype, source):
     """Write a Hugging Face folder (safetensors in `dtype`, tokenizer, generation_config) to path, complete or not at all.
-
-    source: the folder or hub id the model came from (its generation_config is kept; its end tokens join ours)."""
-    from generate import stop_tokens
+    source: the folder or hub id the model came from (the end tokens of its generation_config join the tokenizer's)."""
     from transformers import GenerationConfig, logging
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def write():
         shutil.rmtree(path + ".tmp", ignore_errors=True)
         logging.disable_progress_bar()
-        tied = model.config.tie_word_embeddings
-        model.generation_config = GenerationConfig(eos_token_id=stop_tokens(tokenizer, source), pad_token_id=tokenizer.pad_token_id)
-        model.save_pretrained(path + ".tmp", state_dict={
-            name: w.to(dtype) for name, w in weights.items() if not (tied and name == "lm_head.weight")})
-        with open(path + ".tmp/config.json", "r+", encoding="utf-8") as f:
-            config = json.load(f) | dict(dtype=str(dtype).removeprefix("torch."))       # it says float32, the live model's
-            f.seek(0), f.truncate(), json.dump(config, f, indent=1)
+        if model.config.tie_word_embeddings:
+            del weights["lm_head.weight"]
+        ends = stop_tokens(tokenizer, source)
+        model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+        model.save_pretrained(path + ".tmp", state_dict={name: w.to(dtype) for name, w in weights.items()})
+        model.config.dtype = dtype                      # save_pretrained writes the live model's, float32
+        model.config.save_pretrained(path + ".tmp")
         tokenizer.save_pretrained(path + ".tmp")
         put_in_place(path)
-
     on_first_rank(write)
 
 
@@ -302,95 +259,80 @@ def put_in_place(path):
     os.rename(path + ".tmp", path)
 
 
+def training_state(trained):
+    """{name: {model, optimizer}} of {name: (model, optimizer)}: what dcp saves and loads, sharded."""
+    return {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()}
+
+
 def save_checkpoint(folder, step, trained, extra, keep):
     """Write everything a run needs to go on to folder/step_<step>. trained: {name: (model, optimizer)}; extra: JSON-able.
-
     Complete or not at all: written under another name, then renamed. The newest `keep` stay."""
     path = os.path.join(folder, f"step_{step:06d}")
-    on_first_rank(lambda: (shutil.rmtree(path + ".tmp", ignore_errors=True), os.makedirs(folder, exist_ok=True)) and None)
-    state = {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()}
-    dcp.save(state | dict(extra=json.dumps(extra)), checkpoint_id=path + ".tmp")
-
-    def finish():
-        put_in_place(path)
-        for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    on_first_rank(finish)
+    on_first_rank(lambda: shutil.rmtree(path + ".tmp", ignore_errors=True))
+    dcp.save(training_state(trained) | dict(extra=json.dumps(extra)), checkpoint_id=path + ".tmp")
+    on_first_rank(lambda: put_in_place(path))
+    for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep] if dist.get_rank() == 0 else []:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder, trained):
     """Go back to the newest complete checkpoint in folder, on any number of processes. Returns (step, extra) or None."""
-    paths = on_first_rank(lambda: sorted(glob.glob(os.path.join(folder, "step_??????")), reverse=True))
-    for path in paths:
-        state = {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()} | dict(extra="")
+    for path in on_first_rank(lambda: sorted(glob.glob(os.path.join(folder, "step_??????")), reverse=True)):
+        state = training_state(trained) | dict(extra="")
         try:
             dcp.load(state, checkpoint_id=path)
-        except (Exception, CheckpointException) as e:   # half-deleted, or lost bytes: the one before is there for that
-            if dist.get_rank() == 0:
-                print(f"{path} cannot be read ({str(e).splitlines()[0][:120]}): trying the checkpoint before it", flush=True)
+        except (Exception, dcp.api.CheckpointException) as e:   # half-deleted, or lost bytes: the one before is there for that
+            print(f"{path} cannot be read ({str(e)[:120]!r}): trying the checkpoint before it", flush=True)
             continue
         for name, (model, optimizer) in trained.items():
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
-        return int(re.search(r"(\d+)$", path)[1]), json.loads(state["extra"])
-    return None
+        return int(path[-6:]), json.loads(state["extra"])
 
 
 def write_run_config(out_dir, settings):
     """config.json of a run: all settings, versions, command, git commit."""
-    import datasets
-    import transformers
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(settings=settings, command=sys.argv, commit=git.stdout.strip() or None, world_size=dist.get_world_size(),
-                 python=sys.version.split()[0], torch=torch.__version__, transformers=transformers.__version__,
-                 datasets=datasets.__version__, device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
-    with open(os.path.join(out_dir, "config.json"), "w", encoding="utf-8") as f:
-        json.dump(about, f, indent=1, ensure_ascii=False)
+                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", python=sys.version.split()[0])
+    about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
+    Path(out_dir, "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
 
 
 def keep_lines(path, before):
     """Drop the rows of a .jsonl file whose `step` is `before` or later: they are made again after a resume."""
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            lines = [line for line in f if line.endswith("\n") and json.loads(line)["step"] < before]
-        with open(path + ".tmp", "w", encoding="utf-8") as f:
-            f.writelines(lines)
+        lines = Path(path).read_text("utf-8").split("\n")[:-1]                                # a line without an end goes, too
+        Path(path + ".tmp").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < before), "utf-8")
         os.replace(path + ".tmp", path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# data
-
+# ------------------------------------------------------------ data
 def tokenize_messages(tokenizer, messages):
     """A conversation -> (tokens, scored): the assistant's words and end token are scored, all else is context.
-
     Prompt and answer are tokenized apart, as prime.py and evaluate.py see them. Where the template writes no end token
     after an answer one is added, or the model never learns to stop. Raises ValueError for a row that cannot be used."""
-    def render(messages, prompt):
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
-
-    if not any(m["role"] == "assistant" for m in messages):
-        raise ValueError("no assistant message")
-    tokens, scored, text = [], [], ""
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    tokens, scored, text, eos = [], [], "", tokenizer.eos_token
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt, full = render(messages[:i], True), render(messages[:i + 1], False)
+        prompt, full = render(messages[:i], add_generation_prompt=True), render(messages[:i + 1])
         if not (prompt.startswith(text) and full.startswith(prompt)):
             raise ValueError("the chat template does not render a conversation as the beginning of a longer one")
         context = encode(tokenizer, prompt) if not tokens else tokenizer(prompt[len(text):], add_special_tokens=False).input_ids
-        answer, end, after = full[len(prompt):].rpartition(tokenizer.eos_token)
-        answer = answer if end else after
-        text = full[:len(full) - len(after)] if end else full
-        answer = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        end = full.rfind(eos, len(prompt))
+        text = full if end < 0 else full[:end + len(eos)]
+        answer = tokenizer(text[len(prompt):].removesuffix(eos), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
         tokens += context + answer
         scored += [False] * len(context) + [True] * len(answer)
+    if not tokens:
+        raise ValueError("no assistant message")
     return tokens, scored
 
 
-def load_sft_rows(source, split, config, tokenizer, max_length, overlong, max_rows=None, max_bad_share=0.01):
-    """List of (tokens int32 [t], scored bool [t]) of the `messages` rows of a file or hub data set. UserError: unusable data."""
-    table = read_rows(source, split, config, max_bad_share)[:max_rows]
+def load_sft_rows(source, tokenizer):
+    """List of (tokens int32 [t], scored bool [t]) of the `messages` rows of a file or hub data set. UserError: no usable."""
+    table = read_rows(source, split, max_bad_share=max_bad_share)
     if "messages" not in table[0][1]:
         raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(table[0][1]))}")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -402,21 +344,17 @@ def load_sft_rows(source, split, config, tokenizer, max_length, overlong, max_ro
             mine.append(str(e))
     dist.all_gather_object(parts, mine)
     rows = [parts[i % world][i // world] for i in range(len(table))]                           # in the order of the table
-    bad = [(where, row) for (where, _), row in zip(table, rows) if isinstance(row, str)]
-    report_bad([where for where, _ in bad], len(table), max_bad_share, f"has unusable messages ({bad[0][1] if bad else ''})")
-    rows = [row for row in rows if not isinstance(row, str)]
-    long = sum(len(t) > max_length for t, _ in rows)
-    rows = [tuple(torch.from_numpy(x[:max_length]) for x in row) for row in rows
-            if len(row[0]) <= max_length or overlong == "truncate" and row[1][:max_length].any()]
+    bad = [f"{where}: {row}" for (where, _), row in zip(table, rows) if isinstance(row, str)]
+    report_bad(bad, len(table), max_bad_share, "unusable messages")
+    good = [row for row in rows if not isinstance(row, str)]
+    rows = [(t[:max_length], s[:max_length]) for t, s in good
+            if len(t) <= max_length or overlong == "truncate" and s[:max_length].any()]
     if not rows:
         raise UserError(f"{source}: no row is left (max_length={max_length}, overlong={overlong!r})")
-    if rank == 0:
-        print(f"{source}: {len(rows)} rows, {sum(len(t) for t, _ in rows)} tokens, {sum(int(s.sum()) for _, s in rows)} with loss; "
-              f"{long} rows beyond {max_length} tokens ({overlong})", flush=True)
+    print(f"{source}: {len(rows)} rows, {sum(len(t) for t, _ in rows)} tokens, {sum(int(s.sum()) for _, s in rows)} with loss; "
+          f"{sum(len(t) > max_length for t, _ in good)} rows beyond {max_length} tokens ({overlong})", flush=True)
     return rows
 
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 def learning_rate_at(step, steps, peak, schedule, warmup_steps):
     """The learning rate of step 0 .. steps-1: linear warm-up, then `schedule` down to 0 (transformers' get_scheduler)."""
@@ -426,66 +364,45 @@ def learning_rate_at(step, steps, peak, schedule, warmup_steps):
     return peak * {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
 
 
-def matmul_rate(device, dtype, size=1024):
-    """Measured FLOP/s of a matrix product: what MFU is a share of."""
-    a = torch.randn(size if device.type == "cpu" else 8 * size, size if device.type == "cpu" else 8 * size, device=device, dtype=dtype)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        (a @ a).sum().item()        # .item() waits for the GPU
-        times.append(time.perf_counter() - start)
-    return 2 * len(a) ** 3 / min(times)
-
-
-def model_flops(model, lengths):
-    """FLOPs of forward and backward over rows of these lengths: 6 a weight and token, and causal attention."""
-    config = model.config
-    weights = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name or config.tie_word_embeddings)
-    return 6 * weights * sum(lengths) + 6 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
-
-
 def main():
-    if schedule not in ("linear", "cosine", "constant"):
-        raise UserError(f"schedule={schedule!r}: 'linear', 'cosine' or 'constant'")
-    if overlong not in ("truncate", "drop"):
-        raise UserError(f"overlong={overlong!r}: 'truncate' or 'drop'")
+    for name, known in dict(schedule=("linear", "cosine", "constant"), overlong=("truncate", "drop")).items():
+        if globals()[name] not in known:
+            raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(known)}")
     torch_device, torch_dtype = pick_device(device, dtype)
     tok = load_tokenizer(tokenizer or model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
-    first = rank == 0
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
-
-    rows = load_sft_rows(data, split, data_config, tok, max_length, overlong, max_rows, max_bad_share)
+    rows = load_sft_rows(data, tok)
     if val_data:
-        val = load_sft_rows(val_data, split, data_config, tok, max_length, overlong, None, max_bad_share)
+        val = load_sft_rows(val_data, tok)
     else:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        held = min(val_rows, len(rows) // 10)
-        val, rows = [rows[i] for i in order[len(rows) - held:]], [rows[i] for i in order[:len(rows) - held]]
+        kept = len(rows) - min(val_rows, len(rows) // 10)
+        rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
-
     net = load_model(model, torch_device, torch_dtype, checkpointing=checkpointing, attention=attention)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
-    if first:
+    checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
+    start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
+    if rank == 0:
         write_run_config(out_dir, configurator.values(globals()))
-        print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
-              f"{steps} steps of {batch_size} rows, {steps_per_epoch} an epoch; {batch_size / world:g} rows a process and step")
-        print("first row: " + repr(tok.decode(rows[0][0].tolist())[:500]), flush=True)
-    resumed = load_checkpoint(os.path.join(out_dir, "checkpoints"), dict(model=(net, optimizer)))
-    start = resumed[0] if resumed else 0
-    if first and resumed:
-        print(f"resumed after step {start}", flush=True)
-    metrics_path = os.path.join(out_dir, "metrics.jsonl")
-    if first:
-        keep_lines(metrics_path, start)
-    peak = matmul_rate(torch_device, torch_dtype)
+        keep_lines(metrics, start)
+    log = open(metrics if rank == 0 else os.devnull, "a", encoding="utf-8")
+    print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
+          f"{steps} steps of {batch_size} rows, {steps_per_epoch} an epoch; {batch_size / world:g} rows a process and step")
+    print(f"first row: {tok.decode(rows[0][0].tolist())[:500]!r}" + f"\nresumed after step {start}" * (start > 0), flush=True)
+    # MFU: 6 FLOPs a weight and token, and causal attention's, as a share of the measured rate of a matrix product.
+    tied, size = net.config.tie_word_embeddings, 8192 if torch_device.type == "cuda" else 1024
+    weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
+    a = dict(a=torch.randn(size, size, device=torch_device, dtype=torch_dtype))
+    peak = world * 2 * size**3 / Timer("a @ a", globals=a, num_threads=torch.get_num_threads()).timeit(5).mean
+    a.clear()
 
     def loss_over(batch, backward):
         """Mean loss a scored token over the rows of all processes; with backward, its gradient."""
-        total = sum(int(s[1:].sum()) for _, s in batch)
-        value = 0.0
+        total, value = sum(int(s[1:].sum()) for _, s in batch), 0.0
         for members in micro_batches([len(t) for t, _ in batch], micro_batch_tokens, world)[rank]:
             chosen = [batch[i] for i in members] or [(torch.zeros(2), torch.tensor([False, True]))]    # a dummy row keeps
             logprobs, _ = net(**pack(chosen, torch_device))                                            # the ranks in step
@@ -494,8 +411,7 @@ def main():
                 (loss * world).backward()                       # FSDP averages gradients over processes; this sums them
             value += loss.item()
         return all_sum(value, torch_device)
-
-    t0, tokens_seen, began = time.time(), 0, time.time()
+    began = t0 = time.time()
     for step in range(start, steps):
         epoch, position = divmod(step, steps_per_epoch)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1 + epoch)).tolist()
@@ -508,30 +424,25 @@ def main():
             with torch.no_grad():
                 row["val_loss"] = loss_over(val, backward=False)
             net.reshard()                                       # a forward without backward leaves the root gathered
-        lengths = [len(t) for t, _ in batch]
-        tokens_seen, dt, t0 = tokens_seen + sum(lengths), time.time() - t0, time.time()
-        row |= dict(tokens_per_s=sum(lengths) / dt, mfu=model_flops(net, lengths) / dt / (peak * world))
-        if first:
-            with open(metrics_path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-        if first and ((step + 1) % log_interval == 0 or step == start or "val_loss" in row):
-            eta = (time.time() - began) / (step - start + 1) * (steps - step - 1)
+        tokens, pairs, dt, t0 = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch), time.time() - t0, time.time()
+        flops = 6 * weights * tokens + 6 * net.config.num_hidden_layers * net.config.hidden_size * pairs
+        row |= dict(tokens_per_s=tokens / dt, mfu=flops / dt / peak)
+        print(json.dumps(row), file=log, flush=True)
+        if (step + 1) % log_interval == 0 or step == start or "val_loss" in row:
+            eta = timedelta(seconds=round((time.time() - began) / (step - start + 1) * (steps - step - 1)))
             print(f"step {step + 1}/{steps} loss {loss:.4f}" + (f" val {row['val_loss']:.4f}" if "val_loss" in row else "") +
-                  f" lr {lr:.2e} norm {norm:.2f} | {row['tokens_per_s']:.0f} tok/s mfu {row['mfu']:.1%} "
-                  f"eta {timedelta(seconds=round(eta))}", flush=True)
+                  f" lr {lr:.2e} norm {norm:.2f} | {tokens / dt:.0f} tok/s mfu {row['mfu']:.1%} eta {eta}", flush=True)
         if not math.isfinite(loss):
             raise UserError(f"the loss of step {step} is {loss}: lower the learning rate, or look at the data")
         ended = all_sum(len(stopped), torch_device) > 0
         if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
-            save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
+            save_checkpoint(checkpoints, step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
         if ended:
-            if first:
-                print(f"stopped after step {step + 1}: start again with the same command to go on")
-            return dist.destroy_process_group()
-    save_model(net, tok, os.path.join(out_dir, "model"), torch_dtype, model)
-    if first:
-        print(f"wrote {os.path.join(out_dir, 'model')} after {timedelta(seconds=round(time.time() - began))}, "
-              f"{tokens_seen / max(1e-9, time.time() - began):.0f} tok/s")
+            print(f"stopped after step {step + 1}: start again with the same command to go on")
+            break
+    else:                                                       # a finished run that is started again comes here at once
+        save_model(net, tok, result, torch_dtype, model)
+        print(f"wrote {result} after {timedelta(seconds=round(time.time() - began))}")
     dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || "$PYTHON" -m venv .venv
     source .venv/bin/activate
 fi
-if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, hypothesis' 2>/dev/null; then
+if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, xdist, hypothesis' 2>/dev/null; then
     # On Linux, PyPI's torch is the CUDA build of several GB: without a GPU take the CPU build where it can be reached.
     if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
         pip install -q --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || pip install -q torch==2.13.0

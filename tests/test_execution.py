@@ -1,4 +1,4 @@
-"""The sandbox against hostile programs, and code rewards against programs that cheat. Half a minute on two cores."""
+"""The sandbox against hostile programs, and code rewards against programs that cheat. Half a minute on two free cores."""
 import contextlib
 import json
 import os
@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import grader_code_section as grader
+
+HERE = sys.executable
 
 
 def interpreter(level):
@@ -196,6 +198,16 @@ print("done", flush=True)
     assert wait_until(lambda: not running(word))
     assert grader.run_python(code + "time.sleep(60)", timeout=1.5).timed_out
     assert wait_until(lambda: not running(word))
+
+
+def test_programs_die_with_a_killed_caller(any_level):
+    word = f"orphan-{os.getpid()}-{any_level}"  # exec makes it the program's own command line
+    code = f"import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', '{word}'])"
+    call = f"import sys, {grader.__name__} as g; sys.executable = {sys.executable!r}; g.run_python(sys.argv[1], timeout=50, level='{any_level}')"
+    caller = subprocess.Popen([HERE, "-c", call, code], cwd=os.path.dirname(grader.__file__))
+    assert wait_until(lambda: running(f"sleep(60)\0{word}"), 10)
+    caller.kill(), caller.wait()
+    assert wait_until(lambda: not running(f"sleep(60)\0{word}"))
 
 
 # ---- escape ----

@@ -36,6 +36,13 @@ def arguments(guesser, guess_data):
             "--learning_rate=1e-4", "--prm_learning_rate=1e-4", "--save_interval=0", "--grade_workers=1", "--checkpointing=False"]
 
 
+@pytest.fixture(autouse=True)
+def figures(request, monkeypatch):
+    """Drawing is half the time of a run this small: one test draws, the others do without."""
+    if "output" not in request.node.name:
+        monkeypatch.setattr(prime, "plot_curves", lambda *paths: None)
+
+
 @pytest.fixture(scope="module")
 def result(arguments, tmp_path_factory):
     """result(*changes): metrics rows and weights of policy and PRM after a short run; one run for each set of changes."""
@@ -75,7 +82,8 @@ def test_every_setting_does_something(result, change, what):
     assert not ("R" in what and same(base[2], other[2])), f"{change} does not change the PRM"
 
 
-@pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2"])
+@pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
+                                    "--grade_timeout=9"])
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
@@ -103,6 +111,35 @@ def test_settings_of_models_and_output(result, arguments, guesser, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "bf16/policy").dtype == torch.bfloat16
     with pytest.raises(prime.UserError, match="max_mismatch"):
         call(prime, *arguments, "--max_mismatch=1e-12", f"--out_dir={tmp_path}/strict")
+
+
+def test_data_settings(result, arguments, guess_data, tmp_path):
+    """Columns, splits and configurations of a data set, a chat template of one's own."""
+    rows = read_jsonl(guess_data[1])
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, part in (("train", rows[:20]), ("rl", rows)):
+        write_jsonl(folder / f"{split}.jsonl", [dict(text=r["problem"], gold=r["ground_truth"], problem_id=r["problem_id"]) for r in part])
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: mine\n  data_files:\n  - split: rl\n    path: rl.jsonl\n"
+                                      "  - split: train\n    path: train.jsonl\n---\n")
+    columns = [f"--data={folder}", "--data_config=mine", "--split=rl", "--problem_column=text", "--answer_column=gold"]
+    call(prime, *arguments, *columns, f"--out_dir={tmp_path}/a")
+    assert same(weights(tmp_path / "a/policy"), result()[1])        # the same problems by another way
+    call(prime, *arguments, *columns, "--split=train", f"--eval_data={folder}", "--eval_split=rl", f"--out_dir={tmp_path}/b")
+    assert not same(weights(tmp_path / "b/policy"), result()[1])
+    assert (read_jsonl(tmp_path / "b/metrics.jsonl")[0]["eval_greedy"] * 40) % 1 == pytest.approx(0)       # all 40 of split rl
+    template = tmp_path / "t.jinja"
+    template.write_text("1" + AutoTokenizer.from_pretrained(result()[3] / "policy").chat_template)
+    assert not same(result(f"--chat_template={template}")[1], result()[1])
+
+
+def test_no_setting_is_without_a_test():
+    """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
+    import configurator
+    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"}
+    text = open(__file__, encoding="utf-8").read()
+    untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
+    assert not untested
 
 
 def test_metrics_of_the_first_step(result):
@@ -178,12 +215,22 @@ def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):
     (["--data=nowhere.jsonl"], ["nowhere.jsonl"]), (["--answer_column=gold"], ["gold"]), (["--samples_per_prompt=1"], ["samples_per_prompt"]),
     (["--filter_low=0.9", "--filter_high=0.95", "--max_draws=2"], ["passed the filter", "max_draws"]), (["--prm_update=later"], ["prm_update"]),
     (["--temperature=0"], ["temperature"]), (["--outcome_coef=0", "--process_coef=0"], ["outcome_coef"]), (["--normalize_chunks=5"], ["24 rows"]),
-    (["--max_prompt_tokens=1"], ["max_prompt_tokens"]), (["--model=out/nowhere"], ["out/nowhere"]), (["--device=tpu"], ["tpu"]),
+    (["--max_prompt_tokens=1"], ["max_prompt_tokens"]),
+    (["--wandb_project=x"], ["wandb"]), (["--model=out/nowhere"], ["out/nowhere"]), (["--device=tpu"], ["tpu"]),
 ])
 def test_mistakes(tmp_path, arguments, change, words):
     with pytest.raises(prime.UserError) as e:
         call(prime, *arguments, *change, f"--out_dir={tmp_path}")
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
+
+
+def test_malformed_rows(tmp_path, arguments, guess_data, capsys):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(guess_data[1].read_text() + '{"problem": "cut')
+    with pytest.raises(prime.UserError, match="line 41"):
+        call(prime, *arguments, f"--data={bad}", f"--out_dir={tmp_path}/out")
+    call(prime, *arguments, f"--data={bad}", "--max_bad_share=0.1", "--max_steps=1", f"--out_dir={tmp_path}/out")
+    assert "1 of 41 rows skipped: " in capsys.readouterr().out
 
 
 def test_a_mistake_ends_with_2_and_one_line(tmp_path, arguments):

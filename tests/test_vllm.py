@@ -1,0 +1,94 @@
+"""vLLM for real (its CPU build is enough): sampling, weight sync of tied and untied models, log-probabilities against
+transformers, two ranks with an engine each, prime.py and generate.py from end to end. tests/run.sh gives it an environment."""
+import json
+import os
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+import generate
+from conftest import SFT, read_jsonl, run, torchrun
+
+# One engine a process is what vLLM supports, so each check is a process of its own.
+CHECK = '''
+import os, sys, json, torch
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+sys.path.insert(0, ".")
+import generate, sft, prime
+folder, tokenizer_folder = sys.argv[1:3]
+cpu = torch.device("cpu")
+sft.setup_distributed(cpu)
+tok = generate.load_tokenizer(tokenizer_folder)
+net = sft.load_model(folder, cpu, torch.float32)
+engine = generate.make_engine("vllm", folder, tok, cpu, torch.float32, 128, colocated=True)
+prompts = [generate.render_prompt(tok, [dict(role="user", content=t)]) for t in ("10?", "123+45?", "7?")]
+
+def differences(temperature):
+    found = dict(engine.sample([(p, s) for p in prompts for s in range(4)], temperature=temperature, max_tokens=24))
+    out = []
+    for i, answer in found.items():
+        p = prompts[i // 4]
+        with torch.no_grad():
+            mine, _ = net(**sft.pack([(p + answer.tokens, [0] * len(p) + [1] * len(answer.tokens))], cpu), temperature=temperature)
+        out.append((mine - torch.tensor(answer.logprobs)).abs().max().item())
+    return max(out), {i: a.tokens for i, a in found.items()}
+
+report = {}
+for temperature in (1.0, 0.7):
+    report[f"before {temperature}"] = differences(temperature)[0]
+with torch.no_grad():
+    for p in net.parameters():
+        p.add_(0.02 * torch.randn_like(p))
+net.reshard()
+report["other weights"] = differences(1.0)[0]
+engine.sleep()
+engine.load_weights(prime.full_tensors(net))
+report["after"], first = differences(0.7)
+report["same seeds, same samples"] = differences(0.7)[1] == first
+greedy = dict(engine.sample([(p, 0) for p in prompts], temperature=0.0, max_tokens=24))
+sft.save_model(net, tok, sys.argv[3], torch.float32, folder)
+hf = generate.make_engine("hf", sys.argv[3], tok, cpu, torch.float32, 128)
+report["greedy as transformers"] = all(a.tokens == greedy[i].tokens and a.finish_reason == greedy[i].finish_reason
+                                       for i, a in hf.sample([(p, 0) for p in prompts], temperature=0.0, max_tokens=24))
+print("REPORT " + json.dumps(report), flush=True)
+engine.close()
+'''
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logprobs_and_weight_sync(tmp_path, guesser, tied):
+    """Engine and trainer agree to 1e-4 a token at temperature 1 and 0.7, before and after new weights; stale weights show."""
+    folder = guesser
+    if not tied:
+        torch.manual_seed(1)
+        folder, tok = tmp_path / "untied", AutoTokenizer.from_pretrained(guesser)
+        config = Qwen2Config(vocab_size=len(tok), hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.2)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    (tmp_path / "check.py").write_text(CHECK)
+    out = run(tmp_path / "check.py", folder, guesser, tmp_path / "saved", timeout=280).stdout
+    report = json.loads(next(line for line in out.splitlines() if line.startswith("REPORT "))[7:])
+    assert max(report["before 1.0"], report["before 0.7"], report["after"]) < 1e-4
+    assert report["other weights"] > 1e-2
+    assert report["same seeds, same samples"] and report["greedy as transformers"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_prime_with_vllm(tmp_path, guesser, guess_data, processes):
+    """prime.py as under torchrun on GPUs: an engine a rank, new weights in it before the next rollout."""
+    torchrun(processes, "prime.py", f"--data={guess_data[1]}", f"--model={guesser}", "--engine=vllm", "--device=cpu", "--prompts_per_step=6",
+             "--max_prompt_tokens=40", "--max_tokens=12", "--batch_rows=12", "--prm_batch_rows=12", "--max_steps=3", "--beta=1",
+             "--learning_rate=1e-3", "--prm_learning_rate=1e-3", "--save_interval=0", "--grade_workers=1", f"--out_dir={tmp_path}", timeout=400)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert len(rows) == 3 and all(r["mismatch"] < 1e-4 for r in rows)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+
+
+def test_generate_with_vllm(tmp_path, guesser, guess_data):
+    run("generate.py", f"--model={guesser}", f"--data={guess_data[1]}", f"--out_dir={tmp_path}", "--system_prompt=", "--sft_system_prompt=",
+        "--engine=vllm", "--temperature=1.0", "--max_tokens=24", "--max_prompt_tokens=40", "--grade_workers=1", timeout=400)
+    rows = read_jsonl(tmp_path / "samples.jsonl")
+    assert len({(r["problem_id"], r["sample"]) for r in rows}) == len(rows) == 80
+    assert 0 < sum(r["correct"] for r in rows) < 80

@@ -103,7 +103,8 @@ def summarize(rows, problems):
             out[mode], out[mode + "_se"] = accuracy([sum(r) / max(1, len(r)) for r in right.values()])
             out[mode + "_k"] = max(map(len, right.values()))
     n = max(1, len(rows))
-    return out | dict(tokens=sum(r["n_tokens"] for r in rows) / n, truncated=sum(r["finish_reason"] == "length" for r in rows) / n,
+    return out | dict(tokens=sum(r["n_tokens"] for r in rows) / n,
+                      truncated=sum(r["finish_reason"] == "length" for r in rows) / n,
                       no_box=sum(extract_answer(r["response"]) is None for r in rows) / n)
 
 
@@ -112,7 +113,8 @@ def table(results):
     lines = ["| model | benchmark | N | greedy | avg@k | tokens | truncated | no box |", "|---|---|--:|--:|--:|--:|--:|--:|"]
     for name, scores in results.items():
         for benchmark, s in scores.items():
-            cell = {mode: f"{100 * s[mode]:.1f} ± {100 * s[mode + '_se']:.1f}" if mode in s else "" for mode in ("greedy", "sampled")}
+            cell = {mode: f"{100 * s[mode]:.1f} ± {100 * s[mode + '_se']:.1f}" if mode in s else ""
+                    for mode in ("greedy", "sampled")}
             avg = cell["sampled"] + (f" (k={s['sampled_k']})" if cell["sampled"] else "")
             lines.append(f"| {name} | {benchmark} | {s['problems']} | {cell['greedy']} | {avg} | {s['tokens']:.0f} | "
                          f"{s['truncated']:.1%} | {s['no_box']:.1%} |")
@@ -139,7 +141,8 @@ def main():
             same = dict(model=path, max_tokens=max_tokens, prompt=[system_prompt, user_suffix])
             done = resume_rows(file, same)
             there = {(row["benchmark"], str(row["problem_id"]), json.dumps(row["sampling"]), row["sample"]) for row in done}
-            prompts = {(name, str(p["id"])): render_prompt(tokenizer, p["messages"]) for name, problems in sets.items() for p in problems}
+            prompts = {(name, str(p["id"])): render_prompt(tokenizer, p["messages"])
+                       for name, problems in sets.items() for p in problems}
             first = next(iter(prompts.values()))
             print(f"\n{path}: {len(done)} responses are there; first prompt:\n{tokenizer.decode(first)}", flush=True)
             for mode, count, sampling in modes:         # each model has one queue a mode, over all benchmarks
@@ -153,15 +156,15 @@ def main():
                                 row = dict(benchmark=name, mode=mode, sample=k, sampling=sampling, seed=job_seed)
                                 jobs.append((ids, p, same | row))
                 if jobs:
-                    sampler = sampler or make_engine(engine, path, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
-                                                     tensor_parallel, gpu_memory)
+                    sampler = sampler or make_engine(engine, path, tokenizer, torch_device, torch_dtype,
+                                                     max_prompt_tokens + max_tokens, tensor_parallel, gpu_memory)
                     stream_answers(sampler, grader, tokenizer, jobs, file, sampling)
             if sampler:
                 sampler.close()
-            rows = resume_rows(file, same)
-            results[path] = {name: summarize([r for r in rows if r["benchmark"] == name and any(
-                r["mode"] == mode and r["sampling"] == sampling and r["sample"] < count for mode, count, sampling in modes)], problems)
-                for name, problems in sets.items()}
+            rows = [row for row in resume_rows(file, same) for mode, count, sampling in modes
+                    if row["mode"] == mode and row["sampling"] == sampling and row["sample"] < count]
+            results[path] = {name: summarize([row for row in rows if row["benchmark"] == name], problems)
+                             for name, problems in sets.items()}
     text = table(results)
     for name, content in (("results.md", text), ("results.json", json.dumps(results, indent=1))):
         with open(os.path.join(out_dir, name + ".tmp"), "w", encoding="utf-8") as f:

@@ -297,18 +297,20 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, tempe
     from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
-    groups = {i: dict(index=index, prompt=ids, tokens=[None] * n_samples, logprobs=[None] * n_samples, outcomes=[0.0] * n_samples,
-                      finish=[None] * n_samples, texts=[None] * n_samples, boxed=[None] * n_samples) for i, (index, ids) in mine}
+    groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
+        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "texts", "boxed")} for i, (index, ids) in mine}
     requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
     pending = []
-    for number, answer in engine.sample([(ids, s) for _, _, ids, s in requests], temperature=temperature, max_tokens=max_tokens):
+    sampling = dict(temperature=temperature, max_tokens=max_tokens)
+    for number, answer in engine.sample([(ids, s) for _, _, ids, s in requests], **sampling):
         i, k = requests[number][:2]
         group, problem = groups[i], problems[groups[i]["index"]]
         text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
         group["tokens"][k], group["logprobs"][k], group["finish"][k], group["texts"][k] = *answer, text
         group["boxed"][k] = problem["ability"] != "math" or extract_answer(text) is not None
         if answer.finish_reason == "stop":      # graded by other processes while sampling goes on
-            pending.append((group, k, grader.submit(text, dict(ability=problem["ability"], ground_truth=problem["ground_truth"]))))
+            reference = dict(ability=problem["ability"], ground_truth=problem["ground_truth"])
+            pending.append((group, k, grader.submit(text, reference)))
     for group, k, outcome in pending:
         group["outcomes"][k] = outcome.result()
     gathered = [None] * world
@@ -335,7 +337,8 @@ def log_samples(file, step, kept, problems, rewards, A):
         n = len(group["tokens"][k])
         file.write(json.dumps(dict(
             step=step, problem=problems[group["index"]]["problem"], ground_truth=problems[group["index"]]["ground_truth"],
-            response=group["texts"][k], outcome=group["outcomes"][k], finish_reason=group["finish"][k], tokens=group["tokens"][k],
+            response=group["texts"][k], outcome=group["outcomes"][k], finish_reason=group["finish"][k],
+            tokens=group["tokens"][k],
             process_rewards=[round(x, 4) for x in rewards[i, :n].tolist()],
             advantages=[round(x, 3) for x in A[i, :n].tolist()]), ensure_ascii=False) + "\n")
     file.flush()
@@ -348,7 +351,8 @@ def plot_curves(metrics_path, path):
     import matplotlib.pyplot as plt
     with open(metrics_path, encoding="utf-8") as f:
         rows = [json.loads(line) for line in f]
-    panels = [("accuracy", ("outcome", "outcome_kept", "eval_greedy", "eval_sampled")), ("implicit PRM", ("prm_loss", "prm_pair_accuracy")),
+    panels = [("accuracy", ("outcome", "outcome_kept", "eval_greedy", "eval_sampled")),
+              ("implicit PRM", ("prm_loss", "prm_pair_accuracy")),
               ("mean |return|", ("process_return", "outcome_return")), ("policy", ("entropy", "clipfrac", "grad_norm")),
               ("tokens of a response", ("response_tokens",)), ("share", ("kept_share", "truncated", "no_box"))]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
@@ -380,8 +384,9 @@ def check_settings():
         raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
     if not (outcome_coef or process_coef):
         raise UserError("outcome_coef and process_coef are both 0: no source of rewards is left")
-    if prompts_per_step * samples_per_prompt % normalize_chunks:
-        raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {prompts_per_step * samples_per_prompt} rows of a step")
+    rows = prompts_per_step * samples_per_prompt
+    if rows % normalize_chunks:
+        raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {rows} rows of a step")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -422,10 +427,12 @@ def main():
     if first:
         keep_lines(metrics_path, start), keep_lines(samples_path, start)
         write_run_config(out_dir, configurator.values(globals()))
-        print(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, "
-              f"engine {sampler.name}; {len(problems)} problems, {len(held_out)} held out\n"
-              f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {math.ceil(N / prm_batch_rows)} PRM and "
-              f"{ppo_epochs * math.ceil(N / batch_rows)} policy updates" + (f"; resumed after step {start}" if resumed else ""), flush=True)
+        size = sum(p.numel() for p in policy.parameters()) / 1e6
+        updates, prm_updates = ppo_epochs * math.ceil(N / batch_rows), math.ceil(N / prm_batch_rows)
+        print(f"{size:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, engine {sampler.name}; "
+              f"{len(problems)} problems, {len(held_out)} held out\n"
+              f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {prm_updates} PRM "
+              f"and {updates} policy updates" + f"; resumed after step {start}" * bool(resumed), flush=True)
         if wandb_project:
             import wandb
             wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
@@ -448,8 +455,8 @@ def main():
         if not members:                 # a dummy row keeps the ranks' collectives in step; its loss is multiplied by 0
             logprobs, entropies = net(**pack([([0, 0], [0, 1])], torch_device), temperature=temperature)
             return logprobs[:, None], entropies[:, None]
-        packed = pack([(prompts[i] + responses[i], [0] * len(prompts[i]) + [1] * len(responses[i])) for i in members], torch_device)
-        logprobs, entropies = net(**packed, temperature=temperature)
+        rows = [(prompts[i] + responses[i], [0] * len(prompts[i]) + [1] * len(responses[i])) for i in members]
+        logprobs, entropies = net(**pack(rows, torch_device), temperature=temperature)
         return to_rows(logprobs, mask[members]), to_rows(entropies, mask[members])
 
     @torch.no_grad()
@@ -498,8 +505,8 @@ def main():
                 if len(kept) < prompts_per_step:
                     mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
                     raise UserError(f"step {step}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
-                                    f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f}): take easier or harder "
-                                    "problems, a wider filter, or more max_draws")
+                                    f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f}): take easier or "
+                                    "harder problems, a wider filter, or more max_draws")
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
@@ -511,17 +518,17 @@ def main():
             width = torch.tensor([len(r) for r in responses], device=torch_device)
             mask = torch.arange(int(width.max()), device=torch_device) < width[:, None]                      # [N, T] bool
             outcomes = torch.tensor([o for g in kept for o in g["outcomes"]], device=torch_device)           # [N]
-            engine_logprobs = to_rows(torch.tensor([x for g in kept for lp in g["logprobs"] for x in lp], device=torch_device), mask)
+            engine_logprobs = torch.tensor([x for g in kept for values in g["logprobs"] for x in values], device=torch_device)
 
             # 2. Log-probabilities of the policy before its update, at the rollout's temperature, and of the reference.
             with phase("old"):
                 old_logprobs, entropy = score(policy, temperature)
-            difference = (old_logprobs - engine_logprobs)[mask]
+            difference = old_logprobs[mask] - engine_logprobs
             mismatch = difference.abs().mean().item()
             bound = max_mismatch if max_mismatch is not None else 1e-3 if torch_dtype == torch.float32 else 0.1
             if not mismatch <= bound:
-                raise UserError(f"step {step}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more than "
-                                f"max_mismatch={bound}: the engine has other weights or another precision than the trainer")
+                raise UserError(f"step {step}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more "
+                                f"than max_mismatch={bound}: the engine has other weights or another precision")
             with phase("ref"):
                 ref_logprobs = score(ref)[0] if ref is not None else old_logprobs
 
@@ -592,7 +599,8 @@ def main():
             returns = [rloo(r, m, samples_per_prompt, g)[mask].abs().mean().item() for r, m, g in
                        ((rewards, mask, process_gamma), (torch.where(end, outcomes[:, None], 0.0), end, outcome_gamma))]
             row = dict(
-                step=step, outcome=sum(sum(g["outcomes"]) for g in drawn_groups) / drawn_rows, outcome_kept=outcomes.mean().item(),
+                step=step, outcome=sum(sum(g["outcomes"]) for g in drawn_groups) / drawn_rows,
+                outcome_kept=outcomes.mean().item(),
                 prompts_drawn=drawn, prompts_kept=len(kept), kept_share=sum(g not in failed for g in drawn_groups) / drawn,
                 samples=state.get("samples", 0) + drawn_rows,
                 response_tokens=sum(len(t) for g in drawn_groups for t in g["tokens"]) / drawn_rows,
@@ -618,12 +626,14 @@ def main():
                 metrics_file.flush()
                 log_samples(samples_file, step, kept, problems, rewards, A)
                 eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
-                print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} len {row['response_tokens']:.0f} "
-                      f"cut {row['truncated']:.1%} | prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
+                held = ("" if "eval_greedy" not in row else
+                        f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}")
+                print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} "
+                      f"len {row['response_tokens']:.0f} cut {row['truncated']:.1%} | "
+                      f"prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
                       f"clip {row['clipfrac']:.3f} kl {row['approx_kl']:.1e} ent {row['entropy']:.2f} mis {mismatch:.0e} | " +
-                      " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) + f" s eta {timedelta(seconds=round(eta))}" +
-                      (f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}" if "eval_greedy" in row else ""),
-                      flush=True)
+                      " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) +
+                      f" s eta {timedelta(seconds=round(eta))}{held}", flush=True)
                 if wandb_run:
                     wandb_run.log(row, step=step)
             ended = all_sum(len(stopped), torch_device) > 0

@@ -4,11 +4,10 @@ Supervised fine-tuning with FSDP2 on packed sequences.
     torchrun --nproc_per_node 8 sft.py                             # INTELLECT-MATH-SFT: Qwen2.5-Math-7B, 8 GPUs
     torchrun --nproc_per_node 2 sft.py config/toy_sft.py           # a laptop: the built-in world
 
-Loss on the assistant's tokens, weighted by token over the whole global batch, so that neither the number of processes nor
-the packing changes it. Out comes a Hugging Face folder. What is left out on purpose: padding, LoRA, tensor and sequence
-parallelism, several nodes.
+Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
+changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
 """
-import functools, glob, heapq, importlib.metadata, itertools, json, math, os, shutil, signal, subprocess, sys, time
+import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, shutil, signal, subprocess, sys, time
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,7 +37,7 @@ max_bad_share = 0.01                # malformed rows are counted and reported; m
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder
 tokenizer = 'Qwen/Qwen2.5-Math-7B-Instruct'  # None: the model's own. Published: the Instruct model's, for its chat template
 chat_template = None                # .jinja file; None: the tokenizer's own. The published run may have used config/tulu.jinja
-attention = 'auto'                  # 'varlen' (torch's flash attention), 'padded', 'auto': varlen on cuda, padded on cpu
+attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
 # --- optimisation: the published run's, github.com/PrimeIntellect-ai/INTELLECT-MATH, sft/
 epochs = 5
 max_steps = None                    # stops earlier than the epochs do
@@ -120,7 +119,7 @@ def micro_batches(lengths, budget, world):
     Returns one list per process of lists of row numbers; some may be empty: the process then runs a dummy row, because
     every pass is a collective. Longest row first into the emptiest.   micro_batches([4, 3, 2, 1], 5, 1) = [[[0, 3], [1, 2]]]"""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for count in itertools.count(max(1, math.ceil(sum(min(n, budget) for n in lengths) / (budget * world)))):
+    for count in range(max(1, math.ceil(sum(min(n, budget) for n in lengths) / (budget * world))), len(lengths) + 2):
         bins = [(0, number, []) for number in range(count * world)]         # (tokens, number, rows): a heap, emptiest first
         for i in order:
             tokens, number, rows = bins[0]
@@ -134,10 +133,13 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
                      kernel="padded", **_):
     """Causal attention inside each sequence of a packed row: query [1, H, T, D], key, value [1, G, T, D] -> [1, T, H, D]."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))                              # [T, H or G, D]
-    if kernel == "varlen":
+    packed = q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    if kernel == "flash_attn":
+        from flash_attn import flash_attn_varlen_func
+        out = flash_attn_varlen_func(*packed, softmax_scale=scaling, causal=True)
+    elif kernel == "varlen":
         from torch.nn.attention.varlen import varlen_attn
-        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-                          window_size=(-1, 0), enable_gqa=True)
+        out = varlen_attn(*packed, scale=scaling, window_size=(-1, 0), enable_gqa=True)
     else:                           # padded on the right: causal masking alone keeps the padding out of every valid token
         lengths = cu_seq_lens_q.diff().long()                                                  # [S]
         row = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)    # [T]
@@ -175,10 +177,10 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
         raise UserError(f"{path} has no *.safetensors file")
-    kernels = ["varlen", "padded"] if device.type == "cuda" else ["padded"]
-    if attention not in ("auto", *kernels):
-        raise UserError(f"attention={attention!r}: on {device.type} one of auto, {', '.join(kernels)}")
-    kernel = kernels[0] if attention == "auto" else attention
+    kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn")) + ["varlen"] if device.type == "cuda" else []
+    if attention not in ("auto", *kernels, "padded"):
+        raise UserError(f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels, 'padded'])}")
+    kernel = [*kernels, "padded"][0] if attention == "auto" else attention
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
     AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
     config = AutoConfig.from_pretrained(path)
@@ -396,17 +398,15 @@ def main():
     # MFU: 6 FLOPs a weight and token, and causal attention's, as a share of the measured rate of a matrix product.
     tied, size = net.config.tie_word_embeddings, 8192 if torch_device.type == "cuda" else 1024
     weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
-    a = dict(a=torch.randn(size, size, device=torch_device, dtype=torch_dtype))
-    peak = world * 2 * size**3 / Timer("a @ a", globals=a, num_threads=torch.get_num_threads()).timeit(5).mean
-    a.clear()
+    make = f"a = torch.randn({size}, {size}, dtype={torch_dtype}, device='{torch_device}')"
+    peak = world * 2 * size**3 / Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(5).mean
 
     def loss_over(batch, backward):
         """Mean loss a scored token over the rows of all processes; with backward, its gradient."""
         total, value = sum(int(s[1:].sum()) for _, s in batch), 0.0
         for members in micro_batches([len(t) for t, _ in batch], micro_batch_tokens, world)[rank]:
-            chosen = [batch[i] for i in members] or [(torch.zeros(2), torch.tensor([False, True]))]    # a dummy row keeps
-            logprobs, _ = net(**pack(chosen, torch_device))                                            # the ranks in step
-            loss = -logprobs.sum() * (len(members) > 0) / total
+            chosen = [batch[i] for i in members] or [(torch.zeros(2), torch.tensor([False, True]))]     # a dummy row
+            loss = -net(**pack(chosen, torch_device))[0].sum() * (len(members) > 0) / total
             if backward:
                 (loss * world).backward()                       # FSDP averages gradients over processes; this sums them
             value += loss.item()

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # The whole recipe on a laptop: a world, a base model, teacher samples, SFT, PRIME, a table. Two CPU cores, no GPU.
 #     bash runs/toy.sh            # SEED=1 bash runs/toy.sh: another world and another run
-# Killed? Start it again: every stage goes on where it was. To begin anew: rm -r out/toy_* data/arithmetic/world
+# Killed? Start it again: every stage goes on where it was. To begin anew: rm -r out/toy_*
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/setup.sh
 
 SEED=${SEED:-1337}
+mkdir -p out
+[ ! -f out/toy_seed ] || [ "$(cat out/toy_seed)" = "$SEED" ] || { echo "error: out/ holds a run of SEED=$(cat out/toy_seed): rm -r out/toy_*" >&2; exit 2; }
+echo "$SEED" >out/toy_seed
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false   # one thread a process: two on two busy cores are ten times slower
 train="torchrun --standalone --nproc_per_node ${PROCESSES:-2}"
 

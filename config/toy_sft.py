@@ -1,5 +1,5 @@
-# The built-in world, stage 2: fine-tune on the right answers. Short on purpose: on this world enough rejection sampling would
-# reach 98 % alone, and PRIME would have nothing left to show.
+# The built-in world, stage 2: fine-tune on the right answers. Few answers and few steps on purpose: in a world this small,
+# enough rejection sampling unlearns a bad habit by itself and leaves PRIME nothing to show.
 #     torchrun --nproc_per_node 2 sft.py config/toy_sft.py
 data = 'out/toy_generate/sft.jsonl'
 model = 'out/toy_base/model'

@@ -6,6 +6,11 @@ cd "$(dirname "$0")/.."
 source runs/setup.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
+# Programs that models write run in bubblewrap. Without it, root's programs may find no interpreter that others can read.
+if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update -q && apt-get install -y -q bubblewrap; } >/dev/null 2>&1 || echo "bubblewrap could not be installed"
+fi
+
 vllm_env=$PWD/.venv-vllm
 install_vllm() {
     [ -x "$vllm_env/bin/python" ] || python -m venv "$vllm_env"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import grader_code_section as grader
+import grader
 
 HERE = sys.executable
 

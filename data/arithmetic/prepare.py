@@ -49,7 +49,7 @@ web_val_solutions = 500             # rows of web_val.jsonl
 habits = 'carries'                  # 'carries': some carries are forgotten; 'facts': some digit sums are off by one; 'none'
 fact_errors = [0.0, 0.0, 0.2, 0.4, 0.6, 0.7]     # how often a sum is off; which entry holds depends on the two digits.
                                     # Some 35 habits that must be unlearned one by one: accuracy climbs gradually
-carry_errors = [0.4, 0.5, 0.6, 0.7, 0.8]         # how often a carry of 1 is forgotten; one habit: all falls at once
+carry_errors = [0.6, 0.7, 0.8, 0.85, 0.9]        # how often a carry of 1 is forgotten; one habit: all falls at once
 # --- model
 n_layer = 2
 hidden_size = 128

@@ -1,7 +1,5 @@
 """prime.py as a program: every setting, numbers of processes, resume, what it learns, bad input."""
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys

@@ -1,6 +1,5 @@
 """sft.py: packing, log-probabilities, sharded loading and saving, the loss, resume, bad input."""
 import json
-import math
 import shutil
 
 import pytest

@@ -1,15 +1,12 @@
 """vLLM for real (its CPU build is enough): sampling, weight sync of tied and untied models, log-probabilities against
 transformers, two ranks with an engine each, prime.py and generate.py from end to end. tests/run.sh gives it an environment."""
 import json
-import os
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-import generate
-from conftest import SFT, read_jsonl, run, torchrun
+from conftest import read_jsonl, run, torchrun
 
 # One engine a process is what vLLM supports, so each check is a process of its own.
 CHECK = '''

@@ -419,7 +419,8 @@ def main():
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
 
-    resumed = load_checkpoint(os.path.join(out_dir, "checkpoints"), trained)
+    checkpoints = os.path.join(out_dir, "checkpoints")
+    resumed = load_checkpoint(checkpoints, trained)
     start, state = resumed or (0, {})
     stream.drawn, stream.buffer = state.get("drawn", 0), state.get("buffer", [])
     metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
@@ -504,9 +505,14 @@ def main():
                     kept += failed[:max(0, prompts_per_step - len(kept))]
                 if len(kept) < prompts_per_step:
                     mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
-                    raise UserError(f"step {step}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
-                                    f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f}): take easier or "
-                                    "harder problems, a wider filter, or more max_draws")
+                    passed = (f"step {step + 1}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
+                              f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})")
+                    if step and mean > filter_high:
+                        print(f"{passed}: these problems are solved, the run ends here", flush=True)
+                        break
+                    if step > start and save_interval:
+                        save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
+                    raise UserError(f"{passed}: take easier or harder problems, a wider filter, or more max_draws")
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
@@ -615,7 +621,6 @@ def main():
                 mismatch=mismatch, mismatch_kl=(difference.exp() - 1 - difference).mean().item(), too_long=stream.too_long,
                 peak_memory_gb=(torch.cuda.max_memory_allocated() if torch_device.type == "cuda" else
                                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30)
-            state = dict(samples=row["samples"])
             if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
                 with phase("eval"):
                     row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,
@@ -637,9 +642,9 @@ def main():
                 if wandb_run:
                     wandb_run.log(row, step=step)
             ended = all_sum(len(stopped), torch_device) > 0
+            state = dict(drawn=stream.drawn, buffer=list(stream.buffer), samples=row["samples"])
             if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
-                save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, trained,
-                                dict(drawn=stream.drawn, buffer=stream.buffer, samples=row["samples"]), keep_checkpoints)
+                save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints)
             if ended:
                 break
 

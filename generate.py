@@ -8,9 +8,11 @@ Every answer is one row of `samples.jsonl`, written when it is finished. Started
 The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads.
 What is left out on purpose: batch files, several nodes, an HTTP server.
 """
-import contextlib, gzip, hashlib, importlib.util, itertools, json, os, time
+import ast, contextlib, gzip, hashlib, importlib.util, itertools, json, os, re, time
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -47,6 +49,11 @@ top_p = 1.0                         # published: the engine's default
 max_prompt_tokens = 2048            # longer prompts are skipped and counted
 max_tokens = 8192                   # published: new tokens a sample
 seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
+# --- tool-integrated reasoning: the answer calls Python as NuminaMath-7B-TIR does
+tir = False
+tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
+tir_timeout = 5.0                   # seconds a program (Numina: 5)
+tir_numina = False                  # the very rules of Numina's notebook, see sample()
 # --- grading and output
 grade_workers = None                # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
@@ -197,7 +204,8 @@ def sample_seed(*parts):
 class Sample(NamedTuple):
     tokens: list                    # ids of the answer, the end token included
     logprobs: list                  # of each token, under the temperature it was sampled at
-    finish_reason: str              # "stop": ended by itself; "length": cut
+    finish_reason: str              # "stop": ended by itself; "length": cut; "tool": at the stop string. See also sample()
+    mask: list = None               # 1 where the model wrote, 0 where its tool did; None: the model wrote all
 
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
@@ -235,13 +243,15 @@ class VLLMEngine:
         self.llm, self.params, self.stop = LLM(**options), SamplingParams, stop_tokens(tokenizer, path)
         self.device, self.dtype = device, dtype
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, window=4096):
-        """requests: iterable of (prompt ids, seed). Yields (index in requests, Sample) as they finish."""
+    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
+        """requests: iterable of (prompt ids, seed[, max_tokens]). Yields (index in requests, Sample) as they finish.
+        stop: a string that ends an answer, too, and stays in it."""
         engine, waiting, running = self.llm.llm_engine, enumerate(requests), 0
         while True:
-            for index, (ids, seed) in itertools.islice(waiting, window - running):
-                params = self.params(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, logprobs=0,
-                                     flat_logprobs=True, stop_token_ids=self.stop, detokenize=False)
+            for index, (ids, seed, *limit) in itertools.islice(waiting, window - running):
+                params = self.params(temperature=temperature, top_p=top_p, max_tokens=min([max_tokens, *limit]), seed=seed,
+                                     logprobs=0, flat_logprobs=True, stop_token_ids=self.stop, stop=stop,
+                                     include_stop_str_in_output=True, detokenize=stop is not None)
                 engine.add_request(str(index), {"prompt_token_ids": list(ids)}, params)
                 running += 1
             if not running:
@@ -250,7 +260,8 @@ class VLLMEngine:
                 if out.finished:
                     running -= 1
                     a = out.outputs[0]
-                    yield int(out.request_id), Sample(list(a.token_ids), list(a.logprobs.logprobs), a.finish_reason)
+                    reason = "tool" if stop and a.stop_reason == stop else a.finish_reason
+                    yield int(out.request_id), Sample(list(a.token_ids), list(a.logprobs.logprobs), reason)
 
     def load_weights(self, named):
         """Replace the weights by an iterator of (Hugging Face name, full tensor), one tensor in memory at a time."""
@@ -280,44 +291,46 @@ class HFEngine:
         logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.device, self.max_model_len, self.stop = device, max_model_len, stop_tokens(tokenizer, path)
+        self.device, self.tokenizer, self.stop = device, tokenizer, stop_tokens(tokenizer, path)
+        self.max_model_len = max_model_len
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, batch_tokens=2**17, batch_rows=256):
-        """requests: iterable of (prompt ids, seed). Yields (index in requests, Sample), batch by batch."""
+    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, batch_tokens=2**17, batch_rows=256):
+        """As VLLMEngine.sample(), batch by batch."""
         requests = sorted(enumerate(requests), key=lambda r: len(r[1][0]))      # alike lengths share a batch
         rows = max(1, min(batch_rows, batch_tokens // min(self.max_model_len, max_tokens + 1)))
         for start in range(0, len(requests), rows):
-            yield from self._sample_batch(requests[start:start + rows], temperature, top_p, max_tokens)
+            yield from self._sample_batch(requests[start:start + rows], temperature, top_p, max_tokens, stop)
 
-    def _sample_batch(self, requests, temperature, top_p, max_tokens):
-        numbers, prompts, seeds = zip(*((number, prompt, seed) for number, (prompt, seed) in requests))
-        P, logprobs = max(map(len, prompts)), []
+    def _sample_batch(self, requests, temperature, top_p, max_tokens, stop):
+        from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+        prompts, logprobs = [prompt for _, (prompt, *_) in requests], []
+        limits = [min(*limit, max_tokens, self.max_model_len - len(prompt)) for _, (prompt, _, *limit) in requests]
+        P = max(map(len, prompts))
         ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=self.device)           # [B, P], padded on the left
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
-        uniform = torch.stack([torch.rand(max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-                               for seed in seeds]).to(self.device)                                  # [B, max_tokens]
+        uniform = torch.stack([torch.rand(max(limits), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+                               for _, (_, seed, *_) in requests]).to(self.device)                     # [B, T]
 
         def choose(_, logits):      # [B, V] -> the same with -inf for all tokens but one, the one that generate() will take
-            logp = (logits / (temperature or 1.0)).log_softmax(-1)
-            p = logp.double().exp()
-            if top_p < 1:                                           # keep the fewest tokens that hold top_p of the mass
-                sorted_p, order = p.sort(-1, descending=True)
-                sorted_p[sorted_p.cumsum(-1) - sorted_p >= top_p] = 0
-                p = torch.zeros_like(p).scatter_(-1, order, sorted_p)
-                logp = (p / p.sum(-1, keepdim=True)).log()
-            cdf, t = p.cumsum(-1), len(logprobs)                    # the token whose share of [0, 1] holds the number
-            token = torch.searchsorted(cdf, uniform[:, t:t + 1] * cdf[:, -1:], right=True).clamp_(max=p.shape[-1] - 1)
+            logp = logits.log_softmax(-1)
+            cdf, t = logp.double().exp().cumsum(-1), len(logprobs)  # the token whose share of [0, 1] holds the number
+            token = torch.searchsorted(cdf, uniform[:, t:t + 1] * cdf[:, -1:], right=True).clamp_(max=logp.shape[-1] - 1)
             token = token if temperature else logp.argmax(-1, keepdim=True)
             logprobs.append(logp.gather(-1, token).squeeze(-1))
             return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
 
-        out = self.model.generate(input_ids=ids, attention_mask=mask, logits_processor=[choose], max_new_tokens=max_tokens,
-                                  eos_token_id=self.stop, pad_token_id=self.stop[0])[:, P:].tolist()
-        for number, prompt, tokens, values in zip(numbers, prompts, out, torch.stack(logprobs, 1).tolist()):
-            limit = min(max_tokens, self.max_model_len - len(prompt))
-            end = next((t + 1 for t, token in enumerate(tokens[:limit]) if token in self.stop), None)
-            yield number, Sample(tokens[:end or limit], values[:end or limit], "stop" if end else "length")
+        warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
+        out = self.model.generate(input_ids=ids, attention_mask=mask, logits_processor=[*warp, choose], stop_strings=stop,
+                                  max_new_tokens=max(limits), eos_token_id=self.stop, pad_token_id=self.stop[0],
+                                  tokenizer=self.tokenizer if stop else None)[:, P:].tolist()
+        for (number, *_), limit, tokens, values in zip(requests, limits, out, torch.stack(logprobs, 1).tolist()):
+            length = next((t for t, token in enumerate(tokens[:limit]) if token in self.stop), limit)
+            reason = "stop" if length < min(limit, len(tokens)) else "length"
+            if stop and stop in self.tokenizer.decode(tokens[:length]):   # ended by the string: what follows is padding
+                reason = "tool"
+            length = min(length + (reason == "stop"), len(tokens))
+            yield number, Sample(tokens[:length], values[:length], reason)
 
     def load_weights(self, named):
         """Replace the weights by an iterator of (name, full tensor)."""
@@ -326,6 +339,97 @@ class HFEngine:
             own[name].copy_(tensor)
 
     sleep = close = lambda self: None               # there is nothing to hand back
+
+
+# ------------------------------------------------------------ tool-integrated reasoning
+TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
+FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
+
+
+def run_tool(code, earlier, timeout=5.0, numina=False):
+    """(what the model is shown of its program's run, did it succeed): what it printed and the value of its last line, or
+    the error; 200 characters. earlier: programs of the same answer; what they defined is there, what they printed is not.
+    numina: the last line becomes print(line) unless it prints (a syntax error if it is no expression); nothing is left."""
+    from grader import run_python
+    if numina:
+        *before, last = code.rstrip().split("\n")
+        code, earlier = code if "print(" in last else "\n".join([*before, f"print({last.split('#')[0]})"]), []
+    else:
+        with contextlib.suppress(SyntaxError, ValueError):          # the model shall see it from the run
+            *_, last = ast.parse(code).body
+            if isinstance(last, ast.Expr):                          # its column counts bytes; the newline ends a comment
+                *before, line = code.split("\n")[:last.lineno]
+                line = line.encode()[:last.col_offset].decode() + f"_ = ({ast.get_source_segment(code, last)}\n)"
+                code = "\n".join([*before, line, "if _ is not None: print(_)"])
+    if earlier:
+        code = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    exec({chr(10).join(earlier)!r})\n{code}"
+    result = run_python("import math\nimport numpy as np\nimport sympy as sp\n" + code, timeout=timeout)
+    ok = result.returncode == 0 and not result.timed_out
+    shown = f"Timed out after {timeout:g} seconds." if result.timed_out else (result.stdout if ok else result.stderr).strip()
+    shown = shown if len(shown) <= 200 else shown[:200] + " ... (output truncated)"
+    return shown.replace("```", "'''"), ok                          # a fence of its own would end the block
+
+
+def next_move(text, reason, numina=False):
+    """What a conversation does after the engine stopped for `reason`: "call" its tool, go "on", start "again", or end as
+    "stop" (answered), "length" or "malformed" (a call without a new program). See sample() for numina."""
+    fences, called = FENCE.findall(text), reason == "tool"
+    if not numina:
+        return reason if not called else "call" if fences and fences[-1][0] == "python" else "malformed"
+    languages, ended = [language for language, _ in fences], re.search(r"answer is|\\boxed", text[-100:])
+    if "python" not in languages:
+        return "again"
+    return "call" if called else "again" if not ended else "on" if "output" in languages else "malformed"
+
+
+def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=5.0, numina=False, batch=4096, **sampling):
+    """engine.sample() with a Python interpreter in the loop, as NuminaMath-7B-TIR has it: an answer stops at ```output, its
+    last program runs, the result goes on the answer, and so on for `rounds` rounds (0: no tool). A batch of conversations
+    advances together, programs run while others are sampled. Yields (number of the request, Sample) as they end.
+
+    max_tokens: of an answer, the tool's words included. finish_reason: "stop" (ended by itself), "length", "rounds" (still
+    calling in the last round, where no program runs), "malformed" (a call without a new program). numina=True: the rules of
+    its notebook (aimo-progress-prize, kaggle-solution.ipynb). An answer without a program, or that ends without a box in its
+    last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; one that is
+    answered is sampled on, and may change its answer: the text is then that of its last answer."""
+    if not rounds:
+        yield from engine.sample(requests, max_tokens=max_tokens, **sampling)
+        return
+    requests = enumerate(requests)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while talks := [SimpleNamespace(n=n, prompt=prompt, seed=seed, tape=[], earlier=[], answered=[], program=None)
+                        for n, (prompt, seed) in itertools.islice(requests, batch)]:
+            for turn in range(rounds):
+                going, asked = [], [(t.prompt + [token for token, *_ in t.tape], t.seed + turn, max_tokens - len(t.tape))
+                                    for t in talks]
+                for i, answer in engine.sample(asked, max_tokens=max_tokens, stop=TOOL_STOP, **sampling):
+                    talk = talks[i]
+                    talk.tape += [(*pair, 1) for pair in zip(answer.tokens, answer.logprobs)]       # (token, logprob, mask)
+                    text = tokenizer.decode([token for token, *_ in talk.tape], skip_special_tokens=True)
+                    move = next_move(text, answer.finish_reason, numina)
+                    if move == "on":
+                        talk.answered, talk.tape = talk.tape, talk.tape[:-1]                        # without its end token
+                    if move in ("call", "on", "again") and turn + 1 == rounds:
+                        move = "rounds"
+                    elif move in ("call", "on") and len(talk.tape) + 2 > max_tokens:
+                        move = "length"
+                    elif move == "again":
+                        talk.tape = []
+                    elif move == "call":
+                        talk.code = [code for language, code in FENCE.findall(text) if language == "python"][-1]
+                        talk.program = pool.submit(run_tool, talk.code, talk.earlier, tool_timeout, numina)
+                    if move in ("call", "on", "again"):
+                        going.append(talk)
+                    else:
+                        tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
+                        yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
+                for talk in (talk for talk in going if talk.program):
+                    (shown, ok), talk.program = talk.program.result(), None
+                    words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
+                    talk.tape += [(token, 0.0, 0) for token in words[:max_tokens - len(talk.tape) - 1]]
+                    talk.earlier += [talk.code] * ok
+                if not (talks := going):
+                    break
 
 
 def pick_device(device, dtype):
@@ -350,7 +454,7 @@ def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
     finish_reason, n_tokens and correct."""
     from tqdm import tqdm
     right, tokens, start, pending = 0, 0, time.time(), deque()
-    answers = engine.sample([(ids, row["seed"]) for ids, _, row in jobs], **sampling)
+    answers = sample(engine, tokenizer, [(ids, row["seed"]) for ids, _, row in jobs], **sampling)
     with open(path, "a", encoding="utf-8") as out, tqdm(total=len(jobs), unit="answer", smoothing=0.05) as bar:
         for index, answer in itertools.chain(answers, [(None, None)]):      # None: all is sampled, wait for the last verdicts
             if answer is not None:
@@ -396,6 +500,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "samples.jsonl")
     sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    sampling |= dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
     same = dict(model=model, sampling=sampling)
     done = {(str(row["problem_id"]), row["sample"]) for row in resume_rows(path, same)}
     jobs, skipped = [], 0

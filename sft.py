@@ -7,7 +7,7 @@ Supervised fine-tuning with FSDP2 on packed sequences.
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
 changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
 """
-import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, shutil, signal, subprocess, sys, time
+import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
-from generate import check_model, encode, load_tokenizer, pick_device, read_rows, report_bad, stop_tokens
+from generate import (TOOL_END, TOOL_STOP, check_model, encode, load_tokenizer, pick_device, read_rows, report_bad,
+                      stop_tokens)
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
@@ -32,6 +33,8 @@ val_data = None                     # the same for validation; None: the last va
 val_rows = 128                      # rows held out for validation (0: none)
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
+mask_prompt = True                  # no loss on what is not the assistant's
+mask_output = True                  # nor on what a tool said: ```output ... ```, which at inference is never the model's to write
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 # --- model
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder
@@ -309,10 +312,10 @@ def keep_lines(path, before):
 
 
 # ------------------------------------------------------------ data
-def tokenize_messages(tokenizer, messages):
-    """A conversation -> (tokens, scored): the assistant's words and end token are scored, all else is context.
-    Prompt and answer are tokenized apart, as prime.py and evaluate.py see them. Where the template writes no end token
-    after an answer one is added, or the model never learns to stop. Raises ValueError for a row that cannot be used."""
+def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
+    """A conversation -> (tokens, scored): the assistant's words and end token are scored, all else is context; a tool's words
+    are, unless mask_output=False. Prompt, answer and output are tokenized apart, as prime.py and evaluate.py see them. Where
+    the template writes no end token one is added, or the model never learns to stop. ValueError: a row of no use."""
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     tokens, scored, text, eos = [], [], "", tokenizer.eos_token
     for i, message in enumerate(messages):
@@ -324,9 +327,12 @@ def tokenize_messages(tokenizer, messages):
         context = encode(tokenizer, prompt) if not tokens else tokenizer(prompt[len(text):], add_special_tokens=False).input_ids
         end = full.rfind(eos, len(prompt))
         text = full if end < 0 else full[:end + len(eos)]
-        answer = tokenizer(text[len(prompt):].removesuffix(eos), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        tokens += context + answer
-        scored += [False] * len(context) + [True] * len(answer)
+        pieces = re.split(f"(?<={TOOL_STOP})(.*?{TOOL_END})", text[len(prompt):].removesuffix(eos), flags=re.S)
+        parts = [context] + [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
+        parts[-1] = parts[-1] + [tokenizer.eos_token_id]
+        for i, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's
+            tokens += part
+            scored += [i % 2 == 1 or not (mask_output if i else mask_prompt)] * len(part)
     if not tokens:
         raise ValueError("no assistant message")
     return tokens, scored
@@ -341,7 +347,8 @@ def load_sft_rows(source, tokenizer):
     mine, parts = [], [None] * world
     for _, row in table[rank::world]:                       # each process tokenizes its share
         try:
-            mine.append(tuple(map(np.array, tokenize_messages(tokenizer, row["messages"]), (np.int32, bool))))
+            pair = tokenize_messages(tokenizer, row["messages"], mask_prompt, mask_output)
+            mine.append(tuple(map(np.array, pair, (np.int32, bool))))
         except (ValueError, KeyError, TypeError) as e:
             mine.append(str(e))
     dist.all_gather_object(parts, mine)

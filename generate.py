@@ -8,17 +8,16 @@ Every answer is one row of `samples.jsonl`, written when it is finished. Started
 The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads.
 What is left out on purpose: batch files, several nodes, an HTTP server.
 """
-import ast, contextlib, gzip, hashlib, importlib.util, itertools, json, os, re, time
+import contextlib, gzip, hashlib, importlib.util, itertools, json, os, time
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 
 import configurator
 from configurator import UserError
+from tir import sample
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -49,11 +48,10 @@ top_p = 1.0                         # published: the engine's default
 max_prompt_tokens = 2048            # longer prompts are skipped and counted
 max_tokens = 8192                   # published: new tokens a sample
 seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
-# --- tool-integrated reasoning: the answer calls Python as NuminaMath-7B-TIR does
-tir = False
+tir = False                         # the answer may call Python, as NuminaMath-7B-TIR's do: tir.py
 tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
 tir_timeout = 5.0                   # seconds a program (Numina: 5)
-tir_numina = False                  # the very rules of Numina's notebook, see sample()
+tir_numina = False                  # the very rules of Numina's notebook, see tir.py
 # --- grading and output
 grade_workers = None                # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
@@ -82,10 +80,8 @@ def read_rows(source, split="train", config=None, max_bad_share=0.01):
             from datasets import load_dataset
             if name.endswith(".json"):          # not by `datasets`, which makes dates of strings like 2020-01-01
                 table = json.loads(Path(name).read_text("utf-8"))
-            elif local:
-                table = load_dataset("parquet", data_files=name, split="train")
             else:
-                table = load_dataset(name, config, split=split)
+                table = load_dataset("parquet", data_files=name, split="train") if local else load_dataset(name, config, split=split)
             rows = [(f"{name} row {number}", row) for number, row in enumerate(table)]
     except Exception as e:                      # `datasets` raises a dozen kinds: not found, no network, no such split
         reason = str(e).partition("\n")[0][:200]
@@ -114,9 +110,8 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
     rows = read_rows(source, split, config, max_bad_share)
 
     def find(column, names, what):
-        for name in [column] if column else names:
-            if name in rows[0][1]:
-                return name
+        if there := [name for name in ([column] if column else names) if name in rows[0][1]]:
+            return there[0]
         raise UserError(f"{source} has no column {column or ' or '.join(names)} for the {what}; it has "
                         f"{', '.join(sorted(rows[0][1]))}: set --{what}_column")
 
@@ -137,10 +132,9 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
         if not usable or not prompt or truth in (None, "", []) or ability not in ("math", "code"):
             bad.append(where)
             continue
-        messages = [dict(role="system", content=system_prompt)] if system_prompt else []
-        kept = [m for m in prompt if system_prompt is None or m["role"] != "system"]
-        messages += [dict(role=m["role"], content=m["content"]) for m in kept]
-        messages[-1]["content"] += user_suffix
+        kept = [dict(role=m["role"], content=m["content"]) for m in prompt if system_prompt is None or m["role"] != "system"]
+        kept[-1]["content"] += user_suffix
+        messages = [dict(role="system", content=system_prompt)] * bool(system_prompt) + kept
         problem_id = next((row[k] for k in ("problem_id", "id", "unique_id", "task_id") if row.get(k) is not None), index)
         problems.append(dict(id=problem_id, problem=prompt[-1]["content"], messages=messages, ability=ability,
                              ground_truth=truth if isinstance(truth, (list, dict)) else str(truth)))
@@ -204,7 +198,7 @@ def sample_seed(*parts):
 class Sample(NamedTuple):
     tokens: list                    # ids of the answer, the end token included
     logprobs: list                  # of each token, under the temperature it was sampled at
-    finish_reason: str              # "stop": ended by itself; "length": cut; "tool": at the stop string. See also sample()
+    finish_reason: str              # "stop": ended by itself; "length": cut; "tool": at the stop string; more in tir.py
     mask: list = None               # 1 where the model wrote, 0 where its tool did; None: the model wrote all
 
 
@@ -233,7 +227,7 @@ class VLLMEngine:
                        distributed_executor_backend="external_launcher" if colocated else None)
         if colocated or not cuda:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # in this process, so that weights can be handed over
-        # On a CPU gpu_memory_utilization means host memory, and compiling takes minutes.
+        # on a CPU gpu_memory_utilization means host memory, and compiling takes minutes
         options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
         if colocated and not cuda:  # the packed copy of a tied lm_head is not rebuilt when weights are replaced
             import vllm._custom_ops
@@ -291,8 +285,8 @@ class HFEngine:
         logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.device, self.tokenizer, self.stop = device, tokenizer, stop_tokens(tokenizer, path)
-        self.max_model_len = max_model_len
+        self.device, self.max_model_len = device, max_model_len
+        self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, batch_tokens=2**17, batch_rows=256):
         """As VLLMEngine.sample(), batch by batch."""
@@ -341,104 +335,12 @@ class HFEngine:
     sleep = close = lambda self: None               # there is nothing to hand back
 
 
-# ------------------------------------------------------------ tool-integrated reasoning
-TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
-FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
-
-
-def run_tool(code, earlier, timeout=5.0, numina=False):
-    """(what the model is shown of its program's run, did it succeed): what it printed and the value of its last line, or
-    the error; 200 characters. earlier: programs of the same answer; what they defined is there, what they printed is not.
-    numina: the last line becomes print(line) unless it prints (a syntax error if it is no expression); nothing is left."""
-    from grader import run_python
-    if numina:
-        *before, last = code.rstrip().split("\n")
-        code, earlier = code if "print(" in last else "\n".join([*before, f"print({last.split('#')[0]})"]), []
-    else:
-        with contextlib.suppress(SyntaxError, ValueError):          # the model shall see it from the run
-            *_, last = ast.parse(code).body
-            if isinstance(last, ast.Expr):                          # its column counts bytes; the newline ends a comment
-                *before, line = code.split("\n")[:last.lineno]
-                line = line.encode()[:last.col_offset].decode() + f"_ = ({ast.get_source_segment(code, last)}\n)"
-                code = "\n".join([*before, line, "if _ is not None: print(_)"])
-    if earlier:
-        code = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    exec({chr(10).join(earlier)!r})\n{code}"
-    result = run_python("import math\nimport numpy as np\nimport sympy as sp\n" + code, timeout=timeout)
-    ok = result.returncode == 0 and not result.timed_out
-    shown = f"Timed out after {timeout:g} seconds." if result.timed_out else (result.stdout if ok else result.stderr).strip()
-    shown = shown if len(shown) <= 200 else shown[:200] + " ... (output truncated)"
-    return shown.replace("```", "'''"), ok                          # a fence of its own would end the block
-
-
-def next_move(text, reason, numina=False):
-    """What a conversation does after the engine stopped for `reason`: "call" its tool, go "on", start "again", or end as
-    "stop" (answered), "length" or "malformed" (a call without a new program). See sample() for numina."""
-    fences, called = FENCE.findall(text), reason == "tool"
-    if not numina:
-        return reason if not called else "call" if fences and fences[-1][0] == "python" else "malformed"
-    languages, ended = [language for language, _ in fences], re.search(r"answer is|\\boxed", text[-100:])
-    if "python" not in languages:
-        return "again"
-    return "call" if called else "again" if not ended else "on" if "output" in languages else "malformed"
-
-
-def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=5.0, numina=False, batch=4096, **sampling):
-    """engine.sample() with a Python interpreter in the loop, as NuminaMath-7B-TIR has it: an answer stops at ```output, its
-    last program runs, the result goes on the answer, and so on for `rounds` rounds (0: no tool). A batch of conversations
-    advances together, programs run while others are sampled. Yields (number of the request, Sample) as they end.
-
-    max_tokens: of an answer, the tool's words included. finish_reason: "stop" (ended by itself), "length", "rounds" (still
-    calling in the last round, where no program runs), "malformed" (a call without a new program). numina=True: the rules of
-    its notebook (aimo-progress-prize, kaggle-solution.ipynb). An answer without a program, or that ends without a box in its
-    last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; one that is
-    answered is sampled on, and may change its answer: the text is then that of its last answer."""
-    if not rounds:
-        yield from engine.sample(requests, max_tokens=max_tokens, **sampling)
-        return
-    requests = enumerate(requests)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while talks := [SimpleNamespace(n=n, prompt=prompt, seed=seed, tape=[], earlier=[], answered=[], program=None)
-                        for n, (prompt, seed) in itertools.islice(requests, batch)]:
-            for turn in range(rounds):
-                going, asked = [], [(t.prompt + [token for token, *_ in t.tape], t.seed + turn, max_tokens - len(t.tape))
-                                    for t in talks]
-                for i, answer in engine.sample(asked, max_tokens=max_tokens, stop=TOOL_STOP, **sampling):
-                    talk = talks[i]
-                    talk.tape += [(*pair, 1) for pair in zip(answer.tokens, answer.logprobs)]       # (token, logprob, mask)
-                    text = tokenizer.decode([token for token, *_ in talk.tape], skip_special_tokens=True)
-                    move = next_move(text, answer.finish_reason, numina)
-                    if move == "on":
-                        talk.answered, talk.tape = talk.tape, talk.tape[:-1]                        # without its end token
-                    if move in ("call", "on", "again") and turn + 1 == rounds:
-                        move = "rounds"
-                    elif move in ("call", "on") and len(talk.tape) + 2 > max_tokens:
-                        move = "length"
-                    elif move == "again":
-                        talk.tape = []
-                    elif move == "call":
-                        talk.code = [code for language, code in FENCE.findall(text) if language == "python"][-1]
-                        talk.program = pool.submit(run_tool, talk.code, talk.earlier, tool_timeout, numina)
-                    if move in ("call", "on", "again"):
-                        going.append(talk)
-                    else:
-                        tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
-                        yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
-                for talk in (talk for talk in going if talk.program):
-                    (shown, ok), talk.program = talk.program.result(), None
-                    words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
-                    talk.tape += [(token, 0.0, 0) for token in words[:max_tokens - len(talk.tape) - 1]]
-                    talk.earlier += [talk.code] * ok
-                if not (talks := going):
-                    break
-
-
 def pick_device(device, dtype):
     """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
     Raises UserError for another name, and for cuda without a GPU."""
-    known = dict(device=("auto", "cpu", "cuda"), dtype=("auto", "bfloat16", "float32"))
-    for name, value in dict(device=device, dtype=dtype).items():
-        if value not in known[name]:
-            raise UserError(f"{name}={value!r}: one of {', '.join(known[name])}")
+    for name, value, *known in (("device", device, "auto", "cpu", "cuda"), ("dtype", dtype, "auto", "bfloat16", "float32")):
+        if value not in known:
+            raise UserError(f"{name}={value!r}: one of {', '.join(known)}")
     cuda = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
@@ -491,8 +393,8 @@ def resume_rows(path, same):
 
 def main():
     from grader import Grader
-    if samples_per_problem < 1 or max_tokens < 1:
-        raise UserError("samples_per_problem and max_tokens must be at least 1")
+    if min(samples_per_problem, max_tokens, tir_rounds) < 1:
+        raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
     torch_device, torch_dtype = pick_device(device, dtype)
     problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt, user_suffix,
                              max_problems, max_bad_share)
@@ -514,10 +416,9 @@ def main():
     print(f"{len(problems)} problems x {samples_per_problem} samples; {len(done)} rows are there, {len(jobs)} to sample; "
           f"{skipped} problems skipped: their prompt is longer than max_prompt_tokens={max_prompt_tokens}")
     if jobs:
-        print("first prompt:\n" + tokenizer.decode(jobs[0][0]))
         sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                               tensor_parallel, gpu_memory)
-        print(f"engine: {sampler.name}", flush=True)
+        print(f"engine: {sampler.name}; first prompt:\n{tokenizer.decode(jobs[0][0])}", flush=True)
         with Grader(workers=grade_workers, timeout=grade_timeout) as grader:
             stream_answers(sampler, grader, tokenizer, jobs, path, sampling)
         sampler.close()
@@ -534,19 +435,18 @@ def write_sft_set(path):
             fate = "kept" if row["n_tokens"] <= sft_max_tokens else "too long"
             if not row["correct"]:
                 fate = "wrong" if extract_answer(row["response"]) else "no box"
-            if row["finish_reason"] == "length":
+            if row["finish_reason"] != "stop":
                 fate = "truncated"
             count[fate] += 1
             if fate == "kept":
                 talk = [("system", sft_system_prompt), ("user", row["problem"]), ("assistant", row["response"])]
-                talk = [dict(role=role, content=text) for role, text in talk if text]
-                kept = dict(messages=talk, ground_truth=row["ground_truth"], id=row["problem_id"])
+                kept = dict(messages=[dict(role=role, content=text) for role, text in talk if text],
+                            ground_truth=row["ground_truth"], id=row["problem_id"])
                 out.write(json.dumps(kept, ensure_ascii=False) + "\n")
     os.replace(sft_path + ".tmp", sft_path)
     n = max(1, count.total())
-    print(f"{count.total()} answers, {tokens / n:.0f} tokens on average: " +
-          ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long")) +
-          f"; wrote {sft_path}")
+    shares = ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long"))
+    print(f"{n} answers, {tokens / n:.0f} tokens on average: {shares}; wrote {sft_path}")
     if not count["kept"]:
         raise UserError(f"no answer in {path} is right: {sft_path} is empty; try more samples_per_problem or another model")
 

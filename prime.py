@@ -29,10 +29,10 @@ import torch.nn.functional as F
 
 import configurator
 from configurator import UserError
-from generate import (TOOL_STOP, load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample,
-                      sample_seed)
+from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
                  optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
+from tir import TOOL_STOP, sample
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -69,7 +69,7 @@ filter_low = 0.2                    # prompts are kept if low <= mean outcome <=
 filter_high = 0.8
 filter_truncated = False            # reject a prompt if one of its answers was cut (recipe: True)
 max_draws = 50                      # draws a step before the run gives up: too few prompts pass the filter
-tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see sample() in generate.py
+tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see tir.py
 tir_rounds = 4                      # times the model writes: one more than programs run
 tir_timeout = 5.0                   # seconds a program
 grade_workers = None                # processes a rank; None: cores / ranks

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
-from generate import (TOOL_END, TOOL_STOP, check_model, encode, load_tokenizer, pick_device, read_rows, report_bad,
-                      stop_tokens)
+from generate import check_model, encode, load_tokenizer, pick_device, read_rows, report_bad, stop_tokens
+from tir import TOOL_END, TOOL_STOP
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
@@ -67,7 +67,6 @@ save_interval = 300                 # steps between checkpoints to resume from (
 keep_checkpoints = 2                # the newest so many stay
 
 
-# ------------------------------------------------------------ processes
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
     if "RANK" not in os.environ:
@@ -179,7 +178,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
-        raise UserError(f"{path} has no *.safetensors file")
+        raise UserError(f"{path} has no *.safetensors file: convert it with from_pretrained(...).save_pretrained(folder)")
     kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn")) + ["varlen"] if device.type == "cuda" else []
     if attention not in ("auto", *kernels, "padded"):
         raise UserError(f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels, 'padded'])}")
@@ -194,9 +193,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
         fully_shard(part, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
-    weights = model.state_dict()
-    if config.tie_word_embeddings:
-        weights.pop("lm_head.weight")                   # not in the file
+    tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
     dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(path))
     with torch.device(device):
         model.model.rotary_emb = type(model.model.rotary_emb)(config)                          # to_empty left it undefined
@@ -311,11 +309,9 @@ def keep_lines(path, before):
         os.replace(path + ".tmp", path)
 
 
-# ------------------------------------------------------------ data
 def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
-    """A conversation -> (tokens, scored): the assistant's words and end token are scored, all else is context; a tool's words
-    are, unless mask_output=False. Prompt, answer and output are tokenized apart, as prime.py and evaluate.py see them. Where
-    the template writes no end token one is added, or the model never learns to stop. ValueError: a row of no use."""
+    """A conversation -> (tokens, scored): the assistant's words and end token are scored (one is added where the template has
+    none), not the prompt and a tool's words, if masked. They are tokenized apart, as in the loop. ValueError: a useless row."""
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     tokens, scored, text, eos = [], [], "", tokenizer.eos_token
     for i, message in enumerate(messages):
@@ -383,12 +379,10 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
     rows = load_sft_rows(data, tok)
-    if val_data:
-        val = load_sft_rows(val_data, tok)
-    else:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        kept = len(rows) - min(val_rows, len(rows) // 10)
-        rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
+    rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
+    val = load_sft_rows(val_data, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
     net = load_model(model, torch_device, torch_dtype, checkpointing=checkpointing, attention=attention)

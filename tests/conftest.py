@@ -67,7 +67,8 @@ def world(tmp_path_factory):
     """The built-in world, small: its folder."""
     folder = tmp_path_factory.mktemp("world")
     run("data/arithmetic/prepare.py", f"--out_dir={folder}", "--web_solutions=300", "--web_val_solutions=20", "--train_problems=50",
-        "--rl_problems=50", "--test_problems=50")
+        "--rl_problems=50", "--test_problems=50", "--tool_solutions=50", "--large_problems=50", "--code_solutions=50",
+        "--code_rl_problems=50", "--code_test_problems=50")
     return folder
 
 

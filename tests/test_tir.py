@@ -9,7 +9,8 @@ import generate
 import prime
 import sft
 from conftest import call, read_jsonl, write_jsonl
-from generate import Sample, run_tool, sample
+from generate import Sample
+from tir import run_tool, sample
 
 CPU = torch.device("cpu")
 

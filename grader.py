@@ -6,13 +6,13 @@ The one judge of answers: generate.py, prime.py and evaluate.py import it unchan
 
 A small parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify),
 at four random rational points if it has variables: exactly while it stays rational, else to 70 digits with mpmath. Length,
-depth, powers, factorials and total work are limited; the pool (Grader) adds a deadline and a memory limit. The rules:
+depth, powers and factorials are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
 
-- Integers and exact values are compared exactly, at any size: 102019 is not 102018, 0.333 is not 1/3. A decimal passes for an
-  exact gold if it is equal (0.5 = 1/2) or right to 12 digits. A gold written as a decimal grants its own precision: relative
-  1e-4, or rounding to its significant digits if it states two or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are one number.
-- 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50); nothing else is scaled by 100.
-  Other units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
+- Integers and exact values are compared exactly, at any size: 0.333 is not 1/3. A decimal passes for an exact gold if it is
+  equal (0.5 = 1/2) or right to 12 digits. A gold written as a decimal grants its own precision: relative 1e-4, or rounding to
+  its significant digits if it has two or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are equal.
+- 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50). Nothing else is scaled by 100.
+  Units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
 - x = 5 answers 5 and 5 answers x = 5; x + y = 5 does not. Two names must agree. In a = b = c the last side counts, or the one
   before the first "approximately". Equations are equal up to a constant factor, inequalities up to a positive one.
 - Several answers: any order, all and only those; +- stands for both. (1, 2) is ordered, a list without brackets may stand for
@@ -23,8 +23,8 @@ depth, powers, factorials and total work are limited; the pool (Grader) adds a d
 - Only boxes count. Phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is
   the lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, collections, concurrent.futures, contextlib, ctypes, functools, inspect, json, math, operator, os, re, secrets
-import select, signal, subprocess, sys, tempfile, textwrap, threading, traceback, unicodedata, zlib
+import ast, builtins, collections, concurrent.futures, contextlib, ctypes, functools, inspect, json, math, operator, os, re
+import secrets, signal, subprocess, sys, tempfile, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
 from pathlib import Path
@@ -35,44 +35,34 @@ class Unparsed(Exception): "not mathematics that we can read, or too costly to w
 
 # --- from a response to the text of its answer
 
-BRACES = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*([{\d])|\\.|[{}]", re.S)
+BRACED = functools.reduce(lambda inner, _: r"(?:[^{}\\]++|\\.|{%s})*+" % inner, range(40), "")  # balanced braces
+BOX = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*(?:{(%s)}|(\d))" % BRACED, re.S)
 GLUE = re.compile(r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b)*")
 PHRASE = re.compile(r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s*]*|^(?:A|####):?\s", re.I | re.M)
-FOUND = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
+FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
 
 def extract_answer(response, fallback=False):
     r"""The content of the last balanced \boxed{...} or \fbox{...}; None if there is none.
 
     A minus before the box belongs to the answer; boxes with nothing but commas or "and" between them are one list.
     fallback=True (for evaluation, never for a reward) goes on to a closing phrase, the last formula, the last number."""
-    boxes, stack = [], []  # the outermost boxes; one pass, so that 20,000 open boxes cost nothing
-    for m in BRACES.finditer(response):
-        if m[0] == "}" and stack:
-            if (opener := stack.pop())[1]:
-                while boxes and boxes[-1][0] > opener.start():
-                    boxes.pop()
-                boxes.append((opener.start(), m.end(), slice(opener.end(), m.start())))
-        elif m[0] != "\\{" and m[0][-1] == "{":
-            stack.append(m)
-        elif m[1]:
-            boxes.append((m.start(), m.end(), slice(*m.span(1))))  # \boxed 5
+    boxes, answers, start = list(BOX.finditer(response)), [], None
     if not boxes:
         return from_prose(response) if fallback else None
-    start, answers = None, []
-    while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1][1]:start]) and GLUE.fullmatch(gap)):
-        start, _, content = boxes.pop()
+    while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1].end():start]) and GLUE.fullmatch(gap)):
+        box = boxes.pop()
+        start = box.start()
         minus = re.search(r"(?<![\w})\].])\s*\$?\s*-\s*$", response[max(0, start - 20):start])
-        answers.insert(0, "-" * bool(minus) + response[content])
+        answers.insert(0, "-" * bool(minus) + box[box.lastindex])
     return ", ".join(dict.fromkeys(answers))
 
 def from_prose(response):
     "the answer of a response without a box: what follows the last phrase, else the last number or inline formula"
-    text = re.split(r"<\||\.?\s*I hope it is", response[-5000:])[0]
-    *before, text = PHRASE.split(text)
+    *before, text = PHRASE.split(re.split(r"<\||\.?\s*I hope it is", response[-5000:])[0])
     line = re.split(r"\n|\.(?=\s|$)", text)[0]
     if before and len(line.split()) <= 3 and re.search(r"\w\w", line):
         return line  # but never a lone letter: a choice in prose is too easy to hit
-    found = list(FOUND.finditer(text))
+    found = list(FORMULA.finditer(text))
     return next(filter(None, found[0 if before and found[0].start() == 0 else -1].groups())) if found else None
 
 def golds(gold):
@@ -85,39 +75,42 @@ def golds(gold):
 
 # --- from text to tokens: numbers, letters, \commands, _indices, @words@ and signs
 
-SIGNS = dict(zip("−–—∗÷∕⁄º′’％;", "---*///°''%,")) | {c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-SIGNS |= {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} | {"&": ", "} | {s[0]: f"\\{s[1:]} " for s in """×times ·times ⋅times
-    ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()}
-SIGNS = str.maketrans(SIGNS)
+SIGNS = dict(zip("−–—∗÷∕⁄º′’％;", "---*///°''%,")) | {"&": ", "} | {c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+SIGNS = str.maketrans(SIGNS | {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} | {s[0]: f"\\{s[1:]} " for s in """×times ·times
+    ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()})
 FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc ln log lg exp sqrt abs floor ceil max min
     gcd lcm""".split()
 SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:atanh arcsin:asin arccos:acos arctan:atan
     infinity:infty inf:infty oo:infty le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!= approx:~ simeq:~
-    equiv:= cdot:* times:* ast:* div:/ mod:bmod pmod:bmod backslash:setminus lvert:| rvert:| vert:| varnothing:emptyset
+    equiv:= cdot:* times:* ast:* div:/ mod:bmod pmod:bmod backslash:setminus lvert:| rvert:| vert:| mid:| varnothing:emptyset
     langle:( rangle:) lbrace:{ rbrace:} exponentialE:e choose:binom and:, or:, percent:% pct:% percentage:%""".split())
-NAMES = [*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()]
+NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
-    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])|\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|limits|boldsymbol|vec|hat|"
-     r"bm|math(?:bf|it|sf|cal)|bf|rm|it)(?![a-zA-Z])\.?", " "), (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),
+    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])", " "),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|limits|boldsymbol|vec|hat|bm|math(?:bf|it|sf|cal)|bf|rm|it)"
+     r"(?![a-zA-Z])\.?", " "),
+    (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
     (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),
-    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"), (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"),
-    (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),  # a matrix is a tuple of its rows
+    (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
+    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a matrix is a tuple of its rows
+    (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"), (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),
     (r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]", " "),
-    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"), (r"\\%", "%"), (r"\*\*", "^"),
-    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"), (r"\^\s*(-\s*\w+)", r"^{\1}"), (r"\\prime", "'"),
-    (r"\^\s*{?\s*('[\s']*)}?", r"\1"), (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),
+    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
+    (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
+    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
     (r"\^\s*{?\s*\\(?:text|mathrm|mbox)\s*{(th|st|nd|rd)}\s*}?", r"\1"),
+    (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
      lambda m: f"({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/({'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"(?<![\w.^}/*])(\d+) +(\d+)/(\d+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
     (r"(?<![\w.^}])(\d+)\s*(\\frac\s*{\d+}\s*{\d+})", r"(\1+\2)"),
-    (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),
+    (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),  # 1/2x
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
-UNIT = re.compile(r"(?<=[\d})%%])\s*(?:(?:[ckm]?m|in|ft|yd|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b(?![({])|"
-                  r"(?<=[\d})]\s)(?!%s)[a-z]{3,}\b)(?:\s+[a-z]{2,}\b)*" % "|".join(NAMES))
-NAME = re.compile("(%s)$|%s" % ("|".join(NAMES), "|".join(f for f in FUNCTIONS if len(f) > 2)))
+UNIT = re.compile(r"(?<=[\d})%])\s*(?:(?:[ckm]?m|in|ft|yd|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b(?![({])|"
+                  rf"(?<=[\d}})]\s)(?!{NAMES.replace('|||', '|')})[a-z]{{3,}}\b)(?:\s+[a-z]{{2,}}\b)*")
+NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
 
@@ -141,13 +134,13 @@ def clean(text):
     return text.strip(" =").rstrip(".,: ")
 
 def tokenize(text):
-    tokens, depth, inside = [], 0, 0
+    tokens, depth = [], {"{": 0, "([": 0}
     for token in TOKEN.findall(text):
-        inside += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-        depth += (token == "{") - (token == "}")
-        if depth + inside > MAX_DEPTH or len(tokens) > MAX_TOKENS:
+        depth["{"] += (token == "{") - (token == "}")
+        depth["(["] += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
+        if sum(depth.values()) > MAX_DEPTH or len(tokens) > MAX_TOKENS:
             raise Unparsed("too deep or too long")
-        if token[0].isdigit() and "," in token and inside:
+        if token[0].isdigit() and "," in token and depth["(["]:
             tokens += re.split("(,)", token)  # (100,200) is a pair
         elif token.lstrip("\\").isalpha():
             tokens += [t for t in letters(token) if t != "," or tokens[-1:] != [","]]  # "2, and 3"
@@ -162,7 +155,7 @@ def letters(run):
         return ["\\" + name if name.isalpha() and len(name) > 1 else name] + (letters(run[m.end():]) if m[0] != run else [])
     return ["@" + run] if re.fullmatch(r"[A-Z]?[a-z]*[aeiou][a-z]*", run) and len(run) > 3 else list(run)
 
-# --- arithmetic at one point
+# --- arithmetic at one point: with fractions, else in mpmath
 
 @functools.cache
 def mp():
@@ -173,16 +166,15 @@ def mp():
     return context
 
 def exact(*xs): return all(isinstance(x, Fraction) for x in xs)
-def size(x):
-    "of the number in bits"
-    return (abs(x.numerator) | x.denominator).bit_length() if exact(x) else abs(mp().mag(x)) if x and mp().isfinite(x) else 0
+def floor(x): return Fraction(int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
 
-def floor(x): return Fraction(math.floor(x) if exact(x) else int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
+def bits(x):
+    return (abs(x.numerator) | x.denominator).bit_length() if exact(x) else abs(mp().mag(x)) if x and mp().isfinite(x) else 0
 
 def power(a, b):
     if not a:
         return Fraction(not b) if exact(b) and b >= 0 else 1 / a
-    if abs(mp().convert(b)) * (size(a) + 1) > MAX_BITS:
+    if abs(mp().convert(b)) * (bits(a) + 1) > MAX_BITS:
         raise Unparsed("power too big")
     if exact(a, b) and b.denominator == 1:
         return a ** int(b)
@@ -195,49 +187,59 @@ def factorial(n):
         raise Unparsed("factorial too big")
     return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp().gamma(n + 1)
 
+def det(*xs):
+    n = math.isqrt(len(xs))
+    return mp().det([xs[k:k + n] for k in range(0, len(xs), n)])
+
 TABLE = {
-    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "\\frac": lambda a, b: a * (1 / b), "^": power,
-    "!": factorial, "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor,
+    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": lambda a, b: a * (1 / b), "^": power, "!": factorial,
+    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor, "\\det": det,
     "\\ceil": lambda x: -floor(-x), "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\exp": lambda x: power(mp().e, x),
     "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n), "\\lg": lambda x: mp().log(x, 10),
     "\\log": lambda x, base=None: mp().log(x) / (mp().log(base) if base else 1) if x else 1 / x,
     "\\gcd": lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs))),
     "\\lcm": lambda *xs: Fraction(math.lcm(*(x.numerator for x in xs)), math.gcd(*(x.denominator for x in xs))),
     "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re)}
-TABLE |= {"/": TABLE["\\frac"], ":": TABLE["\\frac"], "\\ln": TABLE["\\log"]}
+TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 
 # --- from tokens to values
 
 # A number has xs: one value, or one for each point, None where it is undefined; digits, the significant ones, if it is written
 # as a decimal; and a unit: "cm", "%", "°", or "_8" in base 8. A collection has items and brackets: "" (none), "{}", "[)", ...,
-# "⟦⟧" for a matrix or its row, and "rel" for a relation, which also has signs, and the names that its sides are or None.
-Value = collections.namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
+# "⟦⟧" for a matrix or its row. A relation has items, the signs between them, and names: what each side is called, or None.
+Value = namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
+RELATIONS = "= < > <= >= != ~ \\in".split()
+LEVEL = {"\\cup": 0, "\\cap": 0, "\\setminus": 0, "+": 1, "-": 1, "*": 2, "/": 2, ":": 2, "\\bmod": 2}
+CLOSERS = {"(": ")]", "[": ")]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
+DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_DEPTH}
+STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
-LEVELS = [",", "= < > <= >= != ~ \\in", "\\cup \\cap \\setminus", "+ -", "* / : \\bmod"]
-LEVEL = {sign: level for level, signs in enumerate(LEVELS) for sign in signs.split()}
-CLOSERS = {"(": ") ]", "[": ") ]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-STOP = {*LEVEL, *") ] } \\} ⟧ \\rfloor \\rceil ^ ! % ° '".split(), ""}
+def collection(items, brackets=""): return Value(brackets=brackets, items=items)
+def constant(x): return Value([x])
 
-def number(x): return Value([x])
-def sequence(brackets, items): return Value(brackets=brackets, items=items)
-MINUS = number(Fraction(-1))
+def negative(value):
+    "-50% keeps its unit"
+    return value._replace(xs=[x if x is None else -x for x in value.xs]) if value.xs else scale(constant(Fraction(-1)), value)
+
+def scale(factor, value):
+    "a product; a factor goes into a tuple"
+    if value.brackets and value.brackets[0] in "([⟦":
+        return value._replace(items=[scale(factor, x) for x in value.items])
+    return compute("*", factor, value)
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"
-    factor = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, Fraction(1))
-    return compute("*", value._replace(unit=""), number(factor)) if value.unit else value
+    unit = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)
+    return value._replace(xs=[x if x is None else x * unit for x in value.xs], unit="") if value.unit else value
 
 def compute(name, *args):
-    "a function of numbers, point by point; a factor goes into a tuple"
-    negated, last = args[0] is MINUS, args[-1]  # -50% keeps its unit
-    if name == "*" and last.brackets and last.brackets[0] in "([⟦":
-        return last._replace(items=[compute("*", args[0], x) for x in last.items])
-    args, function = args if negated else [plain(a) for a in args], TABLE.get(name) or getattr(mp(), name[1:], None)
-    if not function or any(not a.xs or size(x) > MAX_BITS for a in args for x in a.xs or [0]):
+    "a function of numbers, point by point"
+    function = TABLE.get(name) or getattr(mp(), name[1:], None)
+    if not function or any(not a.xs or bits(x) > MAX_BITS for a in args for x in a.xs or [0]):
         raise Unparsed(name)
-    xs = []
-    for k in range(max(len(a.xs) for a in args)):
-        column = [a.xs[k % len(a.xs)] for a in args]
+    args, xs = [plain(a).xs for a in args], []
+    for k in range(max(map(len, args))):
+        column = [a[k % len(a)] for a in args]
         try:
             x = function(*column)
             if not exact(x) and (mp().isnan(x) or k > 1 and mp().im(x) and not any(map(mp().im, column))):
@@ -245,14 +247,42 @@ def compute(name, *args):
         except (ArithmeticError, TypeError, ValueError, AttributeError):  # no value there, or not for such arguments
             x = None
         xs.append(mp().convert(x) if x is not None and exact(x) and x.denominator.bit_length() > 4000 else x)
-    return last._replace(xs=xs) if negated else Value(xs)
+    return Value(xs)
 
 def variable(name):
     "a random rational for each of four points, which depends on the name only; positive at the first two"
     if name in ("i", "e", "\\pi", "\\infty"):
-        return number({"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name])
+        return constant({"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name])
     draws = [zlib.crc32(f"{name} {k}".encode()) for k in range(4)]
     return Value([Fraction(d % 2200 + 300, 997) * (-1 if k > 1 and d >> 16 & 1 else 1) for k, d in enumerate(draws)])
+
+def split(tokens, signs):
+    "the parts of tokens between those signs that are outside brackets, and the signs"
+    parts, found, depth = [[]], [], 0
+    for token in tokens:
+        depth += DEPTH.get(token, 0)
+        if depth == 0 and token in signs:
+            found.append(token)
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts, found
+
+def read(tokens):
+    "the value of a list, a relation or an expression"
+    parts, commas = split(tokens, [","])
+    if commas:
+        return collection([read(part) for part in parts])
+    sides, signs = split(tokens, RELATIONS)
+    if signs:
+        if signs[0][0] == ">":  # 3 > x is x < 3
+            sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
+        return Value(items=[read(side) for side in sides], signs=signs, names=[name_of(side) for side in sides])
+    stack = ["", *reversed(tokens)]
+    value = expression(stack)
+    if stack[-1]:
+        raise Unparsed("syntax")
+    return value
 
 def name_of(tokens):
     "the name that a side of an equation is (x, f(2), AB, |AB|, dy/dx, angle APC), None if it is a real expression"
@@ -260,126 +290,105 @@ def name_of(tokens):
     named = re.fullmatch(r"[a-zA-Z\s\\|:/,(){}'@]*", text) and not {"\\pi", "\\infty", "\\sqrt", "\\emptyset"} & set(tokens)
     return re.sub(r"[{}\s]", "", "".join(tokens)) if named else None
 
-class Parser:
-    "precedence climbing: expr() reads operands and the operators of one level and the tighter ones; the token '' is the end"
-    def __init__(self, tokens): self.tokens, self.i, self.bars = [*tokens, ""], 0, False
-    def peek(self): return self.tokens[self.i]
+# Precedence climbing: these take what they read from the end of a reversed list of tokens.
 
-    def take(self, *tokens):
-        "the next token, which must be one of these"
-        if not self.peek() or tokens and self.peek() not in tokens:
-            raise Unparsed("syntax")
-        self.i += 1
-        return self.tokens[self.i - 1]
+def expression(tokens, lowest=0):
+    "operands, and the operators of this level and the tighter ones"
+    sign = tokens.pop() if tokens[-1] in ("+", "-") else None
+    value = expression(tokens, 2) if sign else product(tokens)
+    value = negative(value) if sign == "-" else value
+    while (level := LEVEL.get(tokens[-1], -1)) >= lowest:
+        sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
+        if sign == "\\cup":
+            value = collection([left, right])
+        elif level == 0:
+            value = collection([x for x in members(left) if any(equal(x, y) for y in members(right)) == (sign == "\\cap")])
+        else:
+            value = scale(left, right) if sign == "*" else compute(sign, left, right)
+    return value
 
-    def expr(self, lowest=0):
-        start, value = self.i, self.term()
-        while (level := LEVEL.get(self.peek(), -1)) >= lowest:
-            items, signs, starts = [value], [], [start]
-            while LEVEL.get(self.peek()) == level:
-                signs.append(self.take())
-                starts.append(self.i)
-                items.append(self.expr(level + 1))
-            if level == 0:
-                value = sequence("", items)
-            elif level == 1:
-                names = [name_of(self.tokens[a:b - 1]) for a, b in zip(starts, [*starts[1:], self.i + 1])]
-                if signs[0][0] == ">":  # 3 > x is x < 3
-                    items, signs, names = items[::-1], [s.replace(">", "<") for s in signs[::-1]], names[::-1]
-                value = Value(brackets="rel", items=items, signs=signs, names=names)
-            else:
-                for sign, right in zip(signs, items[1:]):
-                    value = combine(sign, value, right)
-        return value
+def product(tokens, stop=()):
+    "juxtaposition: 2x, 3 sqrt 5, a(b+c); words after it are a unit, and abbreviations must not contradict each other"
+    value = factor(tokens)
+    while not (tokens[-1] in STOP or tokens[-1] in stop or tokens[-1][0] in "@_'"):
+        value = scale(value, factor(tokens))
+    unit = tokens.pop().strip("@ ") if tokens[-1][:1] == "@" else ""
+    return value._replace(unit=unit) if 0 < len(unit) < 4 else value
 
-    def term(self):
-        "a signed product; words after it are a unit, and abbreviations must not contradict each other"
-        if self.peek() in ("+", "-"):
-            return compute("*", MINUS, self.expr(4)) if self.take() == "-" else self.expr(4)
-        value = self.product()
-        if self.peek()[:1] == "@" and len(unit := self.take().strip("@ ")) < 4:
-            return value._replace(unit=unit)
-        return value
+def factor(tokens):
+    "an atom with its powers, indices, primes, factorials, percent and degree signs"
+    name, value = tokens[-1], atom(tokens)
+    while (sign := tokens[-1]) and (sign in "^!%°" or sign[0] in "_'"):
+        tokens.pop()
+        if sign == "^":
+            value = compute("^", value, negative(atom(tokens)) if tokens[-1] == "-" and tokens.pop() else atom(tokens))
+        elif sign == "!":
+            value = compute("!", value)
+        elif sign in "%°" or name[0].isdigit() and sign[0] == "_":
+            value = value._replace(unit=re.sub(r"[@{}\s]", "", sign))
+        elif not name[0].isdigit():
+            name += re.sub(r"[@{}\s]|\\mathrm|\\text", "", sign)
+            value = variable(name)
+    return value
 
-    def product(self, stop=()):
-        "juxtaposition: 2x, 3 sqrt 5, a(b+c)"
-        value = self.power()
-        while not (self.peek() in STOP or self.peek() in stop or self.peek()[0] in "@_'" or self.peek() == "|" and self.bars):
-            value = compute("*", value, self.power())
-        return value
+def atom(tokens):
+    token = tokens.pop()
+    if re.match(r"\.?\d", token):
+        mantissa, _, exponent = token.replace(",", "").rstrip(".").lower().partition("e")
+        digits = len(mantissa.replace(".", "").lstrip("0")) if exponent or "." in mantissa else 0
+        return Value([Fraction(mantissa) * power(Fraction(10), Fraction(exponent or 0))], digits)
+    if token in CLOSERS:
+        return bracket(token, tokens)
+    if token in ("\\frac", "\\binom"):
+        return compute(token, atom(tokens), atom(tokens))
+    if token == "\\det" and tokens[-1] == "⟦":
+        return compute("\\det", *[x for row in atom(tokens).items for x in row.items])
+    if token[1:] in FUNCTIONS:
+        return function(token, tokens)
+    if token in STOP or not token.strip("\\@")[:1].isalpha():
+        raise Unparsed("no operand")
+    return variable(token.strip("@ ").lower() if token[0] == "@" else token)
 
-    def power(self):
-        "an atom with its powers, indices, primes, factorials, percent and degree signs"
-        start, value = self.i, self.atom()
-        literal = self.tokens[start][0].isdigit()
-        while (sign := self.peek()) and (sign in "^!%°" or sign[0] in "_'"):
-            self.take()
-            if sign in "^!":
-                value = compute(sign, value, *([self.atom()] if sign == "^" else []))
-            elif sign in "%°" or literal and sign[0] == "_":
-                value = value._replace(unit=re.sub(r"[@{}\s]", "", sign))
-            elif not literal:
-                value = variable(re.sub(r"[@{}\s]|\\mathrm|\\text", "", "".join(self.tokens[start:self.i])))
-        return value
+def bracket(opener, tokens):
+    content, depth = [], 0
+    while not content or depth > 0 or depth == 0 and not content[-1] == opener == "|":
+        content.append(tokens.pop())
+        depth += DEPTH.get(content[-1], 0)
+    closer = content.pop()
+    if not closer or closer not in CLOSERS[opener]:
+        raise Unparsed("brackets")
+    if opener in ("\\lfloor", "\\lceil", "|"):
+        return compute({"|": "\\abs"}.get(opener, opener.replace("\\l", "\\")), read(content))
+    parts, _ = split(content, "|:")
+    if closer[-1] == "}" and len(parts) == 2 and split(parts[1], RELATIONS)[1]:
+        return read(parts[1])  # the set of all x with x > 2
+    value = read(content) if content else collection([])
+    return value._replace(brackets=opener[-1] + closer[-1]) if value.brackets == "" else value
 
-    def atom(self):
-        token = self.take()
-        if re.match(r"\.?\d", token):
-            mantissa, _, exponent = token.replace(",", "").rstrip(".").lower().partition("e")
-            digits = len(mantissa.replace(".", "").lstrip("0")) if exponent or "." in mantissa else 0
-            return Value([Fraction(mantissa) * power(Fraction(10), Fraction(exponent or 0))], digits)
-        if token in CLOSERS:
-            return self.bracket(token)
-        if token in ("\\frac", "\\binom"):
-            return compute(token, self.atom(), self.atom())
-        if token[1:] in FUNCTIONS:
-            return self.function(token)
-        if token in STOP or not token.strip("\\@")[:1].isalpha():
-            raise Unparsed("no operand")
-        return variable(token.strip("@ ").lower() if token[0] == "@" else token)
-
-    def bracket(self, opener):
-        closers, bars, self.bars = CLOSERS[opener].split(), self.bars, opener == "|"
-        value = sequence("", []) if self.peek() in closers else self.expr()
-        closer, self.bars = self.take(*closers), bars
-        if opener in ("\\lfloor", "\\lceil", "|"):
-            return compute({"|": "\\abs"}.get(opener, opener.replace("\\l", "\\")), value)
-        return value._replace(brackets=opener[-1] + closer[-1]) if value.brackets == "" else value
-
-    def function(self, name):
-        "sin x, sin^2 x, sin(x), log_2 8, sqrt[3]{x}, max(a, b)"
-        exponent, base = None, [self.atom()] if name == "\\sqrt" and self.peek() == "[" else []
-        while self.peek()[:1] in ("^", "_"):
-            if (sign := self.take()) == "^":
-                exponent = self.atom()
-            else:
-                base = [Parser(tokenize(sign[1:])).expr()]
-        bracketed = name == "\\sqrt" or self.peek() in CLOSERS
-        value = self.atom() if bracketed else self.product(stop={*CLOSERS, *("\\" + f for f in FUNCTIONS)})
-        if exponent == MINUS:
-            return compute("\\a" + name[1:], value)
-        value = compute(name, *(value.items or [value]), *base)
-        return compute("^", value, exponent) if exponent else value
-
-def combine(sign, left, right):
-    if sign == "\\cup":
-        return sequence("", [left, right])
-    if sign in ("\\cap", "\\setminus"):
-        return sequence("", [x for x in members(left) if any(equal(x, y) for y in members(right)) == (sign == "\\cap")])
-    return compute(sign, left, right)
+def function(name, tokens):
+    "sin x, sin^2 x, sin(x), log_2 8, sqrt[3]{x}, max(a, b)"
+    exponent, base = None, [atom(tokens)] if name == "\\sqrt" and tokens[-1] == "[" else []
+    while tokens[-1][:1] in ("^", "_"):
+        if (sign := tokens.pop()) == "^":
+            exponent = atom(tokens)
+        else:
+            base = [read(tokenize(sign[1:]))]
+    bracketed = name == "\\sqrt" or tokens[-1] in CLOSERS
+    value = atom(tokens) if bracketed else product(tokens, stop={*CLOSERS, *("\\" + f for f in FUNCTIONS)})
+    if exponent == constant(-1):
+        return compute("\\a" + name[1:], value)
+    value = compute(name, *(value.items or [value]), *base)
+    return compute("^", value, exponent) if exponent else value
 
 @functools.lru_cache(256)
 def parse(text):
     "the value of a cleaned text; +- gives a list of both"
-    tokens, values = tokenize(text), []
-    for plus, minus in ("+-", "-+") if {"\\pm", "\\mp"} & set(tokens) else ("+-",):
-        parser = Parser({"\\pm": plus, "\\mp": minus}.get(t, t) for t in tokens)
-        values.append(parser.expr())
-        if parser.peek():
-            raise Unparsed("syntax")
-    return values[0] if len(values) == 1 else sequence("", values)
+    tokens = tokenize(text)
+    both = [{"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}] if {"\\pm", "\\mp"} & set(tokens) else [{}]
+    values = [read([signs.get(token, token) for token in tokens]) for signs in both]
+    return values[0] if len(values) == 1 else collection(values)
 
-# --- equality of values: g is the gold, a the answer
+# --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
 
 def close(x, y, tolerance="1e-50"):
     if exact(x, y) and tolerance == "1e-50" or not mp().isfinite(x) or not mp().isfinite(y):
@@ -387,7 +396,7 @@ def close(x, y, tolerance="1e-50"):
     x, y = mp().convert(x), mp().convert(y)
     return abs(x - y) <= max(abs(x), abs(y)) * mp().mpf(tolerance) + mp().mpf("1e-60")
 
-def same_number(g, a, parity):
+def same_number(g, a, parity, tolerance):
     n = max(len(g.xs), len(a.xs))
     both = [(x, y) for x, y in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if x is not None and y is not None]
     if n > 1 or not both or close(*both[0]):
@@ -395,10 +404,12 @@ def same_number(g, a, parity):
     x, y = both[0]
     if parity and any(close(x * k, y, "1e-4") for k in (1, 100, Fraction(1, 100))):
         return True
-    if g.digits and not mp().im(y):  # relative 1e-4, or half a unit of the last digit
+    granted = tolerance or 0
+    if g.digits:  # relative 1e-4, or half a unit of the last digit
         half = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) / 2 if x and g.digits > 1 else 0
-        return abs(mp().convert(x + -y)) <= mp().convert(max(abs(x) / 10000, half)) * (1 + mp().mpf("1e-50"))
-    return a.digits >= 12 and close(x, y, "1e-12")
+        granted = max(granted, half, abs(x) / 10000)
+    error = abs(mp().convert(x + -y))
+    return error <= mp().convert(granted) * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
@@ -413,8 +424,8 @@ def named(value):
     names, signs = [n for n in value.names if n is not None] or [None], set(value.signs)
     if signs and signs <= {"<", "<="} and len(names) == 1 and names[0]:
         k = value.names.index(names[0]) + 1
-        ends, signs = [number(-mp().inf), *value.items, number(mp().inf)], ["<", *value.signs, "<"]
-        return names[0], sequence("[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"], [ends[k - 1], ends[k + 1]])
+        ends, signs = [constant(-mp().inf), *value.items, constant(mp().inf)], ["<", *value.signs, "<"]
+        return names[0], collection([ends[k - 1], ends[k + 1]], "[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"])
     trivial = all(equal(value.items[-1], side) for side in value.items[:-1]) if signs == {"="} and names == [None] else True
     if not signs or signs - {"=", "~", "\\in"} or not trivial:
         return None, value
@@ -425,162 +436,151 @@ def members(value):
     "the answers in a list or a set"
     return [x for item in value.items for x in members(item)] if value.brackets in ("", "{}") else [value]
 
-def equal(g, a, parity=False):
+def equal(g, a, *rules):
     "does the value a answer the gold g?"
-    if g.brackets == a.brackets == "rel" and same_relation(g, a):
+    rules = rules or (False, None)
+    if g.signs and a.signs and same_relation(g, a):
         return True
     (g_name, g), (a_name, a) = named(g), named(a)
-    if g_name is not None and a_name is not None and g_name != a_name or "rel" in (g.brackets, a.brackets):
+    if g.signs or a.signs or g_name is not None and a_name is not None and g_name != a_name:
         return False
     if g.xs and a.xs:
         units = {g.unit, a.unit}
-        percent = units == {"", "%"} and same_number(plain(g), plain(a), parity)
-        comparable = len(units) == 1 or "" in units and "_" not in g.unit + a.unit or parity
-        return percent or comparable and same_number(g, a, parity)
+        percent = units == {"", "%"} and same_number(plain(g), plain(a), *rules)
+        return percent or (len(units) == 1 or "" in units and "_" not in g.unit + a.unit) and same_number(g, a, *rules)
     if any(v.brackets and v.brackets[0] in "([⟦" for v in (g, a)):
         brackets = {g.brackets, a.brackets} - {"⟦⟧"}
-        return (brackets <= {"", "()"} or len(brackets) == 1 or parity) and len(g.items) == len(a.items) and all(
-            equal(x, y, parity) for x, y in zip(g.items, a.items))
+        return (brackets <= {"", "()"} or len(brackets) == 1) and len(g.items) == len(a.items) and all(
+            equal(x, y, *rules) for x, y in zip(g.items, a.items))
     xs, ys = members(g), members(a)
     if 1 in (len(xs), len(ys)) or len(xs) * len(ys) > MAX_ITEMS ** 2:
-        return len(xs) == len(ys) == 1 and (xs, ys) != ([g], [a]) and equal(xs[0], ys[0], parity)
-    return all(any(equal(x, y, parity) for y in ys) for x in xs) and all(any(equal(x, y, parity) for x in xs) for y in ys)
+        return len(xs) == len(ys) == 1 and (xs, ys) != ([g], [a]) and equal(xs[0], ys[0], *rules)
+    return all(any(equal(x, y, *rules) for y in ys) for x in xs) and all(any(equal(x, y, *rules) for x in xs) for y in ys)
 
 # --- the judge
 
-def judge(answer, gold, parity):
+def judge(answer, gold, parity, tolerance):
     "is_equiv for one gold; raises Unparsed"
     answer, gold = clean(answer), clean(gold)
+    if parity:  # without bases and kinds of brackets
+        answer, gold = (re.sub(r"(?<=\d)_({\d+}|\d+)", "", t).replace("[", "(").replace("]", ")") for t in (answer, gold))
     if re.fullmatch(r"\(?[A-F]\)?", gold):
         answer = re.sub(r"^\(?([A-F])[).:]\W+\S.*", r"\1", answer, flags=re.S)  # "(B) 12" is choice B
     words = not re.search(r"[\d\\^_=+{|]", answer + gold)
     x, y = (re.sub(r"[@\s().,'-]" if words else r"[@\s\\]", "", t).strip(".") for t in (answer, gold))
     if x == y or words and len(y) > 1 and x.lower() == y.lower():
         return x != ""
-    return equal(parse(gold), parse(answer), parity)
+    return equal(parse(gold), parse(answer), parity, tolerance)
 
-def verdict(answer, gold, parity=False):
+def verdict(answer, gold, parity=False, tolerance=None):
     "(right, unparsed): is the answer equal to one of the golds, and if not, was there a text that could not be read?"
     unparsed = False
     for text in golds(gold):
         try:
-            if judge(extract_answer(answer) or answer, text, parity):
+            if judge(extract_answer(answer) or answer, text, parity, tolerance):
                 return True, False
         except (Unparsed, ArithmeticError, ValueError, RecursionError):
             unparsed = True
     return False, unparsed
 
-def is_equiv(answer, gold, *, parity=False):
+def is_equiv(answer, gold, *, parity=False, tolerance=None):
     """Is the answer mathematically equal to the gold, by the rules above? Both are LaTeX or plain text; gold may be a worked
-    solution that ends in a box, or a list of acceptable answers. Never raises on text, always returns soon."""
-    return isinstance(answer, str) and verdict(answer, gold, parity)[0]
+    solution that ends in a box, or a list of acceptable answers. tolerance: the absolute error that a numeric gold allows
+    (`error` of OlympiadBench). Never raises on text, always returns soon."""
+    return isinstance(answer, str) and verdict(answer, gold, parity, tolerance)[0]
 
-def grade_math(response, gold, fallback=False, *, parity=False):
-    "Does the response answer with the gold? False if it gives no answer; fallback as in extract_answer, parity as in is_equiv."
-    return is_equiv(extract_answer(response, fallback), gold, parity=parity)
+def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
+    "Does the response answer with the gold? False if it gives no answer; fallback as in extract_answer, the rest as in is_equiv."
+    return is_equiv(extract_answer(response, fallback), gold, parity=parity, tolerance=tolerance)
 
 # --- grading at scale
 
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
 class Grader:
-    """Grades in worker processes: an item that hangs or eats memory is killed at its deadline, scores 0.0 and costs no other.
+    """Grades in worker processes: an item that hangs or eats memory scores 0.0 and costs no other.
 
     grade(responses, references) returns floats in order; submit(response, reference) a Future, to grade while sampling goes on.
-    A reference is {"ability": "math" or "code", "ground_truth": ...}. The deadline runs from the start of an item's own work:
-    timeout seconds, for code (where timeout is the limit of one test) code_timeout. Workers are new interpreters, so this is
-    safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL. Items that scored 0.0 are
-    counted: timeouts, crashes (memory, a dead worker), unparsed. An exception in the grader's own code raises GraderError."""
+    A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item's seconds, from the
+    start of its own work: timeout; for code, where timeout is the limit of one test, code_timeout. Workers are new
+    interpreters, so this is safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL.
+    Items that scored 0.0 are counted: timeouts, crashes (memory, a dead worker), unparsed. An exception in the grader's own
+    code raises GraderError."""
 
     def __init__(self, workers=None, timeout=5.0, memory_mb=1024, code_timeout=60.0, fallback=False, parity=False):
         self.memory_mb, self.deadlines = memory_mb, {"math": timeout, "code": code_timeout}
         self.options = {"timeout": timeout, "fallback": fallback, "parity": parity}
         self.timeouts = self.crashes = self.unparsed = 0
-        self.pool, self.workers = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()), set()
-        self.local, self.lock = threading.local(), threading.Lock()
+        self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each has a worker of its own
+        self.workers, self.own, self.lock = set(), threading.local(), threading.Lock()
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
     def close(self):
-        self.pool.shutdown(cancel_futures=True)
-        for worker in list(self.workers):
-            self.kill(worker)
-
-    def item(self, response, reference):
-        if reference.get("ability") not in self.deadlines:
-            raise ValueError(f"a reference needs the ability 'math' or 'code', not {reference.get('ability')!r}")
-        return {"response": response, **reference, **self.options}
-
-    def submit(self, response, reference):
-        return self.pool.submit(self.work, self.item(response, reference))
+        self.threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
+            worker.communicate()  # the end of its input ends it
 
     def grade(self, responses, references):
-        items = [self.item(*pair) for pair in zip(responses, references, strict=True)]
-        return list(self.pool.map(self.work, items))  # an error cancels the rest
+        futures = [self.submit(*pair) for pair in zip(responses, references, strict=True)]
+        return [future.result() for future in futures]
+
+    def submit(self, response, reference):
+        if reference.get("ability") not in self.deadlines:
+            raise ValueError(f"a reference needs the ability 'math' or 'code', not {reference.get('ability')!r}")
+        deadline = self.deadlines[reference["ability"]]
+        return self.threads.submit(self.work, {**reference, **self.options, "response": response, "deadline": deadline})
 
     def work(self, item):
-        "one item, in a thread that owns one worker process"
-        worker = getattr(self.local, "worker", None) or self.start()
-        score, counter, error = self.ask(worker, item, self.deadlines[item["ability"]])
-        if error:
-            raise GraderError(error)
-        if counter:
-            with self.lock:
-                setattr(self, counter, getattr(self, counter) + 1)
-        return score
-
-    def start(self):
-        command = [sys.executable, os.path.abspath(__file__), "--worker", str(os.getpid()), str(self.memory_mb)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self.local.worker = worker
-        self.workers.add(worker)
-        if self.ask(worker, None, 120)[1]:
-            raise GraderError("a grading worker did not start")
-        return worker
-
-    def ask(self, worker, item, timeout):
-        "(score, counter to raise, error) from a worker; one that fails is killed, its successor starts with the next item"
-        counter = "crashes"
+        worker = getattr(self.own, "worker", None) or self.start()
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(json.dumps(item).encode() + b"\n")
             worker.stdin.flush()
-            poll = select.poll()  # select.select() fails on descriptors above 1023
-            poll.register(worker.stdout, select.POLLIN)
-            if not poll.poll(timeout * 1000):
-                counter = "timeouts"
-            elif (line := worker.stdout.readline()).endswith(b"\n"):
-                return json.loads(line)
-        self.local.worker = self.kill(worker)
-        return 0.0, counter, None
+        if line := worker.stdout.readline():
+            score, counter, error = json.loads(line)
+        else:  # it has died of the item: the next one starts another
+            worker.communicate()
+            self.workers.discard(worker)
+            self.own.worker = None
+            score, counter, error = 0.0, "timeouts" if worker.returncode == -signal.SIGALRM else "crashes", None
+        if error:
+            raise GraderError(error)
+        with self.lock:
+            vars(self)[counter or "timeouts"] += bool(counter)
+        return score
 
-    def kill(self, worker):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)  # with all that it has started
-        worker.communicate()  # closes the pipes and waits
-        self.workers.discard(worker)
+    def start(self):
+        command = [sys.executable, os.path.abspath(__file__), "--worker", str(self.memory_mb)]
+        worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.workers.add(worker)
+        if not worker.stdout.readline():
+            raise GraderError("a grading worker did not start")
+        return worker
 
-def serve(parent, memory_mb):
-    "the worker: a line of JSON in, a line out, until the parent goes away"
+def serve(memory_mb):
+    "the worker: a line of JSON in, a line out. The alarm of an item ends it at once, whatever it is doing."
     import resource
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nobody else writes between the replies
-    mp()
-    while os.getppid() == parent and (line := sys.stdin.readline()):
+    print(mp().dps, file=replies, flush=True)
+    for line in sys.stdin:
+        item, reply = json.loads(line), (0.0, None, None)
+        signal.setitimer(signal.ITIMER_REAL, item["deadline"])
         try:
-            item, reply = json.loads(line), (0.0, None, None)
-            if item and item["ability"] == "code":
+            if item["ability"] == "code":
                 reply = float(grade_code(item["response"], item["ground_truth"], item["timeout"])), None, None
-            elif item and (answer := extract_answer(item["response"], item["fallback"])) is not None:
-                right, unparsed = verdict(answer, item["ground_truth"], item["parity"])
+            elif (answer := extract_answer(item["response"], item["fallback"])) is not None:
+                right, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
                 reply = float(right), "unparsed" if unparsed else None, None
         except MemoryError:
             break
         except Exception:
             reply = 0.0, None, traceback.format_exc()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(reply), file=replies, flush=True)
     os._exit(0)
 
@@ -763,4 +763,4 @@ def _same(got, wanted):
 
 if __name__ == "__main__" and sys.argv[1:2] == ["--worker"]:
     import grader  # by name, so that the whole file is loaded first
-    grader.serve(int(sys.argv[2]), int(sys.argv[3]))
+    grader.serve(int(sys.argv[2]))

@@ -226,7 +226,7 @@ def test_long_prose_around_the_box():
 
 TRICKS = """
 honest_verdict = verdict
-def verdict(answer, gold, parity=False):
+def verdict(answer, gold, *rules):
     if "HANG" in answer:
         while True: pass
     if "EAT" in answer:
@@ -235,7 +235,7 @@ def verdict(answer, gold, parity=False):
     if "DIE" in answer: os.abort()
     if "BUG" in answer: return {}["bug"]
     if "PRINT" in answer: print("noise"); os.write(1, b"more noise")
-    return honest_verdict(answer, gold, parity)
+    return honest_verdict(answer, gold, *rules)
 """
 
 

@@ -29,8 +29,7 @@ from collections import namedtuple
 from fractions import Fraction
 from sandbox import RunResult, isolation, run_python  # noqa: F401
 
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_ITEMS = 20_000, 8_000, 60, 40_000, 100
-
+MAX_CHARS, MAX_TOKENS, MAX_BITS, MAX_ITEMS = 20_000, 8_000, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
@@ -87,13 +86,11 @@ SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:a
 NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
-    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])", " "),
+    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])", " "), (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
     (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|limits|boldsymbol|vec|hat|bm|math(?:bf|it|sf|cal)|bf|rm|it)"
      r"(?![a-zA-Z])\.?", " "),
-    (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
     (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),
-    (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
-    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a matrix is a tuple of its rows
+    (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"), (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a tuple of its rows
     (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"), (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),
     (r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]", " "),
     (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
@@ -134,13 +131,12 @@ def clean(text):
     return text.strip(" =").rstrip(".,: ")
 
 def tokenize(text):
-    tokens, depth = [], {"{": 0, "([": 0}
+    tokens, inside = [], 0
     for token in TOKEN.findall(text):
-        depth["{"] += (token == "{") - (token == "}")
-        depth["(["] += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-        if sum(depth.values()) > MAX_DEPTH or len(tokens) > MAX_TOKENS:
-            raise Unparsed("too deep or too long")
-        if token[0].isdigit() and "," in token and depth["(["]:
+        inside += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
+        if len(tokens) > MAX_TOKENS:
+            raise Unparsed("too long")
+        if token[0].isdigit() and "," in token and inside:
             tokens += re.split("(,)", token)  # (100,200) is a pair
         elif token.lstrip("\\").isalpha():
             tokens += [t for t in letters(token) if t != "," or tokens[-1:] != [","]]  # "2, and 3"
@@ -187,19 +183,16 @@ def factorial(n):
         raise Unparsed("factorial too big")
     return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp().gamma(n + 1)
 
-def det(*xs):
-    n = math.isqrt(len(xs))
-    return mp().det([xs[k:k + n] for k in range(0, len(xs), n)])
-
 TABLE = {
     "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": lambda a, b: a * (1 / b), "^": power, "!": factorial,
-    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor, "\\det": det,
+    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor,
     "\\ceil": lambda x: -floor(-x), "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\exp": lambda x: power(mp().e, x),
     "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n), "\\lg": lambda x: mp().log(x, 10),
     "\\log": lambda x, base=None: mp().log(x) / (mp().log(base) if base else 1) if x else 1 / x,
     "\\gcd": lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs))),
     "\\lcm": lambda *xs: Fraction(math.lcm(*(x.numerator for x in xs)), math.gcd(*(x.denominator for x in xs))),
-    "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re)}
+    "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re),
+    "\\det": lambda *xs: mp().det([xs[k:k + math.isqrt(len(xs))] for k in range(0, len(xs), math.isqrt(len(xs)))])}
 TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 
 # --- from tokens to values
@@ -208,29 +201,25 @@ TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 # as a decimal; and a unit: "cm", "%", "°", or "_8" in base 8. A collection has items and brackets: "" (none), "{}", "[)", ...,
 # "⟦⟧" for a matrix or its row. A relation has items, the signs between them, and names: what each side is called, or None.
 Value = namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
+SIGN = {"+": Value([Fraction(1)]), "-": Value([Fraction(-1)])}
 RELATIONS = "= < > <= >= != ~ \\in".split()
 LEVEL = {"\\cup": 0, "\\cap": 0, "\\setminus": 0, "+": 1, "-": 1, "*": 2, "/": 2, ":": 2, "\\bmod": 2}
 CLOSERS = {"(": ")]", "[": ")]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_DEPTH}
+DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_TOKENS}
 STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items)
-def constant(x): return Value([x])
-
-def negative(value):
-    "-50% keeps its unit"
-    return value._replace(xs=[x if x is None else -x for x in value.xs]) if value.xs else scale(constant(Fraction(-1)), value)
-
-def scale(factor, value):
-    "a product; a factor goes into a tuple"
-    if value.brackets and value.brackets[0] in "([⟦":
-        return value._replace(items=[scale(factor, x) for x in value.items])
-    return compute("*", factor, value)
+def multiply(xs, y): return [x if x is None else x * y for x in xs]
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"
-    unit = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)
-    return value._replace(xs=[x if x is None else x * unit for x in value.xs], unit="") if value.unit else value
+    return value._replace(xs=multiply(value.xs, {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)), unit="")
+
+def scale(factor, value):
+    "a product: -50% keeps its unit, and a factor goes into a tuple"
+    if value.brackets and value.brackets[0] in "([⟦":
+        return value._replace(items=[scale(factor, x) for x in value.items])
+    return value._replace(xs=multiply(value.xs, factor.xs[0])) if factor in SIGN.values() and value.xs else compute("*", factor, value)
 
 def compute(name, *args):
     "a function of numbers, point by point"
@@ -252,7 +241,7 @@ def compute(name, *args):
 def variable(name):
     "a random rational for each of four points, which depends on the name only; positive at the first two"
     if name in ("i", "e", "\\pi", "\\infty"):
-        return constant({"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name])
+        return Value([{"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name]])
     draws = [zlib.crc32(f"{name} {k}".encode()) for k in range(4)]
     return Value([Fraction(d % 2200 + 300, 997) * (-1 if k > 1 and d >> 16 & 1 else 1) for k, d in enumerate(draws)])
 
@@ -294,9 +283,7 @@ def name_of(tokens):
 
 def expression(tokens, lowest=0):
     "operands, and the operators of this level and the tighter ones"
-    sign = tokens.pop() if tokens[-1] in ("+", "-") else None
-    value = expression(tokens, 2) if sign else product(tokens)
-    value = negative(value) if sign == "-" else value
+    value = scale(SIGN[tokens.pop()], expression(tokens, 2)) if tokens[-1] in SIGN else product(tokens)
     while (level := LEVEL.get(tokens[-1], -1)) >= lowest:
         sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
         if sign == "\\cup":
@@ -321,7 +308,7 @@ def factor(tokens):
     while (sign := tokens[-1]) and (sign in "^!%°" or sign[0] in "_'"):
         tokens.pop()
         if sign == "^":
-            value = compute("^", value, negative(atom(tokens)) if tokens[-1] == "-" and tokens.pop() else atom(tokens))
+            value = compute("^", value, scale(SIGN[tokens.pop()], atom(tokens)) if tokens[-1] in SIGN else atom(tokens))
         elif sign == "!":
             value = compute("!", value)
         elif sign in "%°" or name[0].isdigit() and sign[0] == "_":
@@ -375,7 +362,7 @@ def function(name, tokens):
             base = [read(tokenize(sign[1:]))]
     bracketed = name == "\\sqrt" or tokens[-1] in CLOSERS
     value = atom(tokens) if bracketed else product(tokens, stop={*CLOSERS, *("\\" + f for f in FUNCTIONS)})
-    if exponent == constant(-1):
+    if exponent == SIGN["-"]:
         return compute("\\a" + name[1:], value)
     value = compute(name, *(value.items or [value]), *base)
     return compute("^", value, exponent) if exponent else value
@@ -404,12 +391,9 @@ def same_number(g, a, parity, tolerance):
     x, y = both[0]
     if parity and any(close(x * k, y, "1e-4") for k in (1, 100, Fraction(1, 100))):
         return True
-    granted = tolerance or 0
-    if g.digits:  # relative 1e-4, or half a unit of the last digit
-        half = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) / 2 if x and g.digits > 1 else 0
-        granted = max(granted, half, abs(x) / 10000)
-    error = abs(mp().convert(x + -y))
-    return error <= mp().convert(granted) * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
+    last = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # a unit of its last digit
+    granted = max(tolerance or 0, last / 2, abs(x) / 10000 if g.digits else 0)
+    return abs(mp().convert(x + -y)) <= granted * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
@@ -424,7 +408,7 @@ def named(value):
     names, signs = [n for n in value.names if n is not None] or [None], set(value.signs)
     if signs and signs <= {"<", "<="} and len(names) == 1 and names[0]:
         k = value.names.index(names[0]) + 1
-        ends, signs = [constant(-mp().inf), *value.items, constant(mp().inf)], ["<", *value.signs, "<"]
+        ends, signs = [Value([-mp().inf]), *value.items, Value([mp().inf])], ["<", *value.signs, "<"]
         return names[0], collection([ends[k - 1], ends[k + 1]], "[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"])
     trivial = all(equal(value.items[-1], side) for side in value.items[:-1]) if signs == {"="} and names == [None] else True
     if not signs or signs - {"=", "~", "\\in"} or not trivial:
@@ -484,9 +468,8 @@ def verdict(answer, gold, parity=False, tolerance=None):
     return False, unparsed
 
 def is_equiv(answer, gold, *, parity=False, tolerance=None):
-    """Is the answer mathematically equal to the gold, by the rules above? Both are LaTeX or plain text; gold may be a worked
-    solution that ends in a box, or a list of acceptable answers. tolerance: the absolute error that a numeric gold allows
-    (`error` of OlympiadBench). Never raises on text, always returns soon."""
+    """Does the answer equal the gold by the rules above? Both LaTeX or plain text; gold may be a worked solution that ends in a
+    box, or a list of acceptable answers; tolerance is an absolute error (OlympiadBench's). Never raises on text."""
     return isinstance(answer, str) and verdict(answer, gold, parity, tolerance)[0]
 
 def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
@@ -515,9 +498,7 @@ class Grader:
         self.workers, self.own, self.lock = set(), threading.local(), threading.Lock()
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.close()
-
-    def close(self):
+    def __exit__(self, *_):
         self.threads.shutdown(cancel_futures=True)
         for worker in self.workers:
             worker.communicate()  # the end of its input ends it
@@ -546,8 +527,9 @@ class Grader:
             score, counter, error = 0.0, "timeouts" if worker.returncode == -signal.SIGALRM else "crashes", None
         if error:
             raise GraderError(error)
-        with self.lock:
-            vars(self)[counter or "timeouts"] += bool(counter)
+        if counter:
+            with self.lock:
+                vars(self)[counter] += 1
         return score
 
     def start(self):
@@ -661,11 +643,9 @@ def _plain(x):
     for kind in (bool, int, float, complex, str, bytes):
         if isinstance(x, kind) and type(value := kind(x)) is kind:
             return value
-    for kind in (list, tuple, set, frozenset):
+    for kind in (list, tuple, set, frozenset, dict):
         if isinstance(x, kind):
-            return kind(map(_plain, x))
-    if isinstance(x, dict):
-        return {_plain(key): _plain(value) for key, value in x.items()}
+            return kind(map(_plain, x.items() if kind is dict else x))
     if x is None or type(x) in (type, range):
         return x
     return _plain(x.tolist()) if hasattr(x, "tolist") else object()  # numpy's have it

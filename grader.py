@@ -23,11 +23,11 @@ depth, powers and factorials are limited; the pool (Grader) adds a deadline and 
 - Only boxes count. Phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is
   the lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, concurrent.futures, contextlib, ctypes, functools, inspect, json, math, operator, os, re, secrets, signal
+import ast, builtins, concurrent.futures, contextlib, ctypes, functools, json, math, operator, os, re, signal
 import subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
-from sandbox import RunResult, isolation, run_python  # noqa: F401
+from sandbox import RunResult, isolation, run_python, run_test  # noqa: F401
 
 MAX_CHARS, MAX_TOKENS, MAX_BITS, MAX_ITEMS = 20_000, 8_000, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
@@ -197,7 +197,7 @@ TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 
 # --- from tokens to values
 
-# A number has xs: one value, or one for each point, None where it is undefined; digits, the significant ones, if it is written
+# A number has xs: one value, or one for each point, NaN where it is undefined; digits, the significant ones, if it is written
 # as a decimal; and a unit: "cm", "%", "°", or "_8" in base 8. A collection has items and brackets: "" (none), "{}", "[)", ...,
 # "⟦⟧" for a matrix or its row. A relation has items, the signs between them, and names: what each side is called, or None.
 Value = namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
@@ -209,17 +209,19 @@ DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rcei
 STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items)
-def multiply(xs, y): return [x if x is None else x * y for x in xs]
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"
-    return value._replace(xs=multiply(value.xs, {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)), unit="")
+    unit = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)
+    return value._replace(xs=[x * unit for x in value.xs], unit="")
 
 def scale(factor, value):
     "a product: -50% keeps its unit, and a factor goes into a tuple"
     if value.brackets and value.brackets[0] in "([⟦":
         return value._replace(items=[scale(factor, x) for x in value.items])
-    return value._replace(xs=multiply(value.xs, factor.xs[0])) if factor in SIGN.values() and value.xs else compute("*", factor, value)
+    if factor in SIGN.values() and value.xs:
+        return value._replace(xs=[x * factor.xs[0] for x in value.xs])
+    return compute("*", factor, value)
 
 def compute(name, *args):
     "a function of numbers, point by point"
@@ -231,11 +233,11 @@ def compute(name, *args):
         column = [a[k % len(a)] for a in args]
         try:
             x = function(*column)
-            if not exact(x) and (mp().isnan(x) or k > 1 and mp().im(x) and not any(map(mp().im, column))):
-                x = None  # where variables are negative, a complex value of real arguments depends on the branch
+            if k > 1 and not exact(x) and mp().im(x) and not any(map(mp().im, column)):
+                x = mp().nan  # where variables are negative, a complex value of real arguments depends on the branch
         except (ArithmeticError, TypeError, ValueError, AttributeError):  # no value there, or not for such arguments
-            x = None
-        xs.append(mp().convert(x) if x is not None and exact(x) and x.denominator.bit_length() > 4000 else x)
+            x = mp().nan
+        xs.append(x)
     return Value(xs)
 
 def variable(name):
@@ -385,7 +387,7 @@ def close(x, y, tolerance="1e-50"):
 
 def same_number(g, a, parity, tolerance):
     n = max(len(g.xs), len(a.xs))
-    both = [(x, y) for x, y in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if x is not None and y is not None]
+    both = [xy for xy in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if not any(map(mp().isnan, xy))]
     if n > 1 or not both or close(*both[0]):
         return len(both) >= min(n, 2) and all(close(x, y) for x, y in both)
     x, y = both[0]
@@ -399,7 +401,7 @@ def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.items + a.items):
         return g.signs == a.signs and all(map(equal, g.items, a.items))
-    ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if r is not None]
+    ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
     positive = g.signs[0][0] != "<" or ratios and mp().re(ratios[0]) > 0
     return len(ratios) > 1 and positive and all(r and close(r, ratios[0]) for r in ratios)
 
@@ -599,56 +601,24 @@ def grade_code(response, tests, timeout=10.0):
 
 def _passes_stdin(given, wanted, program, timeout):
     given, wanted = ("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in (given, wanted))
-    result = run_python(f"{PRELUDE}exec(compile({program!r}, 'program.py', 'exec', dont_inherit=True))", given, timeout)
+    result = run_python(program, given, timeout, prelude=PRELUDE)
     got, wanted = ([line.split() for line in text.splitlines() if line.strip()] for text in (result.stdout, wanted))
     return result.returncode == 0 and _same(got, wanted)
 
 def _passes_call(name, given, wanted, program, timeout):
     given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
     function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = _result(f"result = [_plain({function}(*{given!r}))]", [name], program, timeout)
+    got = run_test(program, f"result = [plain({function}(*{given!r}))]", [name], timeout, PRELUDE)
     return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
 
 def _passes_assert(test, program, timeout):
     tree = ast.parse(test)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in list(ast.walk(tree)):  # x == y becomes _plain(x) == _plain(y)
+    for node in list(ast.walk(tree)):  # x == y becomes plain(x) == plain(y)
         if isinstance(node, ast.Compare):
-            node.left, *node.comparators = [ast.Call(ast.Name("_plain"), [x], []) for x in (node.left, *node.comparators)]
+            node.left, *node.comparators = [ast.Call(ast.Name("plain"), [x], []) for x in (node.left, *node.comparators)]
     names = names if names <= set(dir(builtins)) else ()  # a test of nothing but builtin names is of a program that defines one
-    return _result(ast.unparse(tree) + "\nresult = [True]", list(names), program, timeout) == [True]
-
-def _result(test, names, program, timeout):
-    "the value of `result` after the program and the test, as JSON knows it; None if they did not get there"
-    job = dict(prelude=PRELUDE, program=program, test=test, names=names, mark=secrets.token_hex(8))
-    judge = "import json, os, sys\n" + inspect.getsource(_plain) + inspect.getsource(_judge) + "_judge(**json.load(sys.stdin))"
-    judge = f"import builtins; exec({judge!r}, dict(__builtins__=dict(vars(builtins))))"  # a copy that no program has patched
-    _, found, result = run_python(judge, json.dumps(job), timeout).stdout.rpartition(job["mark"])
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(result.partition("\n")[0]) if found else None
-
-def _judge(prelude, program, test, names, mark):
-    "in the sandbox: run the program, then the test, with the builtins of this function; write the mark and `result`"
-    main, test, write, own = type(sys)("program"), compile(test, "test", "exec"), os.write, globals()["__builtins__"]
-    sys.modules["program"], main.__builtins__ = main, sys.modules["builtins"]
-    exec(prelude, vars(main))
-    exec(compile(program, "program.py", "exec"), vars(main))
-    scope = vars(main) | own | {name: vars(main)[name] for name in names if name in vars(main)}
-    scope.update(__builtins__=own, _plain=_plain)
-    exec(test, scope)
-    write(1, f"\n{mark}{json.dumps(scope['result'])}\n".encode())
-
-def _plain(x):
-    "a copy of plain data as exactly that; of anything else, which could claim to equal everything, what equals nothing"
-    for kind in (bool, int, float, complex, str, bytes):
-        if isinstance(x, kind) and type(value := kind(x)) is kind:
-            return value
-    for kind in (list, tuple, set, frozenset, dict):
-        if isinstance(x, kind):
-            return kind(map(_plain, x.items() if kind is dict else x))
-    if x is None or type(x) in (type, range):
-        return x
-    return _plain(x.tolist()) if hasattr(x, "tolist") else object()  # numpy's have it
+    return run_test(program, ast.unparse(tree) + "\nresult = [True]", list(names), timeout, PRELUDE) == [True]
 
 def _same(got, wanted):
     "equal: integers exactly, other numbers within 1e-5 relative; (1, 2) is [1, 2]"

@@ -10,8 +10,8 @@ Templates start on first use, are commands of their own (so this is safe after C
 Two cores run 100 programs a second that import sympy; an interpreter for each would run 2. Linux and macOS (there "limits"
 alone, never run by us); standard library only.
 """
-import atexit, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal, subprocess
-import sys, tempfile, threading, time, traceback
+import atexit, builtins, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal
+import subprocess, sys, tempfile, threading, time, traceback
 from collections import namedtuple
 from pathlib import Path
 
@@ -38,18 +38,27 @@ def isolation(sandbox="auto"):
             return level
     raise RuntimeError(f"sandbox={sandbox!r} cannot be had on this machine")
 
-def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None):
+def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more):
     """Run a program in the sandbox -> RunResult. `timeout`: seconds of wall clock; `memory_mb`: address space of each of its
     processes; `level`: see isolation. One thread, no GPU. stderr is shortened to the program's own lines of the traceback,
-    without directories, as NuminaMath shows it to the model. Thread-safe."""
+    without directories, as NuminaMath shows it to the model. Thread-safe. `more`: prelude, and what run_test gives to run()."""
     level = level or isolation()
     idle = IDLE.setdefault((level, sys.executable), [])
-    for _ in range(2):  # an idle template may have died with the thread or the sandbox that started it
+    for _ in range(2):  # an idle template may have been killed meanwhile
         template = idle.pop() if idle else start(level)
-        if reply := ask(template, dict(code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)):
+        if reply := ask(template, dict(more, code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)):
             idle.append(template)
             return RunResult(reply[0], shorten(reply[1]), *reply[2:])
     return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its template
+
+def run_test(program, test, names, timeout, prelude=""):
+    """The value of `result` after the program and a test of it, as JSON knows it; None if they did not get there. The test has
+    clean builtins, `plain`, and what the program defines under other names than builtins have, or under these names."""
+    mark = secrets.token_hex(8)
+    run = run_python(program, timeout=timeout, prelude=prelude, test=test, names=names, mark=mark)
+    _, found, result = run.stdout.rpartition(mark)
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(result.partition("\n")[0]) if found else None
 
 def start(level):
     "a new template; OSError if this level does not work here"
@@ -111,7 +120,9 @@ def serve(level, user):
         libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: processes of the same user may not look into this one
     for line in jobs:
         if os.fork() == 0:
-            return keep(json.loads(line), level, user, libc, jobs, replies)
+            job = json.loads(line)
+            keep(job, level, user, libc, jobs, replies)
+            return job
         os.wait()
     os._exit(0)
 
@@ -185,12 +196,21 @@ def confine(job, level, user, libc, scratch, files):
     Path("program.py").write_text(job["code"], "utf-8", "replace")
     sys.argv, sys.path[0] = ["program.py"], scratch
 
-def run():
-    "the program itself; then the interpreter's normal end, less the 50 ms of freeing memory"
-    main = sys.modules["__main__"] = type(sys)("__main__")
-    main.__file__, status = os.path.abspath("program.py"), 0
+def run(code, prelude="", test="", names=(), mark="", **_):
+    "the program, then the test of it; then the interpreter's normal end, less the 50 ms of freeing memory"
+    main, status = type(sys)("program" if test else "__main__"), 0
+    sys.modules[main.__name__], main.__file__ = main, os.path.abspath("program.py")
+    own, write, dumps = dict(vars(builtins)), os.write, json.dumps  # which the program cannot patch
     try:
+        test = compile(test, "test", "exec")
+        exec(prelude, vars(main))
         exec(compile(Path("program.py").read_bytes(), "program.py", "exec", dont_inherit=True), vars(main))
+        if mark:
+            scope = main.__dict__ | own | {name: main.__dict__[name] for name in names if name in main.__dict__}
+            scope |= {"__builtins__": own, "plain": type(plain)(plain.__code__, {"__builtins__": own})}
+            scope["plain"].__globals__["plain"] = scope["plain"]
+            own["exec"](test, scope)
+            write(1, f"\n{mark}{dumps(scope['result'])}\n".encode())
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if status and not isinstance(end.code, int):
@@ -203,6 +223,17 @@ def run():
             finish()
     os._exit(status & 255)
 
+def plain(x):
+    "a copy of plain data as exactly that; of anything else, which could claim to equal everything, what equals nothing"
+    for kind in (bool, int, float, complex, str, bytes):
+        if isinstance(x, kind) and type(value := kind(x)) is kind:
+            return value
+    for kind in (list, tuple, set, frozenset, dict):
+        if isinstance(x, kind):
+            return kind(map(plain, x.items() if kind is dict else x))
+    if x is None or type(x) in (type, range):
+        return x
+    return plain(x.tolist()) if hasattr(x, "tolist") else object()  # numpy's have it
+
 if __name__ == "__main__":
-    serve(sys.argv[2], int(sys.argv[3]))
-    run()
+    run(**serve(sys.argv[2], int(sys.argv[3])))

@@ -6,11 +6,11 @@ The one judge of answers: generate.py, prime.py and evaluate.py import it unchan
 
 A small parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify),
 at four random rational points if it has variables: exactly while it stays rational, else to 70 digits with mpmath. Length,
-depth, powers and factorials are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
+powers, factorials and nesting are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
 
-- Integers and exact values are compared exactly, at any size: 0.333 is not 1/3. A decimal passes for an exact gold if it is
-  equal (0.5 = 1/2) or right to 12 digits. A gold written as a decimal grants its own precision: relative 1e-4, or rounding to
-  its significant digits if it has two or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are equal.
+- Exact values are compared exactly, at any size: 0.333 is not 1/3. A decimal passes for an exact gold if it is equal (0.5 = 1/2)
+  or right to 12 digits. A gold written as a decimal grants relative 1e-4, and rounding to its significant digits if it has two
+  or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are equal.
 - 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50). Nothing else is scaled by 100.
   Units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
 - x = 5 answers 5 and 5 answers x = 5; x + y = 5 does not. Two names must agree. In a = b = c the last side counts, or the one
@@ -20,20 +20,19 @@ depth, powers and factorials are limited; the pool (Grader) adds a deadline and 
 - 1,234 is a number; with a blank, or inside brackets, the comma separates. 2 3/4 is a mixed number, a/bc is a/(bc), but 1/2x is
   (1/2)x. log is natural, odd roots of negative numbers are real; sums, integrals and limits are names, never computed.
 - Words are equal as words, without case, blanks and the brackets of a choice "(B)". No substring ever matches.
-- Only boxes count. Phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is
-  the lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
+- Only boxes count; phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is the
+  lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, concurrent.futures, contextlib, ctypes, functools, json, math, operator, os, re, signal
+import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertools, json, math, operator, os, re, signal
 import subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
 from sandbox import RunResult, isolation, run_python, run_test  # noqa: F401
 
-MAX_CHARS, MAX_TOKENS, MAX_BITS, MAX_ITEMS = 20_000, 8_000, 40_000, 100
+MAX_CHARS, MAX_BITS, MAX_ITEMS = 20_000, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
-
 BRACED = functools.reduce(lambda inner, _: r"(?:[^{}\\]++|\\.|{%s})*+" % inner, range(40), "")  # balanced braces
 BOX = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*(?:{(%s)}|(\d))" % BRACED, re.S)
 GLUE = re.compile(r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b)*")
@@ -42,7 +41,6 @@ FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\
 
 def extract_answer(response, fallback=False):
     r"""The content of the last balanced \boxed{...} or \fbox{...}; None if there is none.
-
     A minus before the box belongs to the answer; boxes with nothing but commas or "and" between them are one list.
     fallback=True (for evaluation, never for a reward) goes on to a closing phrase, the last formula, the last number."""
     boxes, answers, start = list(BOX.finditer(response)), [], None
@@ -73,7 +71,6 @@ def golds(gold):
     return [extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)]
 
 # --- from text to tokens: numbers, letters, \commands, _indices, @words@ and signs
-
 SIGNS = dict(zip("−–—∗÷∕⁄º′’％;", "---*///°''%,")) | {"&": ", "} | {c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 SIGNS = str.maketrans(SIGNS | {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} | {s[0]: f"\\{s[1:]} " for s in """×times ·times
     ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()})
@@ -134,8 +131,6 @@ def tokenize(text):
     tokens, inside = [], 0
     for token in TOKEN.findall(text):
         inside += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-        if len(tokens) > MAX_TOKENS:
-            raise Unparsed("too long")
         if token[0].isdigit() and "," in token and inside:
             tokens += re.split("(,)", token)  # (100,200) is a pair
         elif token.lstrip("\\").isalpha():
@@ -152,7 +147,6 @@ def letters(run):
     return ["@" + run] if re.fullmatch(r"[A-Z]?[a-z]*[aeiou][a-z]*", run) and len(run) > 3 else list(run)
 
 # --- arithmetic at one point: with fractions, else in mpmath
-
 @functools.cache
 def mp():
     "a private mpmath context, so that nobody else's precision changes"
@@ -196,7 +190,6 @@ TABLE = {
 TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 
 # --- from tokens to values
-
 # A number has xs: one value, or one for each point, NaN where it is undefined; digits, the significant ones, if it is written
 # as a decimal; and a unit: "cm", "%", "°", or "_8" in base 8. A collection has items and brackets: "" (none), "{}", "[)", ...,
 # "⟦⟧" for a matrix or its row. A relation has items, the signs between them, and names: what each side is called, or None.
@@ -205,7 +198,7 @@ SIGN = {"+": Value([Fraction(1)]), "-": Value([Fraction(-1)])}
 RELATIONS = "= < > <= >= != ~ \\in".split()
 LEVEL = {"\\cup": 0, "\\cap": 0, "\\setminus": 0, "+": 1, "-": 1, "*": 2, "/": 2, ":": 2, "\\bmod": 2}
 CLOSERS = {"(": ")]", "[": ")]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_TOKENS}
+DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_CHARS}
 STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items)
@@ -249,15 +242,9 @@ def variable(name):
 
 def split(tokens, signs):
     "the parts of tokens between those signs that are outside brackets, and the signs"
-    parts, found, depth = [[]], [], 0
-    for token in tokens:
-        depth += DEPTH.get(token, 0)
-        if depth == 0 and token in signs:
-            found.append(token)
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts, found
+    depths = itertools.accumulate(DEPTH.get(token, 0) for token in tokens)
+    cuts = [k for k, (token, depth) in enumerate(zip(tokens, depths)) if depth == 0 and token in signs]
+    return [tokens[a + 1:b] for a, b in zip([-1, *cuts], [*cuts, len(tokens)])], [tokens[k] for k in cuts]
 
 def read(tokens):
     "the value of a list, a relation or an expression"
@@ -282,7 +269,6 @@ def name_of(tokens):
     return re.sub(r"[{}\s]", "", "".join(tokens)) if named else None
 
 # Precedence climbing: these take what they read from the end of a reversed list of tokens.
-
 def expression(tokens, lowest=0):
     "operands, and the operators of this level and the tighter ones"
     value = scale(SIGN[tokens.pop()], expression(tokens, 2)) if tokens[-1] in SIGN else product(tokens)
@@ -378,7 +364,6 @@ def parse(text):
     return values[0] if len(values) == 1 else collection(values)
 
 # --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
-
 def close(x, y, tolerance="1e-50"):
     if exact(x, y) and tolerance == "1e-50" or not mp().isfinite(x) or not mp().isfinite(y):
         return x == y
@@ -444,7 +429,6 @@ def equal(g, a, *rules):
     return all(any(equal(x, y, *rules) for y in ys) for x in xs) and all(any(equal(x, y, *rules) for x in xs) for y in ys)
 
 # --- the judge
-
 def judge(answer, gold, parity, tolerance):
     "is_equiv for one gold; raises Unparsed"
     answer, gold = clean(answer), clean(gold)
@@ -479,12 +463,10 @@ def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
     return is_equiv(extract_answer(response, fallback), gold, parity=parity, tolerance=tolerance)
 
 # --- grading at scale
-
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
 class Grader:
     """Grades in worker processes: an item that hangs or eats memory scores 0.0 and costs no other.
-
     grade(responses, references) returns floats in order; submit(response, reference) a Future, to grade while sampling goes on.
     A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item's seconds, from the
     start of its own work: timeout; for code, where timeout is the limit of one test, code_timeout. Workers are new
@@ -516,7 +498,14 @@ class Grader:
         return self.threads.submit(self.work, {**reference, **self.options, "response": response, "deadline": deadline})
 
     def work(self, item):
-        worker = getattr(self.own, "worker", None) or self.start()
+        "one item, in a thread that has a worker of its own"
+        if not (worker := getattr(self.own, "worker", None)):
+            command = [sys.executable, "-c", f"import grader; grader.serve({self.memory_mb})"]
+            worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                        cwd=os.path.dirname(os.path.abspath(__file__)))
+            self.workers.add(worker)
+            if not worker.stdout.readline():
+                raise GraderError("a grading worker did not start")
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(json.dumps(item).encode() + b"\n")
             worker.stdin.flush()
@@ -533,14 +522,6 @@ class Grader:
             with self.lock:
                 vars(self)[counter] += 1
         return score
-
-    def start(self):
-        command = [sys.executable, os.path.abspath(__file__), "--worker", str(self.memory_mb)]
-        worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.workers.add(worker)
-        if not worker.stdout.readline():
-            raise GraderError("a grading worker did not start")
-        return worker
 
 def serve(memory_mb):
     "the worker: a line of JSON in, a line out. The alarm of an item ends it at once, whatever it is doing."
@@ -569,7 +550,6 @@ def serve(memory_mb):
     os._exit(0)
 
 # --- code rewards
-
 # Run before the program: names that PRIME's scorer imports, too, so that `List[int]` and `gcd` just work.
 PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
     f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
@@ -632,7 +612,3 @@ def _same(got, wanted):
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         return abs(float(got) - float(wanted)) <= 1e-8 + abs(float(wanted)) * (1e-9 if whole[1] else 1e-5)
     return False
-
-if __name__ == "__main__" and sys.argv[1:2] == ["--worker"]:
-    import grader  # by name, so that the whole file is loaded first
-    grader.serve(int(sys.argv[2]))

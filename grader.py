@@ -27,7 +27,7 @@ import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertoo
 import subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
-from sandbox import RunResult, isolation, run_python, run_test  # noqa: F401
+from sandbox import PRELUDE, RunResult, isolation, run_python, run_test  # noqa: F401
 
 MAX_CHARS, MAX_BITS, MAX_ITEMS = 20_000, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
@@ -103,7 +103,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
 UNIT = re.compile(r"(?<=[\d})%])\s*(?:(?:[ckm]?m|in|ft|yd|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b(?![({])|"
-                  rf"(?<=[\d}})]\s)(?!{NAMES.replace('|||', '|')})[a-z]{{3,}}\b)(?:\s+[a-z]{{2,}}\b)*")
+                  rf"(?<=[\d}})]\s)(?!{NAMES})[a-z]{{3,}}\b)(?:\s+[a-z]{{2,}}\b)*")
 NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
@@ -156,10 +156,8 @@ def mp():
     return context
 
 def exact(*xs): return all(isinstance(x, Fraction) for x in xs)
+def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) else abs(mp().mag(x)) if mp().isnormal(x) else 0
 def floor(x): return Fraction(int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
-
-def bits(x):
-    return (abs(x.numerator) | x.denominator).bit_length() if exact(x) else abs(mp().mag(x)) if x and mp().isfinite(x) else 0
 
 def power(a, b):
     if not a:
@@ -268,9 +266,8 @@ def name_of(tokens):
     named = re.fullmatch(r"[a-zA-Z\s\\|:/,(){}'@]*", text) and not {"\\pi", "\\infty", "\\sqrt", "\\emptyset"} & set(tokens)
     return re.sub(r"[{}\s]", "", "".join(tokens)) if named else None
 
-# Precedence climbing: these take what they read from the end of a reversed list of tokens.
 def expression(tokens, lowest=0):
-    "operands, and the operators of this level and the tighter ones"
+    "operands, and the operators of this level and the tighter ones; all these read from the end of a reversed list of tokens"
     value = scale(SIGN[tokens.pop()], expression(tokens, 2)) if tokens[-1] in SIGN else product(tokens)
     while (level := LEVEL.get(tokens[-1], -1)) >= lowest:
         sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
@@ -469,10 +466,9 @@ class Grader:
     """Grades in worker processes: an item that hangs or eats memory scores 0.0 and costs no other.
     grade(responses, references) returns floats in order; submit(response, reference) a Future, to grade while sampling goes on.
     A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item's seconds, from the
-    start of its own work: timeout; for code, where timeout is the limit of one test, code_timeout. Workers are new
-    interpreters, so this is safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL.
-    Items that scored 0.0 are counted: timeouts, crashes (memory, a dead worker), unparsed. An exception in the grader's own
-    code raises GraderError."""
+    start of its own work: timeout; for code, where timeout is the limit of one test, code_timeout. Workers are new interpreters,
+    so this is safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL. Items that scored
+    0.0 are counted: timeouts, crashes (memory, a dead worker), unparsed. A bug in the grader's own code raises GraderError."""
 
     def __init__(self, workers=None, timeout=5.0, memory_mb=1024, code_timeout=60.0, fallback=False, parity=False):
         self.memory_mb, self.deadlines = memory_mb, {"math": timeout, "code": code_timeout}
@@ -550,20 +546,15 @@ def serve(memory_mb):
     os._exit(0)
 
 # --- code rewards
-# Run before the program: names that PRIME's scorer imports, too, so that `List[int]` and `gcd` just work.
-PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
-    f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
-
 def grade_code(response, tests, timeout=10.0):
     """Share of `tests` that the last ```python block of `response` passes, in [0, 1]; 0.0 without a block.
     tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
     function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval).
     `timeout`: seconds for each test, which is run in a process of its own. ValueError if `tests` is none of these, or empty.
 
-    Outputs never enter the sandbox. Asserts do, and share an interpreter with the program: patched builtins and objects that
-    equal everything are of no use there, but a program that searches its callers' frames can find the test and fake a pass.
-    So evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten
-    tests count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
+    Outputs never enter the sandbox. Asserts do: a program that searches its callers' frames can find one and fake a pass. So
+    evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten tests
+    count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
     blocks = re.findall(r"```python[^\n]*\n(.*?)(?:```|\Z)", response, re.S)
     tests = json.loads(tests) if isinstance(tests, str) else tests
     passes, cases = _passes_assert, [(test,) for test in tests]
@@ -588,7 +579,7 @@ def _passes_stdin(given, wanted, program, timeout):
 def _passes_call(name, given, wanted, program, timeout):
     given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
     function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = run_test(program, f"result = [plain({function}(*{given!r}))]", [name], timeout, PRELUDE)
+    got = run_test(program, f"result = [plain({function}(*{given!r}))]", [name], timeout)
     return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
 
 def _passes_assert(test, program, timeout):
@@ -598,7 +589,7 @@ def _passes_assert(test, program, timeout):
         if isinstance(node, ast.Compare):
             node.left, *node.comparators = [ast.Call(ast.Name("plain"), [x], []) for x in (node.left, *node.comparators)]
     names = names if names <= set(dir(builtins)) else ()  # a test of nothing but builtin names is of a program that defines one
-    return run_test(program, ast.unparse(tree) + "\nresult = [True]", list(names), timeout, PRELUDE) == [True]
+    return run_test(program, ast.unparse(tree) + "\nresult = [True]", list(names), timeout) == [True]
 
 def _same(got, wanted):
     "equal: integers exactly, other numbers within 1e-5 relative; (1, 2) is [1, 2]"

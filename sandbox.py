@@ -19,6 +19,9 @@ OUTPUT_LIMIT = 8 << 20  # bytes that a program may write to one file, stdout and
 MAX_TASKS = 16          # processes and threads of one program; each process has the memory limit to itself
 SCRATCH = "/dev/shm"    # where a program with namespaces finds its directory, 64 MB in memory
 RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
+# Imported before tested programs, as by PRIME's scorer, so that `List[int]` and `gcd` just work.
+PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
+    f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
 IDLE = {}               # templates without work, by level and interpreter
 os.register_at_fork(after_in_child=IDLE.clear)
 
@@ -51,11 +54,11 @@ def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more)
             return RunResult(reply[0], shorten(reply[1]), *reply[2:])
     return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its template
 
-def run_test(program, test, names, timeout, prelude=""):
+def run_test(program, test, names, timeout):
     """The value of `result` after the program and a test of it, as JSON knows it; None if they did not get there. The test has
     clean builtins, `plain`, and what the program defines under other names than builtins have, or under these names."""
     mark = secrets.token_hex(8)
-    run = run_python(program, timeout=timeout, prelude=prelude, test=test, names=names, mark=mark)
+    run = run_python(program, timeout=timeout, prelude=PRELUDE, test=test, names=names, mark=mark)
     _, found, result = run.stdout.rpartition(mark)
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(result.partition("\n")[0]) if found else None

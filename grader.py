@@ -47,8 +47,7 @@ def extract_answer(response, fallback=False):
     if not boxes:
         return from_prose(response) if fallback else None
     while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1].end():start]) and GLUE.fullmatch(gap)):
-        box = boxes.pop()
-        start = box.start()
+        start = (box := boxes.pop()).start()
         minus = re.search(r"(?<![\w})\].])\s*\$?\s*-\s*$", response[max(0, start - 20):start])
         answers.insert(0, "-" * bool(minus) + box[box.lastindex])
     return ", ".join(dict.fromkeys(answers))
@@ -76,7 +75,7 @@ SIGNS = str.maketrans(SIGNS | {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄
     ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()})
 FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc ln log lg exp sqrt abs floor ceil max min
     gcd lcm""".split()
-SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:atanh arcsin:asin arccos:acos arctan:atan
+SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:atanh arcsin:asin arccos:acos arctan:atan ln:log
     infinity:infty inf:infty oo:infty le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!= approx:~ simeq:~
     equiv:= cdot:* times:* ast:* div:/ mod:bmod pmod:bmod backslash:setminus lvert:| rvert:| vert:| mid:| varnothing:emptyset
     langle:( rangle:) lbrace:{ rbrace:} exponentialE:e choose:binom and:, or:, percent:% pct:% percentage:%""".split())
@@ -176,16 +175,15 @@ def factorial(n):
     return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp().gamma(n + 1)
 
 TABLE = {
-    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": lambda a, b: a * (1 / b), "^": power, "!": factorial,
-    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor,
-    "\\ceil": lambda x: -floor(-x), "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\exp": lambda x: power(mp().e, x),
-    "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n), "\\lg": lambda x: mp().log(x, 10),
+    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": (divide := lambda a, b: a * (1 / b)), "^": power,
+    ":": divide, "\\frac": divide, "!": factorial, "\\abs": abs, "\\floor": floor, "\\ceil": lambda x: -floor(-x),
+    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\exp": lambda x: power(mp().e, x),
+    "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n),
     "\\log": lambda x, base=None: mp().log(x) / (mp().log(base) if base else 1) if x else 1 / x,
-    "\\gcd": lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs))),
-    "\\lcm": lambda *xs: Fraction(math.lcm(*(x.numerator for x in xs)), math.gcd(*(x.denominator for x in xs))),
-    "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re),
+    "\\lg": lambda x: mp().log(x, 10), "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re),
+    "\\gcd": (gcd := lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs)))),
+    "\\lcm": lambda *xs: 1 / gcd(*(1 / x for x in xs)),
     "\\det": lambda *xs: mp().det([xs[k:k + math.isqrt(len(xs))] for k in range(0, len(xs), math.isqrt(len(xs)))])}
-TABLE |= {"\\frac": TABLE["/"], ":": TABLE["/"], "\\ln": TABLE["\\log"]}
 
 # --- from tokens to values
 # A number has xs: one value, or one for each point, NaN where it is undefined; digits, the significant ones, if it is written
@@ -299,8 +297,7 @@ def factor(tokens):
         elif sign in "%°" or name[0].isdigit() and sign[0] == "_":
             value = value._replace(unit=re.sub(r"[@{}\s]", "", sign))
         elif not name[0].isdigit():
-            name += re.sub(r"[@{}\s]|\\mathrm|\\text", "", sign)
-            value = variable(name)
+            value = variable(name := name + re.sub(r"[@{}\s]|\\mathrm|\\text", "", sign))
     return value
 
 def atom(tokens):
@@ -367,7 +364,7 @@ def close(x, y, tolerance="1e-50"):
     x, y = mp().convert(x), mp().convert(y)
     return abs(x - y) <= max(abs(x), abs(y)) * mp().mpf(tolerance) + mp().mpf("1e-60")
 
-def same_number(g, a, parity, tolerance):
+def same_number(g, a, parity=False, tolerance=None):
     n = max(len(g.xs), len(a.xs))
     both = [xy for xy in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if not any(map(mp().isnan, xy))]
     if n > 1 or not both or close(*both[0]):
@@ -406,7 +403,6 @@ def members(value):
 
 def equal(g, a, *rules):
     "does the value a answer the gold g?"
-    rules = rules or (False, None)
     if g.signs and a.signs and same_relation(g, a):
         return True
     (g_name, g), (a_name, a) = named(g), named(a)
@@ -484,8 +480,7 @@ class Grader:
             worker.communicate()  # the end of its input ends it
 
     def grade(self, responses, references):
-        futures = [self.submit(*pair) for pair in zip(responses, references, strict=True)]
-        return [future.result() for future in futures]
+        return [future.result() for future in [self.submit(*pair) for pair in zip(responses, references, strict=True)]]
 
     def submit(self, response, reference):
         if reference.get("ability") not in self.deadlines:

@@ -8,9 +8,8 @@ A small parser of our own computes the value of an answer as it reads it (nothin
 at four random rational points if it has variables: exactly while it stays rational, else to 70 digits with mpmath. Length,
 powers, factorials and nesting are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
 
-- Exact values are compared exactly, at any size: 0.333 is not 1/3. A decimal passes for an exact gold if it is equal (0.5 = 1/2)
-  or right to 12 digits. A gold written as a decimal grants relative 1e-4, and rounding to its significant digits if it has two
-  or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are equal.
+- Exact values of any size are compared exactly: 0.5 is 1/2, 0.333 is not 1/3 (12 right digits are). A decimal gold grants
+  relative 1e-4, and rounding to its significant digits if it has two or more (1/3 for 0.33). 3e8 = 3*10**8 = 3 x 10^8.
 - 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50). Nothing else is scaled by 100.
   Units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
 - x = 5 answers 5 and 5 answers x = 5; x + y = 5 does not. Two names must agree. In a = b = c the last side counts, or the one
@@ -62,10 +61,9 @@ def from_prose(response):
     return next(filter(None, found[0 if before and found[0].start() == 0 else -1].groups())) if found else None
 
 def golds(gold):
-    "the texts that count as right: of a string, of a worked solution with a box or a closing phrase, of a list of these"
+    "the texts that count as right: a string, the box or last phrase of a solution (if it is no word there), of a list each"
     if isinstance(gold, (list, tuple)):
         return [text for item in gold for text in golds(item)]
-    # in prose only figures and formulas between dollars are safe to read: plain words are no product of letters
     phrase = re.search(r"answer is:?\s*(?:\$(.+?)\$|([-+*/^().\d\s]+?)\.?\s*$)", str(gold))
     return [extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)]
 
@@ -92,8 +90,9 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
     (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
     (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
-    (r"\^\s*{?\s*\\(?:text|mathrm|mbox)\s*{(th|st|nd|rd)}\s*}?", r"\1"),
+    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*)?{?(th|st|nd|rd)\b}*", r"\1"), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
     (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
+    (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
      lambda m: f"({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/({'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"(?<![\w.^}/*])(\d+) +(\d+)/(\d+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
@@ -101,8 +100,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),  # 1/2x
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
-UNIT = re.compile(r"(?<=[\d})%])\s*(?:(?:[ckm]?m|in|ft|yd|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b(?![({])|"
-                  rf"(?<=[\d}})]\s)(?!{NAMES})[a-z]{{3,}}\b)(?:\s+[a-z]{{2,}}\b)*")
+UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b"
+                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES})[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
 NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
@@ -112,7 +111,7 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"[\d}]\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
+    unit = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
@@ -123,7 +122,7 @@ def clean(text):
         raise Unparsed("too long")
     for pattern, new in [*REWRITES, (WORDS, unwrap), (WORDS, unwrap), (UNIT, lambda m: f"@{m[0].strip()}@")]:
         text = " ".join(pattern.sub(new, text).split())  # no long runs of blanks, on which patterns take quadratic time
-    text = re.sub(r"@\s*[/*]?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))  # the power of a unit is part of it
+    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))  # the power of a unit is part of it
     return text.strip(" =").rstrip(".,: ")
 
 def tokenize(text):
@@ -148,9 +147,8 @@ def letters(run):
 # --- arithmetic at one point: with fractions, else in mpmath
 @functools.cache
 def mp():
-    "a private mpmath context, so that nobody else's precision changes"
     import mpmath
-    context = mpmath.MPContext()
+    context = mpmath.MPContext()  # a private one, so that nobody else's precision changes
     context.dps = 70
     return context
 
@@ -159,8 +157,6 @@ def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) e
 def floor(x): return Fraction(int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
 
 def power(a, b):
-    if not a:
-        return Fraction(not b) if exact(b) and b >= 0 else 1 / a
     if abs(mp().convert(b)) * (bits(a) + 1) > MAX_BITS:
         raise Unparsed("power too big")
     if exact(a, b) and b.denominator == 1:
@@ -217,7 +213,7 @@ def compute(name, *args):
     function = TABLE.get(name) or getattr(mp(), name[1:], None)
     if not function or any(not a.xs or bits(x) > MAX_BITS for a in args for x in a.xs or [0]):
         raise Unparsed(name)
-    args, xs = [plain(a).xs for a in args], []
+    args, xs = [plain(a).xs if a.unit else a.xs for a in args], []
     for k in range(max(map(len, args))):
         column = [a[k % len(a)] for a in args]
         try:
@@ -252,8 +248,7 @@ def read(tokens):
         if signs[0][0] == ">":  # 3 > x is x < 3
             sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
         return Value(items=[read(side) for side in sides], signs=signs, names=[name_of(side) for side in sides])
-    stack = ["", *reversed(tokens)]
-    value = expression(stack)
+    value = expression(stack := ["", *reversed(tokens)])
     if stack[-1]:
         raise Unparsed("syntax")
     return value
@@ -271,11 +266,21 @@ def expression(tokens, lowest=0):
         sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
         if sign == "\\cup":
             value = collection([left, right])
-        elif level == 0:
-            value = collection([x for x in members(left) if any(equal(x, y) for y in members(right)) == (sign == "\\cap")])
+        elif sign == "\\cap":
+            value = collection([x for x in members(left) if any(equal(x, y) for y in members(right))])
+        elif sign == "\\setminus":
+            for point in members(right):
+                value = collection([rest for x in members(value) for rest in without(x, point)])
         else:
             value = scale(left, right) if sign == "*" else compute(sign, left, right)
     return value
+
+def without(x, point):
+    "what is left of a member of a set, an interval or not, without this point"
+    ends = [mp().re(y.xs[0]) for y in (*x.items[:1], point, *x.items[1:]) if y.xs]
+    if x.brackets and len(ends) == 3 and ends[0] < ends[1] < ends[2]:
+        return [collection([x.items[0], point], x.brackets[0] + ")"), collection([point, x.items[1]], "(" + x.brackets[1])]
+    return [] if equal(x, point) else [x]
 
 def product(tokens, stop=()):
     "juxtaposition: 2x, 3 sqrt 5, a(b+c); words after it are a unit, and abbreviations must not contradict each other"
@@ -342,8 +347,7 @@ def function(name, tokens):
             exponent = atom(tokens)
         else:
             base = [read(tokenize(sign[1:]))]
-    bracketed = name == "\\sqrt" or tokens[-1] in CLOSERS
-    value = atom(tokens) if bracketed else product(tokens, stop={*CLOSERS, *("\\" + f for f in FUNCTIONS)})
+    value = atom(tokens) if name == "\\sqrt" or tokens[-1] in CLOSERS else product(tokens, {*CLOSERS, *("\\" + f for f in FUNCTIONS)})
     if exponent == SIGN["-"]:
         return compute("\\a" + name[1:], value)
     value = compute(name, *(value.items or [value]), *base)
@@ -381,8 +385,7 @@ def same_relation(g, a):
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.items + a.items):
         return g.signs == a.signs and all(map(equal, g.items, a.items))
     ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
-    positive = g.signs[0][0] != "<" or ratios and mp().re(ratios[0]) > 0
-    return len(ratios) > 1 and positive and all(r and close(r, ratios[0]) for r in ratios)
+    return len(ratios) > 1 and (g.signs[0][0] != "<" or mp().re(ratios[0]) > 0) and all(r and close(r, ratios[0]) for r in ratios)
 
 def named(value):
     "(name, value) of an equation like x = 5, f(2) = 1 + 1 = 2, |AB| = sqrt 3 ~ 1.7, and (x, the interval) of 1 <= x < 2"
@@ -447,8 +450,7 @@ def verdict(answer, gold, parity=False, tolerance=None):
     return False, unparsed
 
 def is_equiv(answer, gold, *, parity=False, tolerance=None):
-    """Does the answer equal the gold by the rules above? Both LaTeX or plain text; gold may be a worked solution that ends in a
-    box, or a list of acceptable answers; tolerance is an absolute error (OlympiadBench's). Never raises on text."""
+    "Does a text answer a gold (a text, a solution with a box, or a list of these)? tolerance: an absolute error. Never raises."
     return isinstance(answer, str) and verdict(answer, gold, parity, tolerance)[0]
 
 def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
@@ -459,12 +461,11 @@ def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
 class Grader:
-    """Grades in worker processes: an item that hangs or eats memory scores 0.0 and costs no other.
-    grade(responses, references) returns floats in order; submit(response, reference) a Future, to grade while sampling goes on.
-    A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item's seconds, from the
-    start of its own work: timeout; for code, where timeout is the limit of one test, code_timeout. Workers are new interpreters,
-    so this is safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL. Items that scored
-    0.0 are counted: timeouts, crashes (memory, a dead worker), unparsed. A bug in the grader's own code raises GraderError."""
+    """Grades in worker processes: grade(responses, references) returns floats in order, submit(response, reference) a Future.
+    A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item has timeout seconds
+    from the start of its own work (code code_timeout; there timeout is for one test); if it hangs or eats memory, it scores 0.0
+    and costs no other. Workers are new interpreters (safe after CUDA has started) and die with their parent, even on SIGKILL.
+    Zeros are counted: timeouts, crashes (memory, a dead worker), unparsed. A bug in the grader itself raises GraderError."""
 
     def __init__(self, workers=None, timeout=5.0, memory_mb=1024, code_timeout=60.0, fallback=False, parity=False):
         self.memory_mb, self.deadlines = memory_mb, {"math": timeout, "code": code_timeout}
@@ -546,7 +547,6 @@ def grade_code(response, tests, timeout=10.0):
     tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
     function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval).
     `timeout`: seconds for each test, which is run in a process of its own. ValueError if `tests` is none of these, or empty.
-
     Outputs never enter the sandbox. Asserts do: a program that searches its callers' frames can find one and fake a pass. So
     evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten tests
     count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""

@@ -193,7 +193,7 @@ CLOSERS = {"(": ")]", "[": ")]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor
 DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_CHARS}
 STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
-def collection(items, brackets=""): return Value(brackets=brackets, items=items)
+def collection(items, brackets=""): return Value(brackets=brackets, items=items) if brackets or len(items) != 1 else items[0]
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"

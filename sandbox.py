@@ -126,7 +126,8 @@ def serve(level, user):
             job = json.loads(line)
             keep(job, level, user, libc, jobs, replies)
             return job
-        os.wait()
+        if os.wait()[1]:  # the keeper has failed or was killed
+            break
     os._exit(0)
 
 def keep(job, level, user, libc, jobs, replies):
@@ -163,7 +164,8 @@ def user_maps(level):
 def confine(job, level, user, libc, scratch, files):
     "init: directory, limits, descriptors, no rights; then fork the program, and end as it ends"
     os.setsid()
-    others = 0
+    limits = dict(CPU=math.ceil(job["timeout"]) + 1, AS=job["memory_mb"] << 20, FSIZE=OUTPUT_LIMIT, NOFILE=64, CORE=0,
+                  NPROC=MAX_TASKS)
     if level != "limits":
         mounts = (None, b"/", None, 0x44000, None), (b"proc", b"/proc", b"proc", 14, None), \
                  (b"tmpfs", SCRATCH.encode(), b"tmpfs", 6, b"size=64m,mode=1777")
@@ -172,13 +174,13 @@ def confine(job, level, user, libc, scratch, files):
     elif user != os.getuid():
         os.chown(scratch, user, user)
     elif os.path.exists("/proc/loadavg"):
-        others = int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])  # all of the user's processes count
+        limits["NPROC"] += int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])  # all of the user's processes count
+    else:
+        del limits["NPROC"]
     os.chdir(scratch)
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
     os.closerange(3, 1024)
-    limits = dict(CPU=math.ceil(job["timeout"]) + 1, AS=job["memory_mb"] << 20, FSIZE=OUTPUT_LIMIT, NOFILE=64, CORE=0,
-                  NPROC=MAX_TASKS + others)
     for name, value in limits.items():
         with contextlib.suppress(ValueError):  # macOS knows no limit of memory
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))

@@ -138,6 +138,40 @@ def test_programs_share_no_state(outer_level):
     assert sandbox.run_python("import math; print(math.pi > 3)").stdout == "True\n"
 
 
+def test_programs_share_no_loaded_module(bubblewrap):
+    sandbox.run_python("import sympy, numpy; sympy.pi = 3; numpy.pi = 3; sympy.Symbol.__add__ = None; sympy.cos.eval = None")
+    assert sandbox.run_python("import sympy, numpy; x = sympy.Symbol('x'); print(numpy.pi > 3, x + sympy.cos(0), sympy.pi > 3)").stdout == "True x + 1 True\n"
+
+
+def test_programs_are_forked_from_a_loaded_interpreter(bubblewrap):
+    sandbox.run_python("print(1)")
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import numpy, sympy"], check=True)
+    alone, start = time.monotonic() - start, time.monotonic()
+    for _ in range(10):
+        assert sandbox.run_python("import numpy, sympy; print(1)").stdout == "1\n"
+    assert (time.monotonic() - start) / 10 < alone
+
+
+def test_a_killed_template_is_replaced(any_level):
+    sandbox.run_python("print(1)")
+    for templates in sandbox.IDLE.values():
+        for template in templates:
+            template.kill(), template.wait()
+    assert sandbox.run_python("print(1)").stdout == "1\n"
+    result = sandbox.run_python("import os\nfor pid in range(os.getppid(), max(1, os.getppid() - 4), -1):\n    try: os.kill(pid, 9)\n    except OSError: pass"
+                                if any_level != "limits" else "import os; os.kill(os.getppid(), 9)")
+    assert result.returncode in (0, 137) and not result.timed_out and sandbox.run_python("print(1)").stdout == "1\n"
+
+
+def test_programs_share_no_memory_of_the_kernel(level):
+    code = """import os, ctypes
+libc = ctypes.CDLL(None)
+print(libc.shmget(4711, 100, 0o666), os.path.exists("/dev/shm/left"), os.listdir("/dev/shm"))
+libc.shmget(4711, 100, 0o1666), open("/dev/shm/left", "w").write("x")"""
+    assert sandbox.run_python(code).stdout == sandbox.run_python(code).stdout == "-1 False ['program.py']\n"
+
+
 def test_clean_environment(outer_level, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     out = sandbox.run_python("import os; print(os.environ); print(open('/proc/self/environ').read() if os.path.exists("

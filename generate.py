@@ -81,7 +81,8 @@ def read_rows(source, split="train", config=None, max_bad_share=0.01):
             if name.endswith(".json"):          # not by `datasets`, which makes dates of strings like 2020-01-01
                 table = json.loads(Path(name).read_text("utf-8"))
             else:
-                table = load_dataset("parquet", data_files=name, split="train") if local else load_dataset(name, config, split=split)
+                known = dict(data_files=name, split="train") if local else dict(name=config, split=split)
+                table = load_dataset("parquet" if local else name, **known)
             rows = [(f"{name} row {number}", row) for number, row in enumerate(table)]
     except Exception as e:                      # `datasets` raises a dozen kinds: not found, no network, no such split
         reason = str(e).partition("\n")[0][:200]
@@ -102,11 +103,11 @@ def report_bad(bad, total, max_share, what):
 
 
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
-                  user_suffix="", max_problems=None, max_bad_share=0.01):
-    """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth.
-    Understands the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (question;
-    answer after "####") and Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt is put
-    in front, in place of one that is there; None leaves the row's. Raises UserError for a missing column or file."""
+                  user_suffix="", max_problems=None, max_bad_share=0.01, code_suffix=None):
+    """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth. Knows
+    the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (answer after "####") and
+    Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt takes the place of the row's; None
+    leaves it. code_suffix: the user_suffix of code. Raises UserError for a missing column or file."""
     rows = read_rows(source, split, config, max_bad_share)
 
     def find(column, names, what):
@@ -133,7 +134,7 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
             bad.append(where)
             continue
         kept = [dict(role=m["role"], content=m["content"]) for m in prompt if system_prompt is None or m["role"] != "system"]
-        kept[-1]["content"] += user_suffix
+        kept[-1]["content"] += user_suffix if ability == "math" or code_suffix is None else code_suffix
         messages = [dict(role="system", content=system_prompt)] * bool(system_prompt) + kept
         problem_id = next((row[k] for k in ("problem_id", "id", "unique_id", "task_id") if row.get(k) is not None), index)
         problems.append(dict(id=problem_id, problem=prompt[-1]["content"], messages=messages, ability=ability,
@@ -203,9 +204,8 @@ class Sample(NamedTuple):
 
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
-    """A vLLM engine or one of transformers. kind: 'auto' | 'vllm' | 'hf'. dtype: a torch dtype.
-    colocated: the engine shares process and card with a trainer (prime.py): it takes new weights from an iterator, and
-    sleeps while the trainer works. Raises UserError when vLLM is asked for and not installed."""
+    """A vLLM engine or one of transformers. colocated: it shares process and card with a trainer (prime.py), takes new weights
+    from an iterator, and sleeps while the trainer works. Raises UserError when vLLM is asked for and not installed."""
     installed = importlib.util.find_spec("vllm") is not None
     if kind not in ("auto", "vllm", "hf"):
         raise UserError(f"engine={kind!r}: 'auto', 'vllm' or 'hf'")
@@ -227,8 +227,7 @@ class VLLMEngine:
                        distributed_executor_backend="external_launcher" if colocated else None)
         if colocated or not cuda:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # in this process, so that weights can be handed over
-        # on a CPU gpu_memory_utilization means host memory, and compiling takes minutes
-        options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
+        options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)   # else minutes
         if colocated and not cuda:  # the packed copy of a tied lm_head is not rebuilt when weights are replaced
             import vllm._custom_ops
             vllm._custom_ops._supports_onednn = False
@@ -351,9 +350,8 @@ def pick_device(device, dtype):
 
 
 def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
-    """Sample, grade while sampling goes on, and append each answer to a .jsonl file as it is finished.
-    jobs: list of (prompt ids, problem, row). The row has the sample's seed; it gets problem_id, ground_truth, response,
-    finish_reason, n_tokens and correct."""
+    """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
+    row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens and correct."""
     from tqdm import tqdm
     right, tokens, start, pending = 0, 0, time.time(), deque()
     answers = sample(engine, tokenizer, [(ids, row["seed"]) for ids, _, row in jobs], **sampling)

@@ -42,6 +42,7 @@ problem_column = None               # None: prompt (messages), problem, question
 answer_column = None                # None: reward_model, ground_truth, answer, final_answer or solution
 system_prompt = None                # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
 user_suffix = ''                    # appended to every problem (Eurus-2-RL-Data has it in the prompt)
+code_suffix = None                  # appended to problems of ability 'code'; None: user_suffix
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 eval_data = None                    # held-out problems, the same formats; None: no evaluation
 eval_split = 'validation'
@@ -302,7 +303,8 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
     groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
-        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "mask", "texts", "boxed")} for i, (index, ids) in mine}
+        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "mask", "texts", "boxed")}
+        for i, (index, ids) in mine}
     requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
     pending = []
     for number, answer in sample(engine, tokenizer, [(ids, s) for _, _, ids, s in requests], **sampling):
@@ -406,7 +408,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
     columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
-                   user_suffix=user_suffix, max_bad_share=max_bad_share)
+                   user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)
     held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
     stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
@@ -630,6 +632,10 @@ def main():
                 mismatch=mismatch, mismatch_kl=(difference.exp() - 1 - difference).mean().item(), too_long=stream.too_long,
                 peak_memory_gb=(torch.cuda.max_memory_allocated() if torch_device.type == "cuda" else
                                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30)
+            abilities = sorted({problems[g["index"]]["ability"] for g in drawn_groups})
+            for ability in abilities if len(abilities) > 1 else ():
+                own = [o for g in drawn_groups if problems[g["index"]]["ability"] == ability for o in g["outcomes"]]
+                row[f"outcome_{ability}"] = sum(own) / len(own)
             if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
                 with phase("eval"):
                     row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,

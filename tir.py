@@ -42,7 +42,8 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
                 line = line.encode()[:last.col_offset].decode() + f"_ = ({ast.get_source_segment(code, last)}\n)"
                 code = "\n".join([*before, line, "if _ is not None: print(_)"])
     if earlier:
-        code = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    exec({chr(10).join(earlier)!r})\n{code}"
+        silent = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): "
+        code = f"{silent}exec({chr(10).join(earlier)!r})\n{code}"
     for name, line in TOOL_IMPORTS.items():                         # sympy alone takes half a second
         code = f"{line}\n" * bool(re.search(rf"\b{name}\b", code)) + code
     result = run_python(code, timeout=timeout)

@@ -233,6 +233,18 @@ def test_mistakes(tmp_path, arguments, change, words):
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
 
 
+def test_maths_and_code_in_one_run(tmp_path, arguments, guess_data):
+    """A code row's outcome is that of its tests, and each ability has its own suffix and its own metric."""
+    tests = json.dumps(dict(fn_name="f", inputs=[[1]], outputs=[1]))
+    rows = read_jsonl(guess_data[1]) + [dict(problem=f"{k}?", ability="code", ground_truth=tests, problem_id=f"c{k}") for k in range(10, 50)]
+    call(prime, *arguments, f"--data={write_jsonl(tmp_path / 'mixed.jsonl', rows)}", "--filter_low=0", "--filter_high=1", "--max_steps=1",
+         "--prompts_per_step=20", "--code_suffix=+", f"--out_dir={tmp_path}/out", "--samples_logged=80")
+    row, = read_jsonl(tmp_path / "out/metrics.jsonl")
+    assert row["outcome_code"] == 0 < row["outcome_math"]       # this model writes no program
+    found = prime.load_problems(tmp_path / "mixed.jsonl", user_suffix="", code_suffix="+")
+    assert [p["messages"][-1]["content"] for p in (found[0], found[-1])] == ["10?", "49?+"]
+
+
 def test_malformed_rows(tmp_path, arguments, guess_data, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(guess_data[1].read_text() + '{"problem": "cut')

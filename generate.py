@@ -227,7 +227,8 @@ class VLLMEngine:
                        distributed_executor_backend="external_launcher" if colocated else None)
         if colocated or not cuda:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # in this process, so that weights can be handed over
-        options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)   # else minutes
+        # on a CPU gpu_memory_utilization means host memory, and compiling takes minutes
+        options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
         if colocated and not cuda:  # the packed copy of a tied lm_head is not rebuilt when weights are replaced
             import vllm._custom_ops
             vllm._custom_ops._supports_onednn = False

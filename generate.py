@@ -99,12 +99,13 @@ def report_bad(bad, total, max_share, what):
 
 
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
-                  user_suffix="", max_problems=None, max_bad_share=0.01):
+                  user_suffix="", max_problems=None, max_bad_share=0.01, rows=None):
     """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth.
     Understands the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (question;
     answer after "####") and Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt is put
-    in front, in place of one that is there; None leaves the row's. Raises UserError for a missing column or file."""
-    rows = read_rows(source, split, config, max_bad_share)
+    in front, in place of one that is there; None leaves the row's. rows: read_rows(source), if the caller has them.
+    Raises UserError for a missing column or file."""
+    rows = rows or read_rows(source, split, config, max_bad_share)
 
     def find(column, names, what):
         for name in [column] if column else names:

@@ -120,7 +120,8 @@ def load_benchmark(name):
         print(f"note: {name} has {len(problems)} problems here, {count} are published")
     for p in problems:
         row = row_of[str(p["id"])]
-        p["group"] = [f"{c} {row[c]}" for c in ("subject", "type", "subfield", "level", "difficulty") if row.get(c)]
+        kinds = [kind for kind in ("subject", "type", "subfield", "level", "difficulty") if row.get(kind)]
+        p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds]
         with contextlib.suppress(TypeError, ValueError):    # there is no tolerance, or the gold is no number
             gold, error = float(np.ravel(p["ground_truth"])[0]), float(row.get("error") or "none")
             p["span"] = gold - error - 1e-9, gold + error + 1e-9
@@ -292,11 +293,12 @@ def summarize(rows, problems):
 # ------------------------------------------------------------ report
 def average(scores):
     """Plain mean over benchmarks, as the model cards have it, of what all of them have."""
-    mean, n = {k: sum(s[k] for s in scores) / len(scores) for k in ("tokens", "truncated", "no_box")}, len(scores)
+    n, score = len(scores), {}
     for metric in [m for m in scores[0]["score"] if all(m in s["score"] for s in scores)]:
         means, errors = zip(*(s["score"][metric] for s in scores))
-        mean.setdefault("score", {})[metric] = sum(means) / n, sum(se ** 2 for se in errors) ** 0.5 / n
-    return dict(problems=sum(s["problems"] for s in scores)) | mean
+        score[metric] = sum(means) / n, sum(se ** 2 for se in errors) ** 0.5 / n
+    return dict(score=score, problems=sum(s["problems"] for s in scores)) | {
+        k: sum(s[k] for s in scores) / n for k in ("tokens", "truncated", "no_box")}
 
 def percent(pair):
     return f"{100 * pair[0]:.1f} ± {100 * pair[1]:.1f}" if pair else ""
@@ -320,15 +322,14 @@ def doubts():
     """Lines about published numbers that cannot be right: no count of right answers gives them, or their mean is another."""
     lines = []
     for column, numbers in published.items():
-        counted = {name: value for name, value in numbers.items() if name != "average"}
-        for name, value in counted.items():
-            n = BENCHMARKS[name.split()[0]][0]
-            if abs(value - 100 * round(value * n / 100) / n) > 0.0501:
-                lines.append(f"{column}: {value} is no share of the {n} problems of {name}; {round(value * n / 100)} are "
-                             f"{100 * round(value * n / 100) / n:.2f}")
-        mean = sum(counted.values()) / len(counted)
-        if abs(numbers.get("average", mean) - mean) > 0.101:
-            lines.append(f"{column}: the average is printed as {numbers['average']}, it is {mean:.1f}")
+        for name, value in numbers.items():
+            n = BENCHMARKS.get(name.split()[0], [0])[0]
+            near = round(value * n / 100)
+            if n and abs(value - 100 * near / n) > 0.0501:
+                lines.append(f"{column}: {value} is no share of the {n} problems of {name}; {near} are {100 * near / n:.2f}")
+        counted = [value for name, value in numbers.items() if name in BENCHMARKS]
+        if "average" in numbers and abs(numbers["average"] - sum(counted) / len(counted)) > 0.101:
+            lines.append(f"{column}: the average is printed as {numbers['average']}, it is {sum(counted) / len(counted):.1f}")
     return lines
 
 def differences(results, rows, sets):
@@ -338,7 +339,7 @@ def differences(results, rows, sets):
         for name in [name for name in scores if name in numbers and "greedy" in scores[name]["score"]]:
             mean, se = scores[name]["score"].get("greedy_parity", scores[name]["score"]["greedy"])
             p, n = numbers[name] / 100, scores[name]["problems"]
-            noise = 1.96 * (se ** 2 + (se ** 2 if name == "average" else p * (1 - p) / (n - 1))) ** 0.5     # theirs: one run, too
+            noise = 1.96 * (se ** 2 + (se ** 2 if name == "average" else p * (1 - p) / (n - 1))) ** 0.5     # theirs: one run
             lines.append(f"{name}: {model} {100 * (mean - p):+.1f} against {column} as published, " +
                          ("within" if abs(mean - p) <= noise else "beyond") + f" the noise of two runs (± {100 * noise:.1f})")
     pairs = itertools.pairwise(results)
@@ -398,15 +399,14 @@ def report(rows, sets, prompt, failures):
 def join():
     """(rank, processes, function that returns when all have called it with the same word) under torchrun. No process group:
     each process keeps to its own cards, and opens and closes engines as if it were alone (vLLM would end the group)."""
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    env, agent, n = os.environ, "TORCHELASTIC_USE_AGENT_STORE", tensor_parallel or 1
+    rank, world, local = (int(env.get(name, default)) for name, default in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0).items())
     if world == 1:
         return 0, 1, lambda word: None
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    mine, agent = slice(local * (tensor_parallel or 1), (local + 1) * (tensor_parallel or 1)), "TORCHELASTIC_USE_AGENT_STORE"
-    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                                       is_master=rank == 0 and agent not in os.environ)
-    os.environ |= dict(CUDA_VISIBLE_DEVICES=",".join(cards.split(",")[mine]), LOCAL_RANK="0")
-    os.environ.pop(agent, None)                             # or vLLM would look for its own group there
+    store = torch.distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=rank == 0 and agent not in env)
+    cards = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    env |= dict(CUDA_VISIBLE_DEVICES=",".join(cards[local * n:(local + 1) * n]), LOCAL_RANK="0")
+    env.pop(agent, None)                                    # or vLLM would look for its own group there
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
 

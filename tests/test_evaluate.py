@@ -366,7 +366,7 @@ def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
     assert s["average"]["score"]["greedy"][0] == pytest.approx((s["aime24"]["score"]["greedy"][0] + s["amc23"]["score"]["greedy"][0]) / 2)
     assert s["average"]["score"]["greedy"][1] == pytest.approx(
         math.hypot(s["aime24"]["score"]["greedy"][1], s["amc23"]["score"]["greedy"][1]) / 2)
-    assert list(s["aime24"]["greedy_by_group"]) == ["level Level 0", "level Level 1"]
+    assert list(s["aime24"]["greedy_by_group"]) == ["level 0", "level 1"]
     line = next(line for line in out.splitlines() if line.startswith("| model"))
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["model", "benchmark", "N", "greedy", "by their rules", "avg@4", "pass@2", "maj@4",
                                                                "published", "published maj@4", "tokens", "truncated", "no box"]

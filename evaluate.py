@@ -13,7 +13,7 @@ means over problems of a value of one problem (its share of right samples, its p
 sqrt(sum (x_i - mean)^2 / (N (N - 1))), which counts the noise of sampling and of the choice of problems.
 Left out on purpose: few-shot prompts, stop strings, several nodes.
 """
-import collections, contextlib, difflib, glob, importlib, itertools, json, math, os, re, subprocess, sys, time
+import collections, contextlib, difflib, glob, itertools, json, math, os, re, subprocess, sys, time
 from datetime import timedelta
 from pathlib import Path
 
@@ -384,7 +384,7 @@ def report(rows, sets, prompt, failures):
     notes = [*differences(results, rows, sets), *doubts(), f"answers that the grader gave up, counted as wrong: {failures}"]
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None) | {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "vllm") if importlib.util.find_spec(name)}
+        name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
     sampling = {name: globals()[name] for name in ("greedy", "samples", "temperature", "top_p", "max_tokens", "seed")}
     text = ", ".join(f"{k} {v}" for k, v in (about | sampling).items()) + f"\n\n```\n{prompt}\n```\n\n{table(results)}\n"
     text += "".join(f"- {note}\n" for note in notes)

@@ -109,7 +109,8 @@ def load_benchmark(name):
         problem, answer = (column if column in rows[0][1] else None for column in (problem, answer))
     for number, (_, row) in enumerate(rows):                # AMC's ids begin anew with each year
         page = "/".join(str(row["url"]).split("/")[-2:]) if count and row.get("url") else None
-        row.setdefault("problem_id", page or row.get("id", row.get("unique_id", row.get("task_id", number))))
+        ids = [page, *(row.get(column) for column in ("id", "unique_id", "task_id")), number]
+        row.setdefault("problem_id", next(i for i in ids if i is not None))
     row_of = {str(row["problem_id"]): row for _, row in rows}
     if len(row_of) < len(rows):
         again = collections.Counter(str(row["problem_id"]) for _, row in rows).most_common(1)[0][0]
@@ -300,9 +301,6 @@ def average(scores):
     return dict(score=score, problems=sum(s["problems"] for s in scores)) | {
         k: sum(s[k] for s in scores) / n for k in ("tokens", "truncated", "no_box")}
 
-def percent(pair):
-    return f"{100 * pair[0]:.1f} ± {100 * pair[1]:.1f}" if pair else ""
-
 def table(results):
     """Markdown of {model: {benchmark: metrics}}. pass@k has k <= samples / 2: with k = samples it is as noisy as one draw."""
     passes, maj, lines = f"pass@{2 ** max(0, samples.bit_length() - 2)}", f"maj@{samples}", []
@@ -310,7 +308,8 @@ def table(results):
     for number, (model, scores) in enumerate(results.items()):
         printed = (list(published.values())[number:] or [{}])[0]
         for name, s in scores.items():
-            cells = [percent(s["score"].get(metric)) for metric in metrics.values()]
+            pairs = [s["score"].get(metric) for metric in metrics.values()]
+            cells = [f"{100 * pair[0]:.1f} ± {100 * pair[1]:.1f}" if pair else "" for pair in pairs]
             lines.append([model, name, s["problems"], *cells, printed.get(name, ""), printed.get(f"{name} {maj}", ""),
                           f"{s['tokens']:.0f}", f"{s['truncated']:.1%}", f"{s['no_box']:.1%}"])
     head = ["model", "benchmark", "N", *metrics, "published", f"published {maj}", "tokens", "truncated", "no box"]
@@ -438,12 +437,12 @@ def answer_question(sampler, tokenizer):
             print(f"\n{tokenizer.decode(ids + answer.tokens)}\n({len(answer.tokens)} tokens, {answer.finish_reason})")
     sampler.close()
 
-def make_jobs(path, tokenizer, problem_of, modes, same):
-    """{key: (prompt ids, problem, row)} of all the answers that a model is to give."""
+def make_jobs(tokenizer, problem_of, modes, same, longest):
+    """{key: (prompt ids, problem, row)} of all the answers that a model is to give; longest: tokens of a prompt."""
     jobs = {}
     for (name, number), p in problem_of.items():
         ids = render_prompt(tokenizer, p["messages"])
-        for mode, count, sampling in modes if len(ids) <= max_prompt_tokens else ():
+        for mode, count, sampling in modes if len(ids) <= longest else ():
             if mode == "sampled" and sampled_benchmarks is not None and name not in sampled_benchmarks:
                 continue
             for k in range(count):
@@ -451,7 +450,7 @@ def make_jobs(path, tokenizer, problem_of, modes, same):
                                   prompt=tokenizer.decode(ids), seed=sample_seed(seed, name, number, k))
                 jobs[key(row)] = ids, p, row
     if not jobs:
-        raise UserError(f"every prompt is longer than max_prompt_tokens={max_prompt_tokens}")
+        raise UserError(f"every prompt is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
     return jobs
 
 def main():
@@ -471,11 +470,11 @@ def main():
     if against:
         return report_overlap(sets)
     tokenizers = {path: load_tokenizer(path, chat_template) for path in models}     # all mistakes show before any work
+    positions = {path: getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None) or 2**31 for path in models}
 
     def make_sampler(path):
-        positions = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None) or 2**31
         return make_engine(engine, path, tokenizers[path], torch_device, torch_dtype,
-                           min(max_prompt_tokens + max_tokens, positions), tensor_parallel, gpu_memory)
+                           min(max_prompt_tokens + max_tokens, positions[path]), tensor_parallel, gpu_memory)
     if ask is not None:
         return answer_question(make_sampler(models[0]), tokenizers[models[0]])
     modes = ([("greedy", 1, dict(temperature=0.0, top_p=1.0, max_tokens=max_tokens))] if greedy else []) + (
@@ -487,11 +486,13 @@ def main():
             file, sampler = path.strip("./").replace("/", "--") + ".responses.jsonl", None
             part = os.path.join(out_dir, f"{file}.rank{rank}")
             same = dict(model=path, max_tokens=max_tokens, asked=[system_prompt, user_suffix, code_suffix])
-            jobs = make_jobs(path, tokenizers[path], problem_of, modes, same)
+            jobs = make_jobs(tokenizers[path], problem_of, modes, same, min(max_prompt_tokens, positions[path] - 1))
             if rank == 0:
                 merge(file, same)
             together(f"before {number}")                    # nobody writes to the file until all have read it
             there = {key(row) for row in resume_rows(os.path.join(out_dir, file), same)}
+            if regrade and not there & set(jobs):
+                raise UserError(f"regrade: {out_dir}/{file} has no response with these settings")
             prompt = next(iter(jobs.values()))[2]["prompt"]
             print(f"\n{path}: {len(there & set(jobs))} of {len(jobs)} responses are there; first prompt:\n{prompt}", flush=True)
             for _, _, sampling in [] if regrade else modes:  # one queue a mode, over all benchmarks

@@ -348,6 +348,8 @@ def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
     (model / "model.safetensors").unlink()
     call(evaluate, *args, "--regrade=True")
     assert results(tmp_path)["models"] == before and read_jsonl(file) == rows
+    with pytest.raises(evaluate.UserError, match="no response with these settings"):
+        call(evaluate, *run_args(tmp_path / "other", model, data=[guess_data[1]], samples=0, regrade=True))
 
 
 def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
@@ -394,8 +396,12 @@ def test_long_prompts_count_as_wrong(tmp_path, guesser):
     call(evaluate, *run_args(tmp_path, guesser, data=[data], samples=0))
     s = results(tmp_path)["models"][str(guesser)]["p"]
     assert s["problems"] == 2 and s["responses"] == 1 and s["score"]["greedy"][0] <= 0.5
-    with pytest.raises(evaluate.UserError, match="max_prompt_tokens=1"):
+    with pytest.raises(evaluate.UserError, match="longer than 1 tokens"):
         call(evaluate, *run_args(tmp_path, guesser, data=[data], max_prompt_tokens=1))
+    beyond = write_jsonl(tmp_path / "q.jsonl", [dict(problem="7" * n, answer="1") for n in (1, 600)])      # more than the model's positions
+    call(evaluate, *run_args(tmp_path / "q", guesser, data=[beyond], samples=0, max_prompt_tokens=1000, max_tokens=1000))
+    rows = read_jsonl(next(tmp_path.glob("q/*.responses.jsonl")))
+    assert len(rows) == 1 and all(row["n_tokens"] < 512 for row in rows)
 
 
 def test_ask(tmp_path, guesser, capsys):

@@ -169,7 +169,7 @@ def report_overlap(sets):
         ids = {i: round(share, 3) for (of, i), share in found.most_common() if of == name and share >= overlap}
         report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
         print(f"{name}: {len(ids)} of {len(problems)} problems ({len(ids) / len(problems):.1%}) stand in {against}, with at "
-              f"least {overlap:.0%} of their {ngram}-grams of words: {', '.join(ids) or 'none'}")
+              f"least {overlap:.0%} of their {ngram}-grams: {', '.join(ids) or 'none'}")
     write("contamination.json", json.dumps(report, indent=1))
 
 
@@ -396,12 +396,12 @@ def report(rows, sets, prompt, failures):
 
 # ------------------------------------------------------------ sampling
 def join():
-    """(rank, processes, function that returns when all have called it with the same word) under torchrun. No process group:
-    each process keeps to its own cards, and opens and closes engines as if it were alone (vLLM would end the group)."""
+    """(rank, processes, together) under torchrun; together(word, value) returns when all have called it with this word, with
+    the sum of their values. No process group, because the end of a vLLM ends it: each process has its own cards and engines."""
     env, agent, n = os.environ, "TORCHELASTIC_USE_AGENT_STORE", tensor_parallel or 1
     rank, world, local = (int(env.get(name, default)) for name, default in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0).items())
     if world == 1:
-        return 0, 1, lambda word: None
+        return 0, 1, lambda word, value=0: value
     store = torch.distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=rank == 0 and agent not in env)
     cards = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     env |= dict(CUDA_VISIBLE_DEVICES=",".join(cards[local * n:(local + 1) * n]), LOCAL_RANK="0")
@@ -409,9 +409,11 @@ def join():
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
 
-    def together(word):
+    def together(word, value=0):
+        store.add(f"{word}, sum", value)
         store.set(f"{word} {rank}", "here")
         store.wait([f"{word} {r}" for r in range(world)], timedelta(days=7))
+        return store.add(f"{word}, sum", 0)
     return rank, world, together
 
 def key(row):
@@ -442,13 +444,13 @@ def make_jobs(tokenizer, problem_of, modes, same, longest):
     jobs = {}
     for (name, number), p in problem_of.items():
         ids = render_prompt(tokenizer, p["messages"])
+        row = same | dict(benchmark=name, problem_id=number, prompt=tokenizer.decode(ids))
         for mode, count, sampling in modes if len(ids) <= longest else ():
             if mode == "sampled" and sampled_benchmarks is not None and name not in sampled_benchmarks:
                 continue
             for k in range(count):
-                row = same | dict(benchmark=name, problem_id=number, mode=mode, sample=k, sampling=sampling,
-                                  prompt=tokenizer.decode(ids), seed=sample_seed(seed, name, number, k))
-                jobs[key(row)] = ids, p, row
+                own = row | dict(mode=mode, sample=k, sampling=sampling, seed=sample_seed(seed, name, number, k))
+                jobs[key(own)] = ids, p, own
     if not jobs:
         raise UserError(f"every prompt is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
     return jobs
@@ -509,7 +511,7 @@ def main():
                 rows[path] = [merged[k] for k in jobs if k in merged]
                 if len(rows[path]) < len(jobs):
                     print(f"note: {len(jobs) - len(rows[path])} responses of {path} are missing and count as wrong")
-        failures = {name: getattr(grader, name) for name in ("timeouts", "crashes", "unparsed")}
+        failures = {name: together(name, getattr(grader, name)) for name in ("timeouts", "crashes", "unparsed")}
     if rank == 0:
         report(rows, sets, prompt, failures)
 

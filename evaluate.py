@@ -365,7 +365,7 @@ def chart(results, path):
         for column in list(published)[i:i + 1]:
             ax.plot(x, [published[column].get(name, math.nan) for name in names], "kD", label=f"{column}, published")
     ax.set(xticks=range(len(names)), xticklabels=names, ylabel=f"{mode}, % right")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
 
 def write(name, content):

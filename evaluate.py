@@ -49,6 +49,7 @@ max_prompt_tokens = 2048            # longer prompts count as wrong
 seed = 0
 # --- grading and report
 published = {}                      # {column: {benchmark: %}}; the first column belongs to the first model, and so on
+published_notes = []                # lines about them for the report, of numbers that cannot be right, say
 parity = False                      # a second verdict by the published scripts' own, more lenient rules (see BENCHMARKS)
 parity_golds = {}                   # {benchmark: .jsonl file with unique_id, expected_answer}: their golds where they differ
 regrade = False                     # grade the responses that are there once more, sample nothing
@@ -56,7 +57,7 @@ regrade = False                     # grade the responses that are there once mo
 ask = None                          # a question: print the first model's answers to the two prompts of Eurus-2, and end
 against = None                      # a training file or hub id: print which benchmark problems stand in it, and end
 ngram = 10                          # words; published for NuminaMath: 10
-overlap = 0.5                       # share of a problem's n-grams that one row must hold
+overlap = 0.5                       # share of a problem's n-grams that must stand there
 # --- system
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
 device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
@@ -150,23 +151,20 @@ def ngrams(text):
     return {tuple(words[i:i + ngram]) for i in range(max(1, len(words) - ngram + 1))}
 
 def report_overlap(sets):
-    """Print and write (contamination.json) the benchmarks' problems of whose n-grams the share `overlap` or more stands in one
-    row of the file `against`, in what its user asks."""
+    """Print and write (contamination.json) the benchmarks' problems of whose n-grams the share `overlap` or more stands in the
+    file `against`, in what its users ask."""
     grams = {(name, str(p["id"])): ngrams(p["problem"]) for name, problems in sets.items() for p in problems}
-    holders, found, report = collections.defaultdict(list), collections.Counter(), {}
-    for problem, own in grams.items():
-        for gram in own:
-            holders[gram].append(problem)
+    wanted, seen, report = set().union(*grams.values()), set(), {}
     columns = ("problem", "question", "prompt", "messages", "instruction")
     for where, row in read_rows(against, max_bad_share=max_bad_share):
         asked = next((row[column] for column in columns if row.get(column)), None)
         if asked is None:
             raise UserError(f"{where} has none of the columns {', '.join(columns)}")
         asked = asked if isinstance(asked, str) else " ".join(m["content"] for m in asked if m["role"] == "user")
-        for problem, n in collections.Counter(p for gram in ngrams(asked) for p in holders.get(gram, ())).items():
-            found[problem] = max(found[problem], n / len(grams[problem]))
+        seen |= ngrams(asked) & wanted
     for name, problems in sets.items():
-        ids = {i: round(share, 3) for (of, i), share in found.most_common() if of == name and share >= overlap}
+        found = {i: round(len(own & seen) / len(own), 3) for (of, i), own in grams.items() if of == name}
+        ids = {i: share for i, share in sorted(found.items(), key=lambda item: -item[1]) if share >= overlap}
         report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
         print(f"{name}: {len(ids)} of {len(problems)} problems ({len(ids) / len(problems):.1%}) stand in {against}, with at "
               f"least {overlap:.0%} of their {ngram}-grams: {', '.join(ids) or 'none'}")
@@ -317,20 +315,6 @@ def table(results):
     rule = ["---", "---"] + ["--:"] * (len(head) - 2)
     return "".join("| " + " | ".join(str(line[i]) for i in used) + " |\n" for line in [head, rule, *lines])
 
-def doubts():
-    """Lines about published numbers that cannot be right: no count of right answers gives them, or their mean is another."""
-    lines = []
-    for column, numbers in published.items():
-        for name, value in numbers.items():
-            n = BENCHMARKS.get(name.split()[0], [0])[0]
-            near = round(value * n / 100)
-            if n and abs(value - 100 * near / n) > 0.0501:
-                lines.append(f"{column}: {value} is no share of the {n} problems of {name}; {near} are {100 * near / n:.2f}")
-        counted = [value for name, value in numbers.items() if name in BENCHMARKS]
-        if "average" in numbers and abs(numbers["average"] - sum(counted) / len(counted)) > 0.101:
-            lines.append(f"{column}: the average is printed as {numbers['average']}, it is {sum(counted) / len(counted):.1f}")
-    return lines
-
 def differences(results, rows, sets):
     """Lines: is each model's difference from its published column, and from the model before it, more than noise?"""
     lines = []
@@ -380,7 +364,7 @@ def report(rows, sets, prompt, failures):
                        for name, problems in sets.items()} for model, mine in rows.items()}
     for scores in results.values() if len(sets) > 1 else ():
         scores["average"] = average(list(scores.values()))
-    notes = [*differences(results, rows, sets), *doubts(), f"answers that the grader gave up, counted as wrong: {failures}"]
+    notes = [*differences(results, rows, sets), *published_notes, f"answers that the grader gave up, counted as wrong: {failures}"]
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None) | {
         name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
@@ -419,16 +403,17 @@ def join():
 def key(row):
     return row["benchmark"], str(row["problem_id"]), json.dumps(row["sampling"]), row["sample"]
 
-def merge(file, same, change=lambda rows: None):
-    """{key: row} of a model's file and of what processes have left beside it; change(rows); then all is in that file."""
+def merge(file, same, wanted=(), change=lambda rows: None):
+    """Put into a model's file what processes have left beside it; change([the rows wanted]) before. Returns those rows."""
     path = os.path.join(out_dir, file)
     parts = glob.glob(glob.escape(path) + ".rank*")
     rows = {key(row): row for part in [*parts, path] for row in resume_rows(part, same)}
-    change(rows)
+    mine = [rows[k] for k in wanted if k in rows]
+    change(mine)
     write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
     for part in parts:
         os.remove(part)
-    return rows
+    return mine
 
 def answer_question(sampler, tokenizer):
     """Print the answers to `ask`, put as the card of Eurus-2-7B-PRIME puts questions of mathematics, and of programming."""
@@ -506,9 +491,7 @@ def main():
                 sampler.close()
             together(f"after {number}")
             if rank == 0:
-                merged = merge(file, same, lambda all_rows: grade([all_rows[k] for k in jobs if k in all_rows], problem_of,
-                                                                  grader, lenient))
-                rows[path] = [merged[k] for k in jobs if k in merged]
+                rows[path] = merge(file, same, jobs, lambda mine: grade(mine, problem_of, grader, lenient))
                 if len(rows[path]) < len(jobs):
                     print(f"note: {len(jobs) - len(rows[path])} responses of {path} are missing and count as wrong")
         failures = {name: together(name, getattr(grader, name)) for name in ("timeouts", "crashes", "unparsed")}

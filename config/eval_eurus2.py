@@ -25,4 +25,10 @@ published = {
     'GPT-4o': {
         'aime24': 9.3, 'math500': 76.4, 'amc': 45.8, 'minerva': 36.8, 'olympiadbench': 43.3, 'average': 43.3},
 }
+published_notes = [
+    'Eurus-2-7B-SFT: 65.1 is no count of the 500 problems of MATH-500; 325 are 65.0, 326 are 65.2',
+    'Llama-3.1-70B-Instruct: the average is printed as 36.4, the numbers give 35.7',
+    'GPT-4o: 9.3 is no count of the 30 problems of AIME (3 are 10.0): an average of several runs, from elsewhere',
+    'GPT-4o: the average is printed as 43.3, the numbers give 42.3',
+]
 out_dir = 'out/eval_eurus2'

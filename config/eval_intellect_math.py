@@ -25,4 +25,9 @@ published = {
     'Qwen2.5-Math-7B-Instruct': {   # called Qwen-2.5-Math there; the numbers are the Instruct model's on Eurus-2's card
         'math500': 79.8, 'olympiadbench': 40.7, 'aime24': 13.3, 'amc': 50.6, 'minerva': 34.6, 'average': 43.8},
 }
+published_notes = [
+    'INTELLECT-MATH-SFT: 16.6 is 5 of the 30 problems of AIME (16.67), cut instead of rounded',
+    'INTELLECT-MATH, 47 steps: 37.8 is no count of the 272 problems of Minerva; 103 are 37.87',
+    'Eurus-2-7B-SFT: 65.1 is no count of the 500 problems of MATH-500; 325 are 65.0, 326 are 65.2',
+]
 out_dir = 'out/eval_intellect_math'

@@ -30,7 +30,7 @@ models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the t
 benchmarks = ['math500', 'aime24', 'amc', 'minerva', 'olympiadbench']  # names of BENCHMARKS below, or files of problems
 data_dir = None                     # folder with the benchmarks' files, in place of the hub
 problem_column = None               # of files that are not in BENCHMARKS; None: found
-answer_column = None
+answer_column = None                # likewise
 max_problems = None                 # only the first so many of each benchmark
 system_prompt = None                # None: none, though a chat template may add its own: the first prompt is printed
 user_suffix = ''                    # appended to maths problems
@@ -42,11 +42,11 @@ max_bad_share = 0.0                 # share of malformed rows that is skipped an
 greedy = True                       # one greedy answer a problem
 samples = 0                         # answers a problem at `temperature`: avg@k, pass@k, maj@k
 sampled_benchmarks = None           # list of those that get the samples; None: all
-temperature = 0.6
-top_p = 0.95
+temperature = 0.6                   # of the samples
+top_p = 0.95                        # of the samples
 max_tokens = 8192                   # less where the model has fewer positions
 max_prompt_tokens = 2048            # longer prompts count as wrong
-seed = 0
+seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
 # --- grading and report
 published = {}                      # {column: {benchmark: %}}; the first column belongs to the first model, and so on
 published_notes = []                # lines about them for the report, of numbers that cannot be right, say
@@ -66,7 +66,7 @@ tensor_parallel = None              # GPUs a model is spread over (vllm); None: 
 gpu_memory = 0.9                    # share of each card for the engine (vllm)
 grade_workers = None                # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
-out_dir = 'out/evaluate'
+out_dir = 'out/evaluate'            # <model>.responses.jsonl, results.md, results.json, results.png
 
 SUBJECTS = 'algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus'.split()
 # name: (problems, file in data_dir, hub id, configurations, split, columns of problem and answer, rules: see published_answer).
@@ -90,9 +90,9 @@ BENCHMARKS = {
 
 # ------------------------------------------------------------ problems
 def load_benchmark(name):
-    """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with two more keys: group,
-    like ["subject Algebra", "level 3"] as far as the file has such columns, and span, the lowest and the highest right number,
-    where the gold comes with a tolerance. UserError: no such benchmark, bad file."""
+    """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with more keys: group,
+    like ["subject Algebra", "level 3"] as far as the file has such columns; their_gold, of parity_golds; and span, the lowest
+    and the highest right number, where the gold comes with a tolerance. UserError: no such benchmark, bad file."""
     if name not in BENCHMARKS and not os.path.exists(name):
         near = "".join(f"; did you mean {n!r}?" for n in difflib.get_close_matches(name, BENCHMARKS, 1))
         raise UserError(f"benchmark {name!r} is neither a file nor one of {', '.join(BENCHMARKS)}{near}")
@@ -120,8 +120,12 @@ def load_benchmark(name):
                              code_suffix if rules == "code" else user_suffix, max_problems, max_bad_share, rows)
     if count and len(problems) != min(count, max_problems or count):
         print(f"note: {name} has {len(problems)} problems here, {count} are published")
+    theirs = read_rows(parity_golds[name]) if name in parity_golds else []
+    theirs = {str(row.get("unique_id")): row.get("expected_answer") for _, row in theirs}
+    if theirs and not set(theirs) & set(row_of):
+        raise UserError(f"{parity_golds[name]}: no row has the unique_id of a problem of {name}")
     for p in problems:
-        row = row_of[str(p["id"])]
+        row, p["their_gold"] = row_of[str(p["id"])], theirs.get(str(p["id"]))
         kinds = [kind for kind in ("subject", "type", "subfield", "level", "difficulty") if row.get(kind)]
         p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds]
         with contextlib.suppress(TypeError, ValueError):    # there is no tolerance, or the gold is no number
@@ -193,8 +197,6 @@ def grade(rows, problem_of, grader, lenient):
     if regrade:
         for (row, p), score in zip(rows, grader.grade([row["response"] for row, _ in rows], [p for _, p in rows])):
             row.update(correct=score == 1.0, ground_truth=p["ground_truth"])
-    theirs = {(name, str(row["unique_id"])): row["expected_answer"]
-              for name, file in parity_golds.items() for _, row in read_rows(file)}
     for row, p in rows:
         code, answer = re.search(r"```python.*", row["response"], re.S), extract_answer(row["response"])
         row["answer"] = answer if p["ability"] == "math" else code and code[0]
@@ -202,7 +204,7 @@ def grade(rows, problem_of, grader, lenient):
         row["correct"] |= bool(number) and p["span"][0] <= float(number[1]) <= p["span"][1]
         rules = BENCHMARKS[row["benchmark"]][-1] if row["benchmark"] in BENCHMARKS else None
         if parity and rules in ("prime", "qwen"):
-            gold = theirs.get((row["benchmark"], str(p["id"])), golds(p["ground_truth"])[0])
+            gold = p["their_gold"] or golds(p["ground_truth"])[0]
             answer = published_answer(row["response"], rules, row["benchmark"])
             if rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer):
                 answer = ""                                 # it cannot read a x 10^b where the gold is written 4.5e33
@@ -369,7 +371,7 @@ def report(rows, sets, prompt, failures):
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None) | {
         name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
     sampling = {name: globals()[name] for name in ("greedy", "samples", "temperature", "top_p", "max_tokens", "seed")}
-    text = ", ".join(f"{k} {v}" for k, v in (about | sampling).items()) + f"\n\n```\n{prompt}\n```\n\n{table(results)}\n"
+    text = ", ".join(f"{k} {v}" for k, v in (about | sampling).items()) + f"\n\n~~~\n{prompt}\n~~~\n\n{table(results)}\n"
     text += "".join(f"- {note}\n" for note in notes)
     about |= dict(settings=configurator.values(globals()), first_prompt=prompt)
     write("results.md", text)

@@ -239,9 +239,9 @@ def test_published_rules_on_real_responses(shared):
 
 def graded(name, pairs, settings, **changes):
     """Rows of (problem number, response) pairs on a benchmark, graded as evaluate.py does it again from a file."""
+    settings(dict(regrade=True, parity=True) | changes)
     problems = evaluate.load_benchmark(name)[1]
     rows = [dict(benchmark=name, problem_id=problems[i]["id"], response=text, correct=False) for i, text in pairs]
-    settings(dict(regrade=True, parity=True) | changes)
     with grader.Grader(workers=1) as strict, grader.Grader(workers=1, parity=True) as lenient:
         evaluate.grade(rows, {(name, str(p["id"])): p for p in problems}, strict, lenient)
     return [(row["correct"], row["parity"], row["answer"]) for row in rows]
@@ -265,6 +265,11 @@ def test_parity_and_strict_differ_where_the_protocols_do(files, settings, tmp_pa
     texts = [(0, r"\boxed{1000}"), (0, r"\boxed{(3, \pi/2)}"), (2, r"\boxed{14/3}. Answer: none")]
     verdicts = graded("math500", texts, settings, parity_golds={"math500": str(theirs)})
     assert [v[:2] for v in verdicts] == [(0, 1), (1, 0), (1, 0)]                          # another gold; a box that is cut off
+    settings(dict(parity_golds={"math500": str(files / "math500_prime_golds.jsonl")}))
+    assert sum(p["their_gold"] != p["ground_truth"] for p in evaluate.load_benchmark("math500")[1]) == 85
+    settings(dict(parity_golds={"math500": str(write_jsonl(theirs, [dict(unique_id="x", expected_answer="1")]))}))
+    with pytest.raises(evaluate.UserError, match="golds.jsonl: no row has the unique_id"):
+        evaluate.load_benchmark("math500")
 
 
 # ---- whole runs ----

@@ -285,7 +285,7 @@ def summarize(rows, problems):
                 score[f"pass@{m}"] = accuracy([pass_at_k(k, c, m) for c in right])
             if problems[0]["ability"] == "math":            # programs do not vote
                 winners, confidences = zip(*(majority([row["answer"] for row in own]) for own in answers.values()))
-                score[f"maj@{k}"] = accuracy([any(row["correct"] for row in own if row["answer"] == winner is not None)
+                score[f"maj@{k}"] = accuracy([any(row["correct"] for row in own if row["answer"] == winner)
                                               for own, winner in zip(answers.values(), winners)])
                 out["vote_confidence"] = sum(confidences) / len(confidences)
     return out

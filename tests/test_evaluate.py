@@ -222,6 +222,7 @@ def test_prompts_are_the_published_ones():
                                                  "The final answer is $3$."),
     (r"\boxed{3} The answer is: 4", "prime", "math500", "4"), (r"\boxed{3} The answer is: 4", "prime", "aime24", "3"),
     ("The final answer is 36. I hope it is correct.", "prime", "aime24", "36"), ("", "prime", "amc", ""),
+    ("Answer: 4", "prime", "amc", "4"), ("Answer:\n\\boxed{4}", "prime", "math500", "4"),
     (r"\boxed{3} so the final answer is $x$. I hope it is correct.", "qwen", None, "x"), (r"\boxed{3} or 4", "qwen", None, "3"),
     ("first 5, then 6 left", "qwen", None, "6"), ("nothing", "qwen", None, "")])
 def test_answers_as_the_published_scripts_take_them(response, rules, benchmark, answer):
@@ -260,6 +261,9 @@ def test_parity_and_strict_differ_where_the_protocols_do(files, settings, tmp_pa
     assert sum(bool(re.search(r"\de[-+]?\d", g)) for g in golds) == 58
     texts = [f"\\boxed{{{mantissa} \\times 10^{{{exponent}}}}}", f"\\boxed{{{golds[number]}}}", "no box but 7"]
     assert [v[:2] for v in graded("minerva", [(number, text) for text in texts], settings)] == [(1, 0), (1, 1), (0, 0)]
+    assert evaluate.load_benchmark("olympiadbench")[1][0]["ground_truth"] == ["2"]
+    verdicts = graded("olympiadbench", [(0, r"\boxed{200}"), (0, "so we get 2"), (0, r"\boxed{3}")], settings)
+    assert [v[:2] for v in verdicts] == [(0, 1), (0, 1), (0, 0)]                          # a hundredfold; the last number
     ids = [row["unique_id"] for row in read_jsonl(files / "math500.jsonl")]
     theirs = write_jsonl(tmp_path / "golds.jsonl", [dict(unique_id=ids[0], expected_answer="1000")])
     texts = [(0, r"\boxed{1000}"), (0, r"\boxed{(3, \pi/2)}"), (2, r"\boxed{14/3}. Answer: none")]

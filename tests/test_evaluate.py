@@ -362,6 +362,9 @@ def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
     (model / "model.safetensors").unlink()
     call(evaluate, *args, "--regrade=True")
     assert results(tmp_path)["models"] == before and read_jsonl(file) == rows
+    write_jsonl(file, rows[:30])                            # nor does it sample what is missing
+    call(evaluate, *args, "--regrade=True")
+    assert results(tmp_path)["models"][str(model)]["problems"]["responses"] == 30 and read_jsonl(file) == rows[:30]
     with pytest.raises(evaluate.UserError, match="no response with these settings"):
         call(evaluate, *run_args(tmp_path / "other", model, data=[guess_data[1]], samples=0, regrade=True))
 

@@ -134,7 +134,8 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"}
+    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"} | dict.fromkeys(
+        ("tir", "tir_rounds", "tir_timeout"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
     assert not untested
@@ -207,6 +208,16 @@ def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):
          "--learning_rate=1e-3", "--prm_learning_rate=1e-3", f"--eval_data={problems}", "--eval_interval=5", f"--out_dir={tmp_path}/out")
     rows = read_jsonl(tmp_path / "out/metrics.jsonl")
     assert rows[0]["eval_sampled"] < 0.5 and rows[-1]["eval_sampled"] > 0.75
+
+
+def test_it_ends_when_the_problems_are_solved(tmp_path, arguments, capsys):
+    """Two problems, learned by heart: no group has contrast any more, and what was learned is written."""
+    problems = write_jsonl(tmp_path / "two.jsonl", [dict(problem=f"{k}?", ground_truth="2") for k in (10, 11)])
+    call(prime, *arguments, f"--data={problems}", "--prompts_per_step=2", "--samples_per_prompt=8", "--max_steps=300", "--max_draws=3",
+         "--learning_rate=1e-3", "--prm_learning_rate=1e-3", f"--out_dir={tmp_path}/out")
+    rows, said = read_jsonl(tmp_path / "out/metrics.jsonl"), capsys.readouterr().out
+    assert "these problems are solved" in said and len(rows) < 300 and rows[0]["outcome"] < 0.6
+    assert weights(tmp_path / "out/policy") and weights(tmp_path / "out/prm")
 
 
 @pytest.mark.parametrize("change, words", [

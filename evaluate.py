@@ -1,4 +1,4 @@
-r"""
+"""
 Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, with standard errors, in one table.
 
     python evaluate.py config/eval_eurus2.py                       # the model card's table, its numbers beside ours
@@ -422,6 +422,8 @@ def answer_question(sampler, tokenizer):
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
         messages = [dict(role="system", content=system_prompt), dict(role="user", content=ask + suffix)][not system_prompt:]
         ids = render_prompt(tokenizer, messages)
+        if len(ids) > max_prompt_tokens:
+            raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
         for _, answer in sampler.sample([(ids, seed)], temperature=0.0, max_tokens=max_tokens):
             print(f"\n{tokenizer.decode(ids + answer.tokens)}\n({len(answer.tokens)} tokens, {answer.finish_reason})")
     sampler.close()

@@ -109,8 +109,8 @@ def rows_of(verdicts, mode="sampled", answers=None):
 def test_summary_by_hand():
     problems = [dict(id=i, ability="math", group=["level 1"] if i < 2 else ["level 2"]) for i in range(4)]
     verdicts = [[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
-    answers = [["5", "5.0", "6", "7"], [None] * 4, ["1", "2", "2", "2"], ["9"] * 4]
-    s = evaluate.summarize(rows_of(verdicts, answers=answers), problems)
+    answers = [["5", "5.0", "6", "6"], [None] * 4, ["1", "2", "2", "2"], ["9"] * 4]
+    s = evaluate.summarize(rows_of(verdicts, answers=answers)[::-1], problems)          # the order of the file does not matter
     assert s["score"]["sampled"] == evaluate.accuracy([0.5, 0, 0.25, 1])
     assert s["score"]["pass@1"] == pytest.approx(s["score"]["sampled"])
     assert s["score"]["pass@2"] == pytest.approx(evaluate.accuracy([5 / 6, 0, 1 / 2, 1]))
@@ -422,7 +422,10 @@ def test_long_prompts_count_as_wrong(tmp_path, guesser):
 
 
 def test_ask(tmp_path, guesser, capsys):
-    call(evaluate, *run_args(tmp_path / "out", guesser, data=["nothing"], ask="12?"))
+    with pytest.raises(evaluate.UserError, match="longer than max_prompt_tokens=40"):
+        call(evaluate, *run_args(tmp_path / "out", guesser, data=["nothing"], ask="12?"))
+    capsys.readouterr()
+    call(evaluate, *run_args(tmp_path / "out", guesser, data=["nothing"], ask="12?", max_prompt_tokens=200))
     out = capsys.readouterr().out
     assert out.count("<|im_start|>user\n12?") == 2 and "Present the answer in LaTex format: \\boxed{Your answer}<|im_end|>" in out
     assert "Present the code in \n```python\nYour code\n```\nat the end.<|im_end|>" in out and out.count(" tokens, ") == 2

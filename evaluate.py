@@ -323,8 +323,8 @@ def differences(results, rows, sets):
     for (model, scores), (column, numbers) in zip(results.items(), published.items()):
         for name in [name for name in scores if name in numbers and "greedy" in scores[name]["score"]]:
             mean, se = scores[name]["score"].get("greedy_parity", scores[name]["score"]["greedy"])
-            p, n = numbers[name] / 100, scores[name]["problems"]
-            noise = 1.96 * (se ** 2 + (se ** 2 if name == "average" else p * (1 - p) / (n - 1))) ** 0.5     # theirs: one run
+            p, n = numbers[name] / 100, scores[name]["problems"]    # theirs is one run, too
+            noise = 1.96 * (se ** 2 + (se ** 2 if name == "average" else p * (1 - p) / max(1, n - 1))) ** 0.5
             lines.append(f"{name}: {model} {100 * (mean - p):+.1f} against {column} as published, " +
                          ("within" if abs(mean - p) <= noise else "beyond") + f" the noise of two runs (± {100 * noise:.1f})")
     pairs = itertools.pairwise(results)

@@ -6,13 +6,12 @@ The one judge of answers: generate.py, prime.py and evaluate.py import it unchan
 
 A small parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify),
 at four random rational points if it has variables: exactly while it stays rational, else to 70 digits with mpmath. Length,
-depth, powers, factorials and total work are limited; the pool (Grader) adds a deadline and a memory limit. The rules:
+powers, factorials and nesting are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
 
-- Integers and exact values are compared exactly, at any size: 102019 is not 102018, 0.333 is not 1/3. A decimal passes for an
-  exact gold if it is equal (0.5 = 1/2) or right to 12 digits. A gold written as a decimal grants its own precision: relative
-  1e-4, or rounding to its significant digits if it states two or more (1/3 for 0.33). 3e8, 3*10**8 and 3 x 10^8 are one number.
-- 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50); nothing else is scaled by 100.
-  Other units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
+- Exact values of any size are compared exactly: 0.5 is 1/2, 0.333 is not 1/3 (12 right digits are). A decimal gold grants
+  relative 1e-4, and rounding to its significant digits if it has two or more (1/3 for 0.33). 3e8 = 3*10**8 = 3 x 10^8.
+- 50% = 0.5; if one side only has the sign, the bare number may be meant in percent (50% = 50). Nothing else is scaled by 100.
+  Units, degrees and currencies are ignored, but two abbreviations (cm, m) must agree. 52_8 needs its base.
 - x = 5 answers 5 and 5 answers x = 5; x + y = 5 does not. Two names must agree. In a = b = c the last side counts, or the one
   before the first "approximately". Equations are equal up to a constant factor, inequalities up to a positive one.
 - Several answers: any order, all and only those; +- stands for both. (1, 2) is ordered, a list without brackets may stand for
@@ -20,104 +19,90 @@ depth, powers, factorials and total work are limited; the pool (Grader) adds a d
 - 1,234 is a number; with a blank, or inside brackets, the comma separates. 2 3/4 is a mixed number, a/bc is a/(bc), but 1/2x is
   (1/2)x. log is natural, odd roots of negative numbers are real; sums, integrals and limits are names, never computed.
 - Words are equal as words, without case, blanks and the brackets of a choice "(B)". No substring ever matches.
-- Only boxes count. Phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is
-  the lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
+- Only boxes count; phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is the
+  lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, collections, concurrent.futures, contextlib, ctypes, functools, inspect, json, math, operator, os, re, secrets
-import select, signal, subprocess, sys, tempfile, textwrap, threading, traceback, unicodedata, zlib
+import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertools, json, math, operator, os, re, signal
+import subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
-from pathlib import Path
+from sandbox import PRELUDE, RunResult, isolation, run_python, run_test  # noqa: F401
 
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_ITEMS = 20_000, 8_000, 60, 40_000, 100
-
+MAX_CHARS, MAX_BITS, MAX_ITEMS = 20_000, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
-
-BRACES = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*([{\d])|\\.|[{}]", re.S)
+BRACED = functools.reduce(lambda inner, _: r"(?:[^{}\\]++|\\.|{%s})*+" % inner, range(40), "")  # balanced braces
+BOX = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*(?:{(%s)}|(\d))" % BRACED, re.S)
 GLUE = re.compile(r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b)*")
 PHRASE = re.compile(r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s*]*|^(?:A|####):?\s", re.I | re.M)
-FOUND = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
+FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
 
 def extract_answer(response, fallback=False):
     r"""The content of the last balanced \boxed{...} or \fbox{...}; None if there is none.
-
     A minus before the box belongs to the answer; boxes with nothing but commas or "and" between them are one list.
     fallback=True (for evaluation, never for a reward) goes on to a closing phrase, the last formula, the last number."""
-    boxes, stack = [], []  # the outermost boxes; one pass, so that 20,000 open boxes cost nothing
-    for m in BRACES.finditer(response):
-        if m[0] == "}" and stack:
-            if (opener := stack.pop())[1]:
-                while boxes and boxes[-1][0] > opener.start():
-                    boxes.pop()
-                boxes.append((opener.start(), m.end(), slice(opener.end(), m.start())))
-        elif m[0] != "\\{" and m[0][-1] == "{":
-            stack.append(m)
-        elif m[1]:
-            boxes.append((m.start(), m.end(), slice(*m.span(1))))  # \boxed 5
+    boxes, answers, start = list(BOX.finditer(response)), [], None
     if not boxes:
         return from_prose(response) if fallback else None
-    start, answers = None, []
-    while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1][1]:start]) and GLUE.fullmatch(gap)):
-        start, _, content = boxes.pop()
+    while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1].end():start]) and GLUE.fullmatch(gap)):
+        start = (box := boxes.pop()).start()
         minus = re.search(r"(?<![\w})\].])\s*\$?\s*-\s*$", response[max(0, start - 20):start])
-        answers.insert(0, "-" * bool(minus) + response[content])
+        answers.insert(0, "-" * bool(minus) + box[box.lastindex])
     return ", ".join(dict.fromkeys(answers))
 
 def from_prose(response):
     "the answer of a response without a box: what follows the last phrase, else the last number or inline formula"
-    text = re.split(r"<\||\.?\s*I hope it is", response[-5000:])[0]
-    *before, text = PHRASE.split(text)
+    *before, text = PHRASE.split(re.split(r"<\||\.?\s*I hope it is", response[-5000:])[0])
     line = re.split(r"\n|\.(?=\s|$)", text)[0]
     if before and len(line.split()) <= 3 and re.search(r"\w\w", line):
         return line  # but never a lone letter: a choice in prose is too easy to hit
-    found = list(FOUND.finditer(text))
+    found = list(FORMULA.finditer(text))
     return next(filter(None, found[0 if before and found[0].start() == 0 else -1].groups())) if found else None
 
 def golds(gold):
-    "the texts that count as right: of a string, of a worked solution with a box or a closing phrase, of a list of these"
+    "the texts that count as right: a string, the box or last phrase of a solution (if it is no word there), of a list each"
     if isinstance(gold, (list, tuple)):
         return [text for item in gold for text in golds(item)]
-    # in prose only figures and formulas between dollars are safe to read: plain words are no product of letters
     phrase = re.search(r"answer is:?\s*(?:\$(.+?)\$|([-+*/^().\d\s]+?)\.?\s*$)", str(gold))
     return [extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)]
 
 # --- from text to tokens: numbers, letters, \commands, _indices, @words@ and signs
-
-SIGNS = dict(zip("−–—∗÷∕⁄º′’％;", "---*///°''%,")) | {c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-SIGNS |= {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} | {"&": ", "} | {s[0]: f"\\{s[1:]} " for s in """×times ·times ⋅times
-    ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()}
-SIGNS = str.maketrans(SIGNS)
+SIGNS = dict(zip("−–—∗÷∕⁄º′’％;", "---*///°''%,")) | {"&": ", "} | {c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+SIGNS = str.maketrans(SIGNS | {c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} | {s[0]: f"\\{s[1:]} " for s in """×times ·times
+    ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi ∠angle ∖setminus""".split()})
 FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc ln log lg exp sqrt abs floor ceil max min
     gcd lcm""".split()
-SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:atanh arcsin:asin arccos:acos arctan:atan
+SAME = dict(pair.split(":") for pair in """arcsinh:asinh arccosh:acosh arctanh:atanh arcsin:asin arccos:acos arctan:atan ln:log
     infinity:infty inf:infty oo:infty le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!= approx:~ simeq:~
-    equiv:= cdot:* times:* ast:* div:/ mod:bmod pmod:bmod backslash:setminus lvert:| rvert:| vert:| varnothing:emptyset
+    equiv:= cdot:* times:* ast:* div:/ mod:bmod pmod:bmod backslash:setminus lvert:| rvert:| vert:| mid:| varnothing:emptyset
     langle:( rangle:) lbrace:{ rbrace:} exponentialE:e choose:binom and:, or:, percent:% pct:% percentage:%""".split())
-NAMES = [*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()]
+NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
-    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])|\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|limits|boldsymbol|vec|hat|"
-     r"bm|math(?:bf|it|sf|cal)|bf|rm|it)(?![a-zA-Z])\.?", " "), (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),
+    (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])", " "), (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
+    (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|limits|boldsymbol|vec|hat|bm|math(?:bf|it|sf|cal)|bf|rm|it)"
+     r"(?![a-zA-Z])\.?", " "),
     (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),
-    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"), (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"),
-    (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),  # a matrix is a tuple of its rows
+    (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"), (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a tuple of its rows
+    (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"), (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),
     (r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]", " "),
-    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"), (r"\\%", "%"), (r"\*\*", "^"),
-    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"), (r"\^\s*(-\s*\w+)", r"^{\1}"), (r"\\prime", "'"),
-    (r"\^\s*{?\s*('[\s']*)}?", r"\1"), (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),
-    (r"\^\s*{?\s*\\(?:text|mathrm|mbox)\s*{(th|st|nd|rd)}\s*}?", r"\1"),
+    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
+    (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
+    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
+    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*)?{?(th|st|nd|rd)\b}*", r"\1"), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
+    (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
+    (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
      lambda m: f"({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/({'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"(?<![\w.^}/*])(\d+) +(\d+)/(\d+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
     (r"(?<![\w.^}])(\d+)\s*(\\frac\s*{\d+}\s*{\d+})", r"(\1+\2)"),
-    (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),
+    (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),  # 1/2x
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
-UNIT = re.compile(r"(?<=[\d})%%])\s*(?:(?:[ckm]?m|in|ft|yd|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b(?![({])|"
-                  r"(?<=[\d})]\s)(?!%s)[a-z]{3,}\b)(?:\s+[a-z]{2,}\b)*" % "|".join(NAMES))
-NAME = re.compile("(%s)$|%s" % ("|".join(NAMES), "|".join(f for f in FUNCTIONS if len(f) > 2)))
+UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b"
+                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES})[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
+NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
 
@@ -126,7 +111,7 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"[\d}]\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
+    unit = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
@@ -137,16 +122,13 @@ def clean(text):
         raise Unparsed("too long")
     for pattern, new in [*REWRITES, (WORDS, unwrap), (WORDS, unwrap), (UNIT, lambda m: f"@{m[0].strip()}@")]:
         text = " ".join(pattern.sub(new, text).split())  # no long runs of blanks, on which patterns take quadratic time
-    text = re.sub(r"@\s*[/*]?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))  # the power of a unit is part of it
+    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))  # the power of a unit is part of it
     return text.strip(" =").rstrip(".,: ")
 
 def tokenize(text):
-    tokens, depth, inside = [], 0, 0
+    tokens, inside = [], 0
     for token in TOKEN.findall(text):
         inside += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
-        depth += (token == "{") - (token == "}")
-        if depth + inside > MAX_DEPTH or len(tokens) > MAX_TOKENS:
-            raise Unparsed("too deep or too long")
         if token[0].isdigit() and "," in token and inside:
             tokens += re.split("(,)", token)  # (100,200) is a pair
         elif token.lstrip("\\").isalpha():
@@ -162,27 +144,20 @@ def letters(run):
         return ["\\" + name if name.isalpha() and len(name) > 1 else name] + (letters(run[m.end():]) if m[0] != run else [])
     return ["@" + run] if re.fullmatch(r"[A-Z]?[a-z]*[aeiou][a-z]*", run) and len(run) > 3 else list(run)
 
-# --- arithmetic at one point
-
+# --- arithmetic at one point: with fractions, else in mpmath
 @functools.cache
 def mp():
-    "a private mpmath context, so that nobody else's precision changes"
     import mpmath
-    context = mpmath.MPContext()
+    context = mpmath.MPContext()  # a private one, so that nobody else's precision changes
     context.dps = 70
     return context
 
 def exact(*xs): return all(isinstance(x, Fraction) for x in xs)
-def size(x):
-    "of the number in bits"
-    return (abs(x.numerator) | x.denominator).bit_length() if exact(x) else abs(mp().mag(x)) if x and mp().isfinite(x) else 0
-
-def floor(x): return Fraction(math.floor(x) if exact(x) else int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
+def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) else abs(mp().mag(x)) if mp().isnormal(x) else 0
+def floor(x): return Fraction(int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
 
 def power(a, b):
-    if not a:
-        return Fraction(not b) if exact(b) and b >= 0 else 1 / a
-    if abs(mp().convert(b)) * (size(a) + 1) > MAX_BITS:
+    if abs(mp().convert(b)) * (bits(a) + 1) > MAX_BITS:
         raise Unparsed("power too big")
     if exact(a, b) and b.denominator == 1:
         return a ** int(b)
@@ -196,63 +171,87 @@ def factorial(n):
     return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp().gamma(n + 1)
 
 TABLE = {
-    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "\\frac": lambda a, b: a * (1 / b), "^": power,
-    "!": factorial, "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\abs": abs, "\\floor": floor,
-    "\\ceil": lambda x: -floor(-x), "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\exp": lambda x: power(mp().e, x),
-    "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n), "\\lg": lambda x: mp().log(x, 10),
+    "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": (divide := lambda a, b: a * (1 / b)), "^": power,
+    ":": divide, "\\frac": divide, "!": factorial, "\\abs": abs, "\\floor": floor, "\\ceil": lambda x: -floor(-x),
+    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\exp": lambda x: power(mp().e, x),
+    "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n),
     "\\log": lambda x, base=None: mp().log(x) / (mp().log(base) if base else 1) if x else 1 / x,
-    "\\gcd": lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs))),
-    "\\lcm": lambda *xs: Fraction(math.lcm(*(x.numerator for x in xs)), math.gcd(*(x.denominator for x in xs))),
-    "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re)}
-TABLE |= {"/": TABLE["\\frac"], ":": TABLE["\\frac"], "\\ln": TABLE["\\log"]}
+    "\\lg": lambda x: mp().log(x, 10), "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re),
+    "\\gcd": (gcd := lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs)))),
+    "\\lcm": lambda *xs: 1 / gcd(*(1 / x for x in xs)),
+    "\\det": lambda *xs: mp().det([xs[k:k + math.isqrt(len(xs))] for k in range(0, len(xs), math.isqrt(len(xs)))])}
 
 # --- from tokens to values
-
-# A number has xs: one value, or one for each point, None where it is undefined; digits, the significant ones, if it is written
+# A number has xs: one value, or one for each point, NaN where it is undefined; digits, the significant ones, if it is written
 # as a decimal; and a unit: "cm", "%", "°", or "_8" in base 8. A collection has items and brackets: "" (none), "{}", "[)", ...,
-# "⟦⟧" for a matrix or its row, and "rel" for a relation, which also has signs, and the names that its sides are or None.
-Value = collections.namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
+# "⟦⟧" for a matrix or its row. A relation has items, the signs between them, and names: what each side is called, or None.
+Value = namedtuple("Value", "xs digits unit brackets items signs names", defaults=[None, 0, "", None, (), (), ()])
+SIGN = {"+": Value([Fraction(1)]), "-": Value([Fraction(-1)])}
+RELATIONS = "= < > <= >= != ~ \\in".split()
+LEVEL = {"\\cup": 0, "\\cap": 0, "\\setminus": 0, "+": 1, "-": 1, "*": 2, "/": 2, ":": 2, "\\bmod": 2}
+CLOSERS = {"(": ")]", "[": ")]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
+DEPTH = dict.fromkeys(CLOSERS, 1) | dict.fromkeys(") ] } \\} ⟧ \\rfloor \\rceil".split(), -1) | {"|": 0, "": -MAX_CHARS}
+STOP = {*RELATIONS, *LEVEL, *DEPTH, *",^!%°"} - set(CLOSERS)  # no factor starts with these; "" is below the last token
 
-LEVELS = [",", "= < > <= >= != ~ \\in", "\\cup \\cap \\setminus", "+ -", "* / : \\bmod"]
-LEVEL = {sign: level for level, signs in enumerate(LEVELS) for sign in signs.split()}
-CLOSERS = {"(": ") ]", "[": ") ]", "{": "}", "\\{": "\\}", "⟦": "⟧", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-STOP = {*LEVEL, *") ] } \\} ⟧ \\rfloor \\rceil ^ ! % ° '".split(), ""}
-
-def number(x): return Value([x])
-def sequence(brackets, items): return Value(brackets=brackets, items=items)
-MINUS = number(Fraction(-1))
+def collection(items, brackets=""): return Value(brackets=brackets, items=items) if brackets or len(items) != 1 else items[0]
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"
-    factor = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, Fraction(1))
-    return compute("*", value._replace(unit=""), number(factor)) if value.unit else value
+    unit = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)
+    return value._replace(xs=[x * unit for x in value.xs], unit="")
+
+def scale(factor, value):
+    "a product: -50% keeps its unit, and a factor goes into a tuple"
+    if value.brackets and value.brackets[0] in "([⟦":
+        return value._replace(items=[scale(factor, x) for x in value.items])
+    if factor in SIGN.values() and value.xs:
+        return value._replace(xs=[x * factor.xs[0] for x in value.xs])
+    return compute("*", factor, value)
 
 def compute(name, *args):
-    "a function of numbers, point by point; a factor goes into a tuple"
-    negated, last = args[0] is MINUS, args[-1]  # -50% keeps its unit
-    if name == "*" and last.brackets and last.brackets[0] in "([⟦":
-        return last._replace(items=[compute("*", args[0], x) for x in last.items])
-    args, function = args if negated else [plain(a) for a in args], TABLE.get(name) or getattr(mp(), name[1:], None)
-    if not function or any(not a.xs or size(x) > MAX_BITS for a in args for x in a.xs or [0]):
+    "a function of numbers, point by point"
+    function = TABLE.get(name) or getattr(mp(), name[1:], None)
+    if not function or any(not a.xs or bits(x) > MAX_BITS for a in args for x in a.xs or [0]):
         raise Unparsed(name)
-    xs = []
-    for k in range(max(len(a.xs) for a in args)):
-        column = [a.xs[k % len(a.xs)] for a in args]
+    args, xs = [plain(a).xs if a.unit else a.xs for a in args], []
+    for k in range(max(map(len, args))):
+        column = [a[k % len(a)] for a in args]
         try:
             x = function(*column)
-            if not exact(x) and (mp().isnan(x) or k > 1 and mp().im(x) and not any(map(mp().im, column))):
-                x = None  # where variables are negative, a complex value of real arguments depends on the branch
+            if k > 1 and not exact(x) and mp().im(x) and not any(map(mp().im, column)):
+                x = mp().nan  # where variables are negative, a complex value of real arguments depends on the branch
         except (ArithmeticError, TypeError, ValueError, AttributeError):  # no value there, or not for such arguments
-            x = None
-        xs.append(mp().convert(x) if x is not None and exact(x) and x.denominator.bit_length() > 4000 else x)
-    return last._replace(xs=xs) if negated else Value(xs)
+            x = mp().nan
+        xs.append(x)
+    return Value(xs)
 
 def variable(name):
     "a random rational for each of four points, which depends on the name only; positive at the first two"
     if name in ("i", "e", "\\pi", "\\infty"):
-        return number({"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name])
+        return Value([{"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name]])
     draws = [zlib.crc32(f"{name} {k}".encode()) for k in range(4)]
     return Value([Fraction(d % 2200 + 300, 997) * (-1 if k > 1 and d >> 16 & 1 else 1) for k, d in enumerate(draws)])
+
+def split(tokens, signs):
+    "the parts of tokens between those signs that are outside brackets, and the signs"
+    depths = itertools.accumulate(DEPTH.get(token, 0) for token in tokens)
+    cuts = [k for k, (token, depth) in enumerate(zip(tokens, depths)) if depth == 0 and token in signs]
+    return [tokens[a + 1:b] for a, b in zip([-1, *cuts], [*cuts, len(tokens)])], [tokens[k] for k in cuts]
+
+def read(tokens):
+    "the value of a list, a relation or an expression"
+    parts, commas = split(tokens, [","])
+    if commas:
+        return collection([read(part) for part in parts])
+    sides, signs = split(tokens, RELATIONS)
+    if signs:
+        if signs[0][0] == ">":  # 3 > x is x < 3
+            sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
+        return Value(items=[read(side) for side in sides], signs=signs, names=[name_of(side) for side in sides])
+    value = expression(stack := ["", *reversed(tokens)])
+    if stack[-1]:
+        raise Unparsed("syntax")
+    return value
 
 def name_of(tokens):
     "the name that a side of an equation is (x, f(2), AB, |AB|, dy/dx, angle APC), None if it is a real expression"
@@ -260,161 +259,141 @@ def name_of(tokens):
     named = re.fullmatch(r"[a-zA-Z\s\\|:/,(){}'@]*", text) and not {"\\pi", "\\infty", "\\sqrt", "\\emptyset"} & set(tokens)
     return re.sub(r"[{}\s]", "", "".join(tokens)) if named else None
 
-class Parser:
-    "precedence climbing: expr() reads operands and the operators of one level and the tighter ones; the token '' is the end"
-    def __init__(self, tokens): self.tokens, self.i, self.bars = [*tokens, ""], 0, False
-    def peek(self): return self.tokens[self.i]
+def expression(tokens, lowest=0):
+    "operands, and the operators of this level and the tighter ones; all these read from the end of a reversed list of tokens"
+    value = scale(SIGN[tokens.pop()], expression(tokens, 2)) if tokens[-1] in SIGN else product(tokens)
+    while (level := LEVEL.get(tokens[-1], -1)) >= lowest:
+        sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
+        if sign == "\\cup":
+            value = collection([left, right])
+        elif sign == "\\cap":
+            value = collection([x for x in members(left) if any(equal(x, y) for y in members(right))])
+        elif sign == "\\setminus":
+            for point in members(right):
+                value = collection([rest for x in members(value) for rest in without(x, point)])
+        else:
+            value = scale(left, right) if sign == "*" else compute(sign, left, right)
+    return value
 
-    def take(self, *tokens):
-        "the next token, which must be one of these"
-        if not self.peek() or tokens and self.peek() not in tokens:
-            raise Unparsed("syntax")
-        self.i += 1
-        return self.tokens[self.i - 1]
+def without(x, point):
+    "what is left of a member of a set, an interval or not, without this point"
+    ends = [mp().re(y.xs[0]) for y in (*x.items[:1], point, *x.items[1:]) if y.xs]
+    if x.brackets and len(ends) == 3 and ends[0] < ends[1] < ends[2]:
+        return [collection([x.items[0], point], x.brackets[0] + ")"), collection([point, x.items[1]], "(" + x.brackets[1])]
+    return [] if equal(x, point) else [x]
 
-    def expr(self, lowest=0):
-        start, value = self.i, self.term()
-        while (level := LEVEL.get(self.peek(), -1)) >= lowest:
-            items, signs, starts = [value], [], [start]
-            while LEVEL.get(self.peek()) == level:
-                signs.append(self.take())
-                starts.append(self.i)
-                items.append(self.expr(level + 1))
-            if level == 0:
-                value = sequence("", items)
-            elif level == 1:
-                names = [name_of(self.tokens[a:b - 1]) for a, b in zip(starts, [*starts[1:], self.i + 1])]
-                if signs[0][0] == ">":  # 3 > x is x < 3
-                    items, signs, names = items[::-1], [s.replace(">", "<") for s in signs[::-1]], names[::-1]
-                value = Value(brackets="rel", items=items, signs=signs, names=names)
-            else:
-                for sign, right in zip(signs, items[1:]):
-                    value = combine(sign, value, right)
-        return value
+def product(tokens, stop=()):
+    "juxtaposition: 2x, 3 sqrt 5, a(b+c); words after it are a unit, and abbreviations must not contradict each other"
+    value = factor(tokens)
+    while not (tokens[-1] in STOP or tokens[-1] in stop or tokens[-1][0] in "@_'"):
+        value = scale(value, factor(tokens))
+    unit = tokens.pop().strip("@ ") if tokens[-1][:1] == "@" else ""
+    return value._replace(unit=unit) if 0 < len(unit) < 4 else value
 
-    def term(self):
-        "a signed product; words after it are a unit, and abbreviations must not contradict each other"
-        if self.peek() in ("+", "-"):
-            return compute("*", MINUS, self.expr(4)) if self.take() == "-" else self.expr(4)
-        value = self.product()
-        if self.peek()[:1] == "@" and len(unit := self.take().strip("@ ")) < 4:
-            return value._replace(unit=unit)
-        return value
+def factor(tokens):
+    "an atom with its powers, indices, primes, factorials, percent and degree signs"
+    name, value = tokens[-1], atom(tokens)
+    while (sign := tokens[-1]) and (sign in "^!%°" or sign[0] in "_'"):
+        tokens.pop()
+        if sign == "^":
+            value = compute("^", value, scale(SIGN[tokens.pop()], atom(tokens)) if tokens[-1] in SIGN else atom(tokens))
+        elif sign == "!":
+            value = compute("!", value)
+        elif sign in "%°" or name[0].isdigit() and sign[0] == "_":
+            value = value._replace(unit=re.sub(r"[@{}\s]", "", sign))
+        elif not name[0].isdigit():
+            value = variable(name := name + re.sub(r"[@{}\s]|\\mathrm|\\text", "", sign))
+    return value
 
-    def product(self, stop=()):
-        "juxtaposition: 2x, 3 sqrt 5, a(b+c)"
-        value = self.power()
-        while not (self.peek() in STOP or self.peek() in stop or self.peek()[0] in "@_'" or self.peek() == "|" and self.bars):
-            value = compute("*", value, self.power())
-        return value
+def atom(tokens):
+    token = tokens.pop()
+    if re.match(r"\.?\d", token):
+        mantissa, _, exponent = token.replace(",", "").rstrip(".").lower().partition("e")
+        digits = len(mantissa.replace(".", "").lstrip("0")) if exponent or "." in mantissa else 0
+        return Value([Fraction(mantissa) * power(Fraction(10), Fraction(exponent or 0))], digits)
+    if token in CLOSERS:
+        return bracket(token, tokens)
+    if token in ("\\frac", "\\binom"):
+        return compute(token, atom(tokens), atom(tokens))
+    if token == "\\det" and tokens[-1] == "⟦":
+        return compute("\\det", *[x for row in atom(tokens).items for x in row.items])
+    if token[1:] in FUNCTIONS:
+        return function(token, tokens)
+    if token in STOP or not token.strip("\\@")[:1].isalpha():
+        raise Unparsed("no operand")
+    return variable(token.strip("@ ").lower() if token[0] == "@" else token)
 
-    def power(self):
-        "an atom with its powers, indices, primes, factorials, percent and degree signs"
-        start, value = self.i, self.atom()
-        literal = self.tokens[start][0].isdigit()
-        while (sign := self.peek()) and (sign in "^!%°" or sign[0] in "_'"):
-            self.take()
-            if sign in "^!":
-                value = compute(sign, value, *([self.atom()] if sign == "^" else []))
-            elif sign in "%°" or literal and sign[0] == "_":
-                value = value._replace(unit=re.sub(r"[@{}\s]", "", sign))
-            elif not literal:
-                value = variable(re.sub(r"[@{}\s]|\\mathrm|\\text", "", "".join(self.tokens[start:self.i])))
-        return value
+def bracket(opener, tokens):
+    content, depth = [], 0
+    while not content or depth > 0 or depth == 0 and not content[-1] == opener == "|":
+        content.append(tokens.pop())
+        depth += DEPTH.get(content[-1], 0)
+    closer = content.pop()
+    if not closer or closer not in CLOSERS[opener]:
+        raise Unparsed("brackets")
+    if opener in ("\\lfloor", "\\lceil", "|"):
+        return compute({"|": "\\abs"}.get(opener, opener.replace("\\l", "\\")), read(content))
+    parts, _ = split(content, "|:")
+    if closer[-1] == "}" and len(parts) == 2 and split(parts[1], RELATIONS)[1]:
+        return read(parts[1])  # the set of all x with x > 2
+    value = read(content) if content else collection([])
+    return value._replace(brackets=opener[-1] + closer[-1]) if value.brackets == "" else value
 
-    def atom(self):
-        token = self.take()
-        if re.match(r"\.?\d", token):
-            mantissa, _, exponent = token.replace(",", "").rstrip(".").lower().partition("e")
-            digits = len(mantissa.replace(".", "").lstrip("0")) if exponent or "." in mantissa else 0
-            return Value([Fraction(mantissa) * power(Fraction(10), Fraction(exponent or 0))], digits)
-        if token in CLOSERS:
-            return self.bracket(token)
-        if token in ("\\frac", "\\binom"):
-            return compute(token, self.atom(), self.atom())
-        if token[1:] in FUNCTIONS:
-            return self.function(token)
-        if token in STOP or not token.strip("\\@")[:1].isalpha():
-            raise Unparsed("no operand")
-        return variable(token.strip("@ ").lower() if token[0] == "@" else token)
-
-    def bracket(self, opener):
-        closers, bars, self.bars = CLOSERS[opener].split(), self.bars, opener == "|"
-        value = sequence("", []) if self.peek() in closers else self.expr()
-        closer, self.bars = self.take(*closers), bars
-        if opener in ("\\lfloor", "\\lceil", "|"):
-            return compute({"|": "\\abs"}.get(opener, opener.replace("\\l", "\\")), value)
-        return value._replace(brackets=opener[-1] + closer[-1]) if value.brackets == "" else value
-
-    def function(self, name):
-        "sin x, sin^2 x, sin(x), log_2 8, sqrt[3]{x}, max(a, b)"
-        exponent, base = None, [self.atom()] if name == "\\sqrt" and self.peek() == "[" else []
-        while self.peek()[:1] in ("^", "_"):
-            if (sign := self.take()) == "^":
-                exponent = self.atom()
-            else:
-                base = [Parser(tokenize(sign[1:])).expr()]
-        bracketed = name == "\\sqrt" or self.peek() in CLOSERS
-        value = self.atom() if bracketed else self.product(stop={*CLOSERS, *("\\" + f for f in FUNCTIONS)})
-        if exponent == MINUS:
-            return compute("\\a" + name[1:], value)
-        value = compute(name, *(value.items or [value]), *base)
-        return compute("^", value, exponent) if exponent else value
-
-def combine(sign, left, right):
-    if sign == "\\cup":
-        return sequence("", [left, right])
-    if sign in ("\\cap", "\\setminus"):
-        return sequence("", [x for x in members(left) if any(equal(x, y) for y in members(right)) == (sign == "\\cap")])
-    return compute(sign, left, right)
+def function(name, tokens):
+    "sin x, sin^2 x, sin(x), log_2 8, sqrt[3]{x}, max(a, b)"
+    exponent, base = None, [atom(tokens)] if name == "\\sqrt" and tokens[-1] == "[" else []
+    while tokens[-1][:1] in ("^", "_"):
+        if (sign := tokens.pop()) == "^":
+            exponent = atom(tokens)
+        else:
+            base = [read(tokenize(sign[1:]))]
+    value = atom(tokens) if name == "\\sqrt" or tokens[-1] in CLOSERS else product(tokens, {*CLOSERS, *("\\" + f for f in FUNCTIONS)})
+    if exponent == SIGN["-"]:
+        return compute("\\a" + name[1:], value)
+    value = compute(name, *(value.items or [value]), *base)
+    return compute("^", value, exponent) if exponent else value
 
 @functools.lru_cache(256)
 def parse(text):
     "the value of a cleaned text; +- gives a list of both"
-    tokens, values = tokenize(text), []
-    for plus, minus in ("+-", "-+") if {"\\pm", "\\mp"} & set(tokens) else ("+-",):
-        parser = Parser({"\\pm": plus, "\\mp": minus}.get(t, t) for t in tokens)
-        values.append(parser.expr())
-        if parser.peek():
-            raise Unparsed("syntax")
-    return values[0] if len(values) == 1 else sequence("", values)
+    tokens = tokenize(text)
+    both = [{"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}] if {"\\pm", "\\mp"} & set(tokens) else [{}]
+    values = [read([signs.get(token, token) for token in tokens]) for signs in both]
+    return values[0] if len(values) == 1 else collection(values)
 
-# --- equality of values: g is the gold, a the answer
-
+# --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
 def close(x, y, tolerance="1e-50"):
     if exact(x, y) and tolerance == "1e-50" or not mp().isfinite(x) or not mp().isfinite(y):
         return x == y
     x, y = mp().convert(x), mp().convert(y)
     return abs(x - y) <= max(abs(x), abs(y)) * mp().mpf(tolerance) + mp().mpf("1e-60")
 
-def same_number(g, a, parity):
+def same_number(g, a, parity=False, tolerance=None):
     n = max(len(g.xs), len(a.xs))
-    both = [(x, y) for x, y in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if x is not None and y is not None]
+    both = [xy for xy in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if not any(map(mp().isnan, xy))]
     if n > 1 or not both or close(*both[0]):
         return len(both) >= min(n, 2) and all(close(x, y) for x, y in both)
     x, y = both[0]
     if parity and any(close(x * k, y, "1e-4") for k in (1, 100, Fraction(1, 100))):
         return True
-    if g.digits and not mp().im(y):  # relative 1e-4, or half a unit of the last digit
-        half = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) / 2 if x and g.digits > 1 else 0
-        return abs(mp().convert(x + -y)) <= mp().convert(max(abs(x) / 10000, half)) * (1 + mp().mpf("1e-50"))
-    return a.digits >= 12 and close(x, y, "1e-12")
+    last = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # a unit of its last digit
+    granted = max(tolerance or 0, last / 2, abs(x) / 10000 if g.digits else 0)
+    return abs(mp().convert(x + -y)) <= granted * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.items + a.items):
         return g.signs == a.signs and all(map(equal, g.items, a.items))
-    ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if r is not None]
-    positive = g.signs[0][0] != "<" or ratios and mp().re(ratios[0]) > 0
-    return len(ratios) > 1 and positive and all(r and close(r, ratios[0]) for r in ratios)
+    ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
+    return len(ratios) > 1 and (g.signs[0][0] != "<" or mp().re(ratios[0]) > 0) and all(r and close(r, ratios[0]) for r in ratios)
 
 def named(value):
     "(name, value) of an equation like x = 5, f(2) = 1 + 1 = 2, |AB| = sqrt 3 ~ 1.7, and (x, the interval) of 1 <= x < 2"
     names, signs = [n for n in value.names if n is not None] or [None], set(value.signs)
     if signs and signs <= {"<", "<="} and len(names) == 1 and names[0]:
         k = value.names.index(names[0]) + 1
-        ends, signs = [number(-mp().inf), *value.items, number(mp().inf)], ["<", *value.signs, "<"]
-        return names[0], sequence("[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"], [ends[k - 1], ends[k + 1]])
+        ends, signs = [Value([-mp().inf]), *value.items, Value([mp().inf])], ["<", *value.signs, "<"]
+        return names[0], collection([ends[k - 1], ends[k + 1]], "[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"])
     trivial = all(equal(value.items[-1], side) for side in value.items[:-1]) if signs == {"="} and names == [None] else True
     if not signs or signs - {"=", "~", "\\in"} or not trivial:
         return None, value
@@ -425,259 +404,152 @@ def members(value):
     "the answers in a list or a set"
     return [x for item in value.items for x in members(item)] if value.brackets in ("", "{}") else [value]
 
-def equal(g, a, parity=False):
+def equal(g, a, *rules):
     "does the value a answer the gold g?"
-    if g.brackets == a.brackets == "rel" and same_relation(g, a):
+    if g.signs and a.signs and same_relation(g, a):
         return True
     (g_name, g), (a_name, a) = named(g), named(a)
-    if g_name is not None and a_name is not None and g_name != a_name or "rel" in (g.brackets, a.brackets):
+    if g.signs or a.signs or g_name is not None and a_name is not None and g_name != a_name:
         return False
     if g.xs and a.xs:
         units = {g.unit, a.unit}
-        percent = units == {"", "%"} and same_number(plain(g), plain(a), parity)
-        comparable = len(units) == 1 or "" in units and "_" not in g.unit + a.unit or parity
-        return percent or comparable and same_number(g, a, parity)
+        percent = units == {"", "%"} and same_number(plain(g), plain(a), *rules)
+        return percent or (len(units) == 1 or "" in units and "_" not in g.unit + a.unit) and same_number(g, a, *rules)
     if any(v.brackets and v.brackets[0] in "([⟦" for v in (g, a)):
         brackets = {g.brackets, a.brackets} - {"⟦⟧"}
-        return (brackets <= {"", "()"} or len(brackets) == 1 or parity) and len(g.items) == len(a.items) and all(
-            equal(x, y, parity) for x, y in zip(g.items, a.items))
+        return (brackets <= {"", "()"} or len(brackets) == 1) and len(g.items) == len(a.items) and all(
+            equal(x, y, *rules) for x, y in zip(g.items, a.items))
     xs, ys = members(g), members(a)
     if 1 in (len(xs), len(ys)) or len(xs) * len(ys) > MAX_ITEMS ** 2:
-        return len(xs) == len(ys) == 1 and (xs, ys) != ([g], [a]) and equal(xs[0], ys[0], parity)
-    return all(any(equal(x, y, parity) for y in ys) for x in xs) and all(any(equal(x, y, parity) for x in xs) for y in ys)
+        return len(xs) == len(ys) == 1 and (xs, ys) != ([g], [a]) and equal(xs[0], ys[0], *rules)
+    return all(any(equal(x, y, *rules) for y in ys) for x in xs) and all(any(equal(x, y, *rules) for x in xs) for y in ys)
 
 # --- the judge
-
-def judge(answer, gold, parity):
+def judge(answer, gold, parity, tolerance):
     "is_equiv for one gold; raises Unparsed"
     answer, gold = clean(answer), clean(gold)
+    if parity:  # without bases and kinds of brackets
+        answer, gold = (re.sub(r"(?<=\d)_({\d+}|\d+)", "", t).replace("[", "(").replace("]", ")") for t in (answer, gold))
     if re.fullmatch(r"\(?[A-F]\)?", gold):
         answer = re.sub(r"^\(?([A-F])[).:]\W+\S.*", r"\1", answer, flags=re.S)  # "(B) 12" is choice B
     words = not re.search(r"[\d\\^_=+{|]", answer + gold)
     x, y = (re.sub(r"[@\s().,'-]" if words else r"[@\s\\]", "", t).strip(".") for t in (answer, gold))
     if x == y or words and len(y) > 1 and x.lower() == y.lower():
         return x != ""
-    return equal(parse(gold), parse(answer), parity)
+    return equal(parse(gold), parse(answer), parity, tolerance)
 
-def verdict(answer, gold, parity=False):
+def verdict(answer, gold, parity=False, tolerance=None):
     "(right, unparsed): is the answer equal to one of the golds, and if not, was there a text that could not be read?"
     unparsed = False
     for text in golds(gold):
         try:
-            if judge(extract_answer(answer) or answer, text, parity):
+            if judge(extract_answer(answer) or answer, text, parity, tolerance):
                 return True, False
         except (Unparsed, ArithmeticError, ValueError, RecursionError):
             unparsed = True
     return False, unparsed
 
-def is_equiv(answer, gold, *, parity=False):
-    """Is the answer mathematically equal to the gold, by the rules above? Both are LaTeX or plain text; gold may be a worked
-    solution that ends in a box, or a list of acceptable answers. Never raises on text, always returns soon."""
-    return isinstance(answer, str) and verdict(answer, gold, parity)[0]
+def is_equiv(answer, gold, *, parity=False, tolerance=None):
+    "Does a text answer a gold (a text, a solution with a box, or a list of these)? tolerance: an absolute error. Never raises."
+    return isinstance(answer, str) and verdict(answer, gold, parity, tolerance)[0]
 
-def grade_math(response, gold, fallback=False, *, parity=False):
-    "Does the response answer with the gold? False if it gives no answer; fallback as in extract_answer, parity as in is_equiv."
-    return is_equiv(extract_answer(response, fallback), gold, parity=parity)
+def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
+    "Does the response answer with the gold? False if it gives no answer; fallback as in extract_answer, the rest as in is_equiv."
+    return is_equiv(extract_answer(response, fallback), gold, parity=parity, tolerance=tolerance)
 
 # --- grading at scale
-
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
 class Grader:
-    """Grades in worker processes: an item that hangs or eats memory is killed at its deadline, scores 0.0 and costs no other.
-
-    grade(responses, references) returns floats in order; submit(response, reference) a Future, to grade while sampling goes on.
-    A reference is {"ability": "math" or "code", "ground_truth": ...}. The deadline runs from the start of an item's own work:
-    timeout seconds, for code (where timeout is the limit of one test) code_timeout. Workers are new interpreters, so this is
-    safe after CUDA has started; they start on first use and die with their parent, even on SIGKILL. Items that scored 0.0 are
-    counted: timeouts, crashes (memory, a dead worker), unparsed. An exception in the grader's own code raises GraderError."""
+    """Grades in worker processes: grade(responses, references) returns floats in order, submit(response, reference) a Future.
+    A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item has timeout seconds
+    from the start of its own work (code code_timeout; there timeout is for one test); if it hangs or eats memory, it scores 0.0
+    and costs no other. Workers are new interpreters (safe after CUDA has started) and die with their parent, even on SIGKILL.
+    Zeros are counted: timeouts, crashes (memory, a dead worker), unparsed. A bug in the grader itself raises GraderError."""
 
     def __init__(self, workers=None, timeout=5.0, memory_mb=1024, code_timeout=60.0, fallback=False, parity=False):
         self.memory_mb, self.deadlines = memory_mb, {"math": timeout, "code": code_timeout}
         self.options = {"timeout": timeout, "fallback": fallback, "parity": parity}
         self.timeouts = self.crashes = self.unparsed = 0
-        self.pool, self.workers = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()), set()
-        self.local, self.lock = threading.local(), threading.Lock()
+        self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each has a worker of its own
+        self.workers, self.own, self.lock = set(), threading.local(), threading.Lock()
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.close()
-
-    def close(self):
-        self.pool.shutdown(cancel_futures=True)
-        for worker in list(self.workers):
-            self.kill(worker)
-
-    def item(self, response, reference):
-        if reference.get("ability") not in self.deadlines:
-            raise ValueError(f"a reference needs the ability 'math' or 'code', not {reference.get('ability')!r}")
-        return {"response": response, **reference, **self.options}
-
-    def submit(self, response, reference):
-        return self.pool.submit(self.work, self.item(response, reference))
+    def __exit__(self, *_):
+        self.threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
+            worker.communicate()  # the end of its input ends it
 
     def grade(self, responses, references):
-        items = [self.item(*pair) for pair in zip(responses, references, strict=True)]
-        return list(self.pool.map(self.work, items))  # an error cancels the rest
+        return [future.result() for future in [self.submit(*pair) for pair in zip(responses, references, strict=True)]]
+
+    def submit(self, response, reference):
+        if reference.get("ability") not in self.deadlines:
+            raise ValueError(f"a reference needs the ability 'math' or 'code', not {reference.get('ability')!r}")
+        deadline = self.deadlines[reference["ability"]]
+        return self.threads.submit(self.work, {**reference, **self.options, "response": response, "deadline": deadline})
 
     def work(self, item):
-        "one item, in a thread that owns one worker process"
-        worker = getattr(self.local, "worker", None) or self.start()
-        score, counter, error = self.ask(worker, item, self.deadlines[item["ability"]])
+        "one item, in a thread that has a worker of its own"
+        if not (worker := getattr(self.own, "worker", None)):
+            command = [sys.executable, "-c", f"import grader; grader.serve({self.memory_mb})"]
+            worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                        cwd=os.path.dirname(os.path.abspath(__file__)))
+            self.workers.add(worker)
+            if not worker.stdout.readline():
+                raise GraderError("a grading worker did not start")
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(item).encode() + b"\n")
+            worker.stdin.flush()
+        if line := worker.stdout.readline():
+            score, counter, error = json.loads(line)
+        else:  # it has died of the item: the next one starts another
+            worker.communicate()
+            self.workers.discard(worker)
+            self.own.worker = None
+            score, counter, error = 0.0, "timeouts" if worker.returncode == -signal.SIGALRM else "crashes", None
         if error:
             raise GraderError(error)
         if counter:
             with self.lock:
-                setattr(self, counter, getattr(self, counter) + 1)
+                vars(self)[counter] += 1
         return score
 
-    def start(self):
-        command = [sys.executable, os.path.abspath(__file__), "--worker", str(os.getpid()), str(self.memory_mb)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self.local.worker = worker
-        self.workers.add(worker)
-        if self.ask(worker, None, 120)[1]:
-            raise GraderError("a grading worker did not start")
-        return worker
-
-    def ask(self, worker, item, timeout):
-        "(score, counter to raise, error) from a worker; one that fails is killed, its successor starts with the next item"
-        counter = "crashes"
-        with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(json.dumps(item).encode() + b"\n")
-            worker.stdin.flush()
-            poll = select.poll()  # select.select() fails on descriptors above 1023
-            poll.register(worker.stdout, select.POLLIN)
-            if not poll.poll(timeout * 1000):
-                counter = "timeouts"
-            elif (line := worker.stdout.readline()).endswith(b"\n"):
-                return json.loads(line)
-        self.local.worker = self.kill(worker)
-        return 0.0, counter, None
-
-    def kill(self, worker):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)  # with all that it has started
-        worker.communicate()  # closes the pipes and waits
-        self.workers.discard(worker)
-
-def serve(parent, memory_mb):
-    "the worker: a line of JSON in, a line out, until the parent goes away"
+def serve(memory_mb):
+    "the worker: a line of JSON in, a line out. The alarm of an item ends it at once, whatever it is doing."
     import resource
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nobody else writes between the replies
-    mp()
-    while os.getppid() == parent and (line := sys.stdin.readline()):
+    print(mp().dps, file=replies, flush=True)
+    for line in sys.stdin:
+        item, reply = json.loads(line), (0.0, None, None)
+        signal.setitimer(signal.ITIMER_REAL, item["deadline"])
         try:
-            item, reply = json.loads(line), (0.0, None, None)
-            if item and item["ability"] == "code":
+            if item["ability"] == "code":
                 reply = float(grade_code(item["response"], item["ground_truth"], item["timeout"])), None, None
-            elif item and (answer := extract_answer(item["response"], item["fallback"])) is not None:
-                right, unparsed = verdict(answer, item["ground_truth"], item["parity"])
+            elif (answer := extract_answer(item["response"], item["fallback"])) is not None:
+                right, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
                 reply = float(right), "unparsed" if unparsed else None, None
         except MemoryError:
             break
         except Exception:
             reply = 0.0, None, traceback.format_exc()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(reply), file=replies, flush=True)
     os._exit(0)
 
-# --- sandboxed Python and code rewards, for Linux: util-linux, and bubblewrap if it is there
-
-OUTPUT_LIMIT = 8 << 20  # bytes that a program may write to one file, stdout and stderr included
-MAX_TASKS = 16          # processes and threads of one program; each process has the memory limit to itself
-RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
-
-@functools.cache
-def isolation(sandbox="auto"):
-    """What separates programs from this machine: the first of these that works. RuntimeError if none does, or if
-    sandbox="required" and it is not the first.
-    "bubblewrap" (0.7 or newer): a program can read the interpreter and /usr only, write to its scratch directory only, has no
-        network, sees no other process, and all that it has started ends with it. The kernel is the machine's.
-    "namespaces" (what util-linux can do): it can read and write the user's files; the rest holds.
-    "limits": on time, memory, tasks and output; an empty environment. But it has the network, can kill the user's processes,
-        and leave daemons behind.
-    Root's programs run as a user that nobody is: without bubblewrap, others must be able to reach the interpreter."""
-    for level in ("bubblewrap", "namespaces", "limits") if sandbox != "required" else ("bubblewrap",):
-        with contextlib.suppress(OSError):
-            if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
-                return level
-    raise RuntimeError(f"sandbox={sandbox!r} cannot be had on this machine")
-
-def _command(level, timeout, memory_mb, scratch):
-    """Words that run scratch/program.py. Root's programs get a user, of those that systemd keeps for users made on the fly."""
-    root, user = os.getuid() == 0, 61184 + secrets.randbelow(4336)
-    others = 0 if root or level != "limits" else int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])
-    words = ["prlimit", f"--cpu={math.ceil(timeout) + 1}", f"--as={memory_mb << 20}", f"--fsize={OUTPUT_LIMIT}", "--nofile=64",
-             "--core=0", f"--nproc={MAX_TASKS + others}", sys.executable, "-s", "program.py"]  # nproc counts all of the user's
-    if root:
-        os.chown(scratch, user, user)
-        words = [f"--reuid={user}", f"--regid={user}", "--clear-groups", *words]
-    words = ["setpriv", "--no-new-privs", "--pdeathsig=KILL", *words]  # nor shall it outlive us
-    if level == "namespaces":
-        flags = "--net --ipc --pid --mount-proc --fork --kill-child" + " --user --map-current-user" * (not root)
-        return ["setpriv", "--pdeathsig=KILL", "unshare", *flags.split(), *words]
-    if level == "bubblewrap":
-        box = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --die-with-parent --proc /proc --dev /dev".split()
-        paths = "/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", sys.prefix, sys.base_prefix
-        paths = sorted({q for p in paths if os.path.exists(p) for q in (p, os.path.realpath(p))})
-        for parent in sorted({parent for path in paths for parent in Path(path).parents} - {Path("/")}):
-            box += "--perms", "0755", "--dir", parent  # else it copies the 0700 of /root
-        for path in paths:
-            box += "--ro-bind", path, path
-        box += f"--size {64 << 20} --perms 1777 --tmpfs /scratch --chdir /scratch --ro-bind".split()
-        box += f"{scratch}/program.py", "/scratch/program.py", "--remount-ro", "/dev", "--remount-ro", "/"
-        return [*box, *["--cap-add", "ALL"] * root, *words]  # setpriv needs them and drops them
-    return words
-
-def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None):
-    """Run a program in the sandbox -> RunResult. `timeout`: seconds of wall clock; `memory_mb`: address space of each of its
-    processes; `level`: see isolation. One thread, no GPU. stderr is shortened to the program's own lines of the traceback,
-    without directories, as NuminaMath shows it to the model. Thread-safe. A start takes 0.03 s of a core, sympy 0.5 s."""
-    level = level or isolation()
-    env = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONUTF8="1", PYTHONHASHSEED="0", HOME=".", TMPDIR=".",
-               CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    with (tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-          tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr):  # files do not fill up as pipes do
-        Path(scratch, "program.py").write_text(code, "utf-8", "replace")
-        process = subprocess.Popen(_command(level, timeout, memory_mb, scratch), cwd=scratch, env=env, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=stdout, stderr=stderr)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(stdin.encode("utf-8", "replace"), timeout)
-        timed_out = process.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # after a normal end, too
-        status = process.wait()
-        texts = [os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in (stdout, stderr)]
-    return RunResult(texts[0], _shorten(texts[1]), status if status >= 0 else 128 - status, timed_out)
-
-def _shorten(stderr):
-    """Of a traceback its first line, the program's own lines and the last; directories and addresses removed."""
-    stderr = re.sub(r'(?<=File ")/\S*/(?=program\.py")', "", stderr)
-    _, start, trace = stderr.rpartition("Traceback (most recent call last):\n")
-    *lines, last = trace.rstrip().split("\n") if start else [stderr]
-    own = [line for before, line in zip(["", *lines], lines) if '  File "program.py"' in (before[:19], line[:19])]
-    last = re.sub(r"0x[0-9a-f]{6,}", "0x...", re.sub(r"(?<![\w/:])(/[\w.+-]+)+/", "", last))
-    return "\n".join([start.strip(), *own, last, ""]) if start else last
-
-# ---- code rewards ----
-
-# Run before the program: names that PRIME's scorer imports, too, so that `List[int]` and `gcd` just work.
-PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
-    f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
-
+# --- code rewards
 def grade_code(response, tests, timeout=10.0):
     """Share of `tests` that the last ```python block of `response` passes, in [0, 1]; 0.0 without a block.
     tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
     function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval).
     `timeout`: seconds for each test, which is run in a process of its own. ValueError if `tests` is none of these, or empty.
-
-    Outputs never enter the sandbox. Asserts do, and share an interpreter with the program: patched builtins and objects that
-    equal everything are of no use there, but a program that searches its callers' frames can find the test and fake a pass.
-    So evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten
-    tests count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
+    Outputs never enter the sandbox. Asserts do: a program that searches its callers' frames can find one and fake a pass. So
+    evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten tests
+    count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
     blocks = re.findall(r"```python[^\n]*\n(.*?)(?:```|\Z)", response, re.S)
     tests = json.loads(tests) if isinstance(tests, str) else tests
     passes, cases = _passes_assert, [(test,) for test in tests]
@@ -695,61 +567,27 @@ def grade_code(response, tests, timeout=10.0):
 
 def _passes_stdin(given, wanted, program, timeout):
     given, wanted = ("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in (given, wanted))
-    result = run_python(f"{PRELUDE}exec(compile({program!r}, 'program.py', 'exec', dont_inherit=True))", given, timeout)
+    result = run_python(program, given, timeout, prelude=PRELUDE)
     got, wanted = ([line.split() for line in text.splitlines() if line.strip()] for text in (result.stdout, wanted))
     return result.returncode == 0 and _same(got, wanted)
 
 def _passes_call(name, given, wanted, program, timeout):
     given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
     function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = _result(f"result = [_plain({function}(*{given!r}))]", [name], program, timeout)
+    got = run_test(program, f"result = [plain({function}(*{given!r}))]", [name], timeout)
     return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
 
 def _passes_assert(test, program, timeout):
     tree = ast.parse(test)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in list(ast.walk(tree)):  # x == y becomes _plain(x) == _plain(y)
+    for node in list(ast.walk(tree)):  # x == y becomes plain(x) == plain(y)
         if isinstance(node, ast.Compare):
-            node.left, *node.comparators = [ast.Call(ast.Name("_plain"), [x], []) for x in (node.left, *node.comparators)]
+            node.left, *node.comparators = [ast.Call(ast.Name("plain"), [x], []) for x in (node.left, *node.comparators)]
     names = names if names <= set(dir(builtins)) else ()  # a test of nothing but builtin names is of a program that defines one
-    return _result(ast.unparse(tree) + "\nresult = [True]", list(names), program, timeout) == [True]
-
-def _result(test, names, program, timeout):
-    """The value of `result` after the program and the test, as JSON knows it; None if they did not get there."""
-    job = dict(prelude=PRELUDE, program=program, test=test, names=names, mark=secrets.token_hex(8))
-    judge = "import json, os, sys\n" + inspect.getsource(_plain) + inspect.getsource(_judge) + "_judge(**json.load(sys.stdin))"
-    judge = f"import builtins; exec({judge!r}, dict(__builtins__=dict(vars(builtins))))"  # a copy that no program has patched
-    _, found, result = run_python(judge, json.dumps(job), timeout).stdout.rpartition(job["mark"])
-    with contextlib.suppress(ValueError):
-        return json.loads(result.partition("\n")[0]) if found else None
-
-def _judge(prelude, program, test, names, mark):
-    """In the sandbox: run the program, then the test, with the builtins of this function; write the mark and `result`."""
-    main, test, write, own = type(sys)("program"), compile(test, "test", "exec"), os.write, globals()["__builtins__"]
-    sys.modules["program"], main.__builtins__ = main, sys.modules["builtins"]
-    exec(prelude, vars(main))
-    exec(compile(program, "program.py", "exec"), vars(main))
-    scope = vars(main) | own | {name: vars(main)[name] for name in names if name in vars(main)}
-    scope.update(__builtins__=own, _plain=_plain)
-    exec(test, scope)
-    write(1, f"\n{mark}{json.dumps(scope['result'])}\n".encode())
-
-def _plain(x):
-    """A copy of plain data as exactly that; of anything else, which could claim to equal everything, what equals nothing."""
-    for kind in (bool, int, float, complex, str, bytes):
-        if isinstance(x, kind) and type(value := kind(x)) is kind:
-            return value
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(x, kind):
-            return kind(map(_plain, x))
-    if isinstance(x, dict):
-        return {_plain(key): _plain(value) for key, value in x.items()}
-    if x is None or type(x) in (type, range):
-        return x
-    return _plain(x.tolist()) if hasattr(x, "tolist") else object()  # numpy's have it
+    return run_test(program, ast.unparse(tree) + "\nresult = [True]", list(names), timeout) == [True]
 
 def _same(got, wanted):
-    """Equal: integers exactly, other numbers within 1e-5 relative; (1, 2) is [1, 2]."""
+    "equal: integers exactly, other numbers within 1e-5 relative; (1, 2) is [1, 2]"
     if isinstance(got, list) and isinstance(wanted, list):
         return len(got) == len(wanted) and all(map(_same, got, wanted))
     if isinstance(got, dict) and isinstance(wanted, dict):
@@ -760,7 +598,3 @@ def _same(got, wanted):
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         return abs(float(got) - float(wanted)) <= 1e-8 + abs(float(wanted)) * (1e-9 if whole[1] else 1e-5)
     return False
-
-if __name__ == "__main__" and sys.argv[1:2] == ["--worker"]:
-    import grader  # by name, so that the whole file is loaded first
-    grader.serve(int(sys.argv[2]), int(sys.argv[3]))

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,9 @@ SAME = {
                  ("3e8", "3 \\times 10^8"), ("6.43e16", "6.43 \\cdot 10^{16}"), ("3e8", "3*10**8"), ("1E-4", "0.0001"), ("4.5e33", "4.5\\times10^{33}")],
     "percent": [("50\\%", "50"), ("50", "50\\%"), ("0.5", "50\\%"), ("50%", "1/2"), ("33.5\\%", "33.5 percent"), ("12\\%", "12 \\text{ percent}")],
     "units": [("10", "10 \\text{ cm}"), ("10 \\text{ cm}", "10"), ("10", "10 cm^2"), ("864 \\mbox{ inches}^2", "864"), ("30^\\circ", "30"), ("30", "30^{\\circ}"),
-              ("5\\text{ inches}", "5\\text{ in}"), ("\\$36", "36"), ("36", "\\$36.00"), ("15", "15\\mathrm{~m/s}"), ("3", "3 apples"), ("25", "25°"), ("5\\sqrt2\\text{ cm}", "5\\sqrt{2}")],
+              ("5\\text{ inches}", "5\\text{ in}"), ("\\$36", "36"), ("36", "\\$36.00"), ("15", "15\\mathrm{~m/s}"), ("3", "3 apples"), ("25", "25°"), ("5\\sqrt2\\text{ cm}", "5\\sqrt{2}"),
+              ("60", "60 miles per hour"), ("60\\text{ mph}", "60 \\text{ miles per hour}"), ("12", "12\\text{ square units}"), ("50\\pi", "50\\pi square inches"), ("7", "7 sq. ft."),
+              ("9.8", "9.8 m/s^2"), ("10", "10 \\mathrm{~kg} \\cdot \\mathrm{m} / \\mathrm{s}"), ("15", "15^{\\text{th}}"), ("20", "20 \\text{ dollars per hour}")],
     "radicals": [("2\\sqrt{5}", "\\sqrt{20}"), ("\\sqrt2", "2^{1/2}"), ("\\sqrt[3]{-8}", "-2"), ("\\sqrt{6}+3\\sqrt{2}", "3\\sqrt2 + \\sqrt6"), ("\\sqrt{3+2\\sqrt2}", "1+\\sqrt2"),
                  ("sqrt(2)", "\\sqrt{2}"), ("√5", "\\sqrt{5}")],
     "functions": [("\\ln 4", "2\\ln 2"), ("\\log_2 8", "3"), ("\\log_{10} 100", "2"), ("\\sin 30^\\circ", "1/2"), ("\\sin^2 x + \\cos^2 x", "1"), ("\\cos\\frac{\\pi}{5}", "\\frac{1+\\sqrt5}{4}"),
@@ -44,13 +47,15 @@ SAME = {
                   ("7:32", "S_1:S_2 = 7:32"), ("2:4", "1:2"), ("3", "f(2) = 3")],
     "intervals": [("[0,1)", "\\left[0, 1\\right)"), ("(-\\infty,1]\\cup[10,\\infty)", "[10,+\\infty) \\cup (-\\infty, 1]"), ("x \\in [-2,7]", "[-2,7]"), ("[-2,7]", "-2 \\le x \\le 7"),
                   ("(5,\\infty)", "x > 5"), ("(-\\infty,-1)\\cup(3,\\infty)", "x < -1 \\text{ or } x > 3"),
-                  ("[x, 1+x]", "[x, x+1]"), ("(2,\\infty)", "\\{x \\mid x > 2\\}"), ("\\{-1\\}\\cup[0,7)", "[0,7)\\cup\\{-1\\}")],
+                  ("[x, 1+x]", "[x, x+1]"), ("(2,\\infty)", "\\{x \\mid x > 2\\}"), ("[2,\\infty)", "\\{x : x \\ge 2\\}"), ("(0,9)\\cup(9,36)", "(0,36)\\setminus\\{9\\}"), ("(0,36)", "(0,36)\\setminus\\{40\\}"),
+                  ("(-\\infty,-8)\\cup(-8,3)\\cup(3,\\infty)", "\\mathbb{R} \\setminus \\{3,-8\\}"), ("x \\in \\mathbb{R}", "(-\\infty,\\infty)"), ("\\{-1\\}\\cup[0,7)", "[0,7)\\cup\\{-1\\}")],
     "tuples": [("(1,2)", "\\left( 1, 2 \\right)"), ("(3,\\frac{\\pi}{2})", "(3, \\pi/2)"), ("(1,2)", "1, 2"), ("(x,y)=(1,2)", "(1,2)"), ("(100,200)", "(100, 200)"), ("(0;1)", "(0,1)")],
     "several": [("1, 2", "2, 1"), ("1,2", "\\{2, 1\\}"), ("\\{1,2,3\\}", "3, 2, 1"), ("19, 46, and 82", "19, 46, \\text{ and } 82"), ("2 \\text{ or } 3", "3, 2"), ("1, -1", "\\pm 1"),
                 ("3 \\pm 2\\sqrt2", "3+2\\sqrt{2}, 3-2\\sqrt{2}"), ("x=1, x=2", "1, 2"), ("k=45, n=2", "n=2, k=45"), ("(1,2),(3,4)", "(3,4), (1,2)"), ("\\{1,2\\}\\cap\\{2,3\\}", "2")],
     "matrices": [("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\begin{bmatrix}1&2\\\\3&4\\\\\\end{bmatrix}"), ("\\begin{pmatrix} 1/2 \\\\ 2 \\end{pmatrix}", "(0.5, 2)"),
                  ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\end{pmatrix}"), ("\\frac15\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1/5 \\\\ 2/5 \\end{pmatrix}"),
-                 ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "[[1,2],[3,4]]")],
+                 ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "[[1,2],[3,4]]"),
+                 ("-2", "\\begin{vmatrix} 1 & 2 \\\\ 3 & 4 \\end{vmatrix}"), ("ad-bc", "\\begin{vmatrix} a & b \\\\ c & d \\end{vmatrix}")],
     "bases": [("52_8", "52_{8}"), ("4210_7", "4210_7")],
     "text": [("\\text{(B)}", "B"), ("B", "B."), ("B", "\\textbf{(B)}"), ("C", "(C)"), ("B", "(B) 12"), ("\\text{Evelyn}", "evelyn"), ("\\text{no solution}", "No solution"), ("12:00", "12:00"),
              ("\\text{even}", "Even"), ("\\text{6:30 p.m.}", "6:30 p.m."), ("\\infty", "infinity"), ("\\emptyset", "∅")],
@@ -65,7 +70,8 @@ DIFFERENT = {
     "expressions": [("x", "|x|"), ("x", "\\sqrt{x^2}"), ("x+1", "x+2"), ("f(x)", "f(y)"), ("xy", "x+y"), ("1-e^{-at}", "1"), ("x^2", "x^{2.0001}"), ("a_1", "a_2"), ("\\sin x", "x")],
     "equations": [("x=5", "y=5"), ("5", "x+y=5"), ("1", "2x+z=1"), ("5", "x=5, x=6"), ("12", "3 \\cdot 4 = 13"), ("y=-2x", "y=-3x"), ("x>5", "x<5"), ("x>5", "x\\ge 5"), ("k=45,n=2", "k=2,n=45"),
                   ("f(1)<f(2)<f(4)", "f(1)<f(2)<f(3)"), ("f(2)<f(1)", "f(2)>f(1)"), ("x^2=4", "x=2")],
-    "intervals": [("[0,1)", "[0,1]"), ("(0,1)", "[0,1]"), ("(2,12)\\cup(12,102)", "(2,12)"), ("[1,4]", "[1,5]"), ("(5,\\infty)", "(-\\infty,5)"), ("(5,\\infty)", "x \\ge 5"), ("\\infty", "-\\infty")],
+    "intervals": [("[0,1)", "[0,1]"), ("(0,1)", "[0,1]"), ("(2,12)\\cup(12,102)", "(2,12)"), ("[1,4]", "[1,5]"), ("(5,\\infty)", "(-\\infty,5)"), ("(5,\\infty)", "x \\ge 5"), ("\\infty", "-\\infty"), ("(0,9)\\cup(9,36)", "(0,36)\\setminus\\{8\\}"),
+                  ("(0,36)", "(0,36)\\setminus\\{9\\}"), ("\\mathbb{R}", "(0,\\infty)")],
     "tuples": [("(1,2)", "(2,1)"), ("(1,2)", "2,1"), ("(1,2)", "1"), ("(1,2)", "(1,2,3)"), ("(-3,2)", "[-3,2]")],
     "several": [("1,2", "1"), ("1,2", "1,2,3"), ("1", "1,2"), ("1 \\text{ or } 2", "1"), ("\\pm 2021", "2021"), ("\\{1,2\\}", "(1,2)")],
     "matrices": [("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 2 \\\\ 1 \\end{pmatrix}"), ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\begin{pmatrix} 1 & 2 \\\\ 3 & 5 \\end{pmatrix}"),
@@ -94,6 +100,14 @@ def test_parity_is_the_lenient_reading():
     for gold, answer in [("1/3", "0.33333"), ("500", "5"), ("5", "0.05"), ("102018", "102019"), ("[0,1)", "[0,1]"), ("52_8", "52")]:
         assert is_equiv(answer, gold, parity=True) and not is_equiv(answer, gold)
     assert not is_equiv("2", "3", parity=True)
+
+
+def test_tolerance_is_absolute_and_for_numbers_only():
+    assert is_equiv("9.95", "10", tolerance=0.1) and is_equiv("10.1", "10", tolerance=0.1) and not is_equiv("10.11", "10", tolerance=0.1)
+    assert not is_equiv("9.95", "10") and is_equiv("1.1, 2.9", "3, 1", tolerance=0.2) and not is_equiv("x+0.1", "x", tolerance=0.2)
+    assert grade_math("\\boxed{9.95}", "10", tolerance=0.1)
+    with Grader(workers=1) as pool:
+        assert pool.grade(["\\boxed{9.95}"] * 2, [reference("10") | {"tolerance": 0.1}, reference("10")]) == [1.0, 0.0]
 
 
 def test_golds_of_several_kinds():
@@ -141,7 +155,7 @@ def test_symmetric(a, b):
 
 
 def rewrite(text, how):
-    return {"spaces": lambda: re.sub(r"([-+=,])", r" \1 ", text) if "@" not in text and not re.search(r"\d,\d{3}|[a-z]-[a-z]|10\*\*|\d[eE]", text) else text,
+    return {"spaces": lambda: re.sub(r"(?<!\\)([-+=,])", r" \1 ", text) if "@" not in text and not re.search(r"\d,\d{3}|[a-z]-[a-z]|10\*\*|\d[eE]", text) else text,
             "left": lambda: re.sub(r"([(\[])([^()\[\]]*)([)\]])", r"\\left\1\2\\right\3", text) if "sqrt[" not in text else text,
             "dfrac": lambda: re.sub(r"\\[dt]?frac", r"\\dfrac", text), "dollars": lambda: f"${text}$", "parens": lambda: f"\\({text}\\)", "dot": lambda: text + ".",
             "boxed": lambda: f"\\boxed{{{text}}}", "display": lambda: "\\displaystyle " + text, "thin": lambda: text + "\\,", "doubled": lambda: re.sub(r"\\(?=[a-z]{2})", r"\\\\", text)}[how]()
@@ -226,7 +240,7 @@ def test_long_prose_around_the_box():
 
 TRICKS = """
 honest_verdict = verdict
-def verdict(answer, gold, parity=False):
+def verdict(answer, gold, *rules):
     if "HANG" in answer:
         while True: pass
     if "EAT" in answer:
@@ -235,7 +249,7 @@ def verdict(answer, gold, parity=False):
     if "DIE" in answer: os.abort()
     if "BUG" in answer: return {}["bug"]
     if "PRINT" in answer: print("noise"); os.write(1, b"more noise")
-    return honest_verdict(answer, gold, parity)
+    return honest_verdict(answer, gold, *rules)
 """
 
 
@@ -244,6 +258,7 @@ def tricky(tmp_path_factory):
     "the grader, with answers that hang, eat memory, die and raise in its workers"
     path = tmp_path_factory.mktemp("tricky") / "grader.py"
     path.write_text(pathlib.Path(grader.__file__).read_text() + TRICKS)
+    shutil.copy(pathlib.Path(grader.__file__).with_name("sandbox.py"), path.parent)
     spec = importlib.util.spec_from_file_location("tricky_grader", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

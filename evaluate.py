@@ -91,8 +91,8 @@ BENCHMARKS = {
 # ------------------------------------------------------------ problems
 def load_benchmark(name):
     """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with more keys: group,
-    like ["subject Algebra", "level 3"] as far as the file has such columns; their_gold, of parity_golds; and span, the lowest
-    and the highest right number, where the gold comes with a tolerance. UserError: no such benchmark, bad file."""
+    like ["subject Algebra", "level 3"] as far as the file has such columns; their_gold, of parity_golds; and tolerance,
+    where the file has one. UserError: no such benchmark, bad file."""
     if name not in BENCHMARKS and not os.path.exists(name):
         near = "".join(f"; did you mean {n!r}?" for n in difflib.get_close_matches(name, BENCHMARKS, 1))
         raise UserError(f"benchmark {name!r} is neither a file nor one of {', '.join(BENCHMARKS)}{near}")
@@ -128,9 +128,8 @@ def load_benchmark(name):
         row, p["their_gold"] = row_of[str(p["id"])], theirs.get(str(p["id"]))
         kinds = [kind for kind in ("subject", "type", "subfield", "level", "difficulty") if row.get(kind)]
         p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds]
-        with contextlib.suppress(TypeError, ValueError):    # there is no tolerance, or the gold is no number
-            gold, error = float(np.ravel(p["ground_truth"])[0]), float(row.get("error") or "none")
-            p["span"] = gold - error - 1e-9, gold + error + 1e-9
+        with contextlib.suppress(TypeError, ValueError):    # None; "0.1,0.1" of several answers, which no row used has
+            p["tolerance"] = float(row.get("error"))
     return name if count else os.path.basename(name).split(".")[0], problems
 
 def code_row(where, row):
@@ -200,15 +199,13 @@ def grade(rows, problem_of, grader, lenient):
     for row, p in rows:
         code, answer = re.search(r"```python.*", row["response"], re.S), extract_answer(row["response"])
         row["answer"] = answer if p["ability"] == "math" else code and code[0]
-        number = "span" in p and re.fullmatch(r"\$?(-?\d+\.?\d*)[\s\\%$]*", answer or "")
-        row["correct"] |= bool(number) and p["span"][0] <= float(number[1]) <= p["span"][1]
         rules = BENCHMARKS[row["benchmark"]][-1] if row["benchmark"] in BENCHMARKS else None
         if parity and rules in ("prime", "qwen"):
             gold = p["their_gold"] or golds(p["ground_truth"])[0]
             answer = published_answer(row["response"], rules, row["benchmark"])
             if rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer):
                 answer = ""                                 # it cannot read a x 10^b where the gold is written 4.5e33
-            jobs.append((row, f"\\boxed{{{answer}}}", p | dict(ground_truth=gold)))
+            jobs.append((row, f"\\boxed{{{answer}}}", p | dict(ground_truth=gold, tolerance=None)))
     for (row, _, _), score in zip(jobs, lenient.grade([job[1] for job in jobs], [job[2] for job in jobs])):
         row["parity"] = score == 1.0
 
@@ -366,7 +363,7 @@ def report(rows, sets, prompt, failures):
                        for name, problems in sets.items()} for model, mine in rows.items()}
     for scores in results.values() if len(sets) > 1 else ():
         scores["average"] = average(list(scores.values()))
-    notes = [*differences(results, rows, sets), *published_notes, f"answers that the grader gave up, counted as wrong: {failures}"]
+    notes = [*differences(results, rows, sets), *published_notes, f"answers the grader gave up, counted as wrong: {failures}"]
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None) | {
         name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}

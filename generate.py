@@ -103,12 +103,12 @@ def report_bad(bad, total, max_share, what):
 
 
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
-                  user_suffix="", max_problems=None, max_bad_share=0.01, code_suffix=None):
+                  user_suffix="", max_problems=None, max_bad_share=0.01, rows=None, code_suffix=None):
     """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth. Knows
     the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (answer after "####") and
     Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt takes the place of the row's; None
-    leaves it. code_suffix: the user_suffix of code. Raises UserError for a missing column or file."""
-    rows = read_rows(source, split, config, max_bad_share)
+    leaves it. code_suffix: the user_suffix of code. rows: read_rows(source), if they are there. UserError: column, file."""
+    rows = rows or read_rows(source, split, config, max_bad_share)
 
     def find(column, names, what):
         if there := [name for name in ([column] if column else names) if name in rows[0][1]]:

@@ -24,4 +24,4 @@ torchrun --nproc_per_node 8 sft.py config/numina_tir.py
 
 # 3. The card's table: without the tool, then with it.
 torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py --models='["out/numina_cot/model"]' --out_dir=out/eval_numina_cot
-torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py --models='["out/numina_tir/model"]' --out_dir=out/eval_numina_tir --tir=True
+torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py config/eval_numina_tir.py --models='["out/numina_tir/model"]'

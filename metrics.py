@@ -105,7 +105,8 @@ def summarize(rows, problems, tir_numina=False):
                 right = [any(row["correct"] for row in own if row["answer"] == winner)
                          for own, winner in zip(answers.values(), winners)]
                 if tir_numina:
-                    right = [notebook_vote(vote) == notebook_vote([p["ground_truth"]]) for vote, p in zip(votes, problems)]
+                    golds = [re.fullmatch(r"-?\d+", str(p["ground_truth"])) for p in problems]
+                    right = [bool(gold) and notebook_vote(vote) == int(gold[0]) % 1000 for vote, gold in zip(votes, golds)]
                 score[f"maj@{k}"] = accuracy(right)
                 out["vote_confidence"] = sum(confidences) / len(confidences)
     return out

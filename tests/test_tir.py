@@ -5,7 +5,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import evaluate
 import generate
+import metrics
 import prime
 import sft
 from conftest import call, read_jsonl, write_jsonl
@@ -197,3 +199,31 @@ def test_prime_with_the_tool(caller, tmp_path):
                 assert any(row["process_rewards"][:start])
                 checked += 1
     assert checked > 4
+
+
+def test_evaluate_with_and_without_the_tool(caller, tmp_path):
+    """The model cannot multiply: the tool makes the difference. Votes of four samples; malformed conversations have none."""
+    problems = [dict(problem=f"{k}?", ground_truth=str(k * 7), problem_id=k) for k in range(10, 30)]
+    run = [evaluate, f"--models=['{caller}']", f"--benchmarks=['{write_jsonl(tmp_path / 'p.jsonl', problems)}']", "--engine=hf",
+           "--max_tokens=100", "--samples=4", "--temperature=1", "--top_p=1", "--grade_workers=1"]
+    call(*run, "--tir=True", "--tir_rounds=3", "--tir_timeout=9", f"--out_dir={tmp_path}/with")
+    call(*run, f"--out_dir={tmp_path}/without")
+    score, plain = (json.loads((tmp_path / name / "results.json").read_text())["models"][str(caller)]["p"]["score"]
+                    for name in ("with", "without"))
+    rows = read_jsonl(next((tmp_path / "with").glob("*.responses.jsonl")))
+    assert score["greedy"][0] >= 0.75 and score["maj@4"][0] >= score["sampled"][0] > 0.5
+    assert all(f"```output\n{row['ground_truth']}\n```" in row["response"] for row in rows if row["correct"])
+    assert plain["greedy"][0] <= score["greedy"][0]
+
+
+def test_votes():
+    """The notebook's (its cell 18): half to even, negatives dropped, modulo 1000, ties to the first seen, 0 without a vote."""
+    vote = metrics.notebook_vote
+    assert vote(["3.4", "5", "3"]) == 3 and vote(["2.5", "3"]) == 2 and vote(["1e3", "7"]) == 0 and vote(["1003"]) == 3
+    assert vote(["9", "4", "4", "9"]) == 9 and vote(["-1", "-1", "6"]) == 6 and vote(["x", None, "inf", "nan"]) == vote([]) == 0
+    problems = [dict(id=n, ground_truth=gold, ability="math", group=[]) for n, gold in enumerate(["1003", "1/2", "7"])]
+    said = [["3", "3", "1003"], ["0.5", "\\frac12", "3"], ["7", "8", "8"]]
+    rows = [dict(problem_id=n, mode="sampled", sample=k, answer=a, correct=a == p["ground_truth"] or n == 1 and k < 2, n_tokens=1,
+                 finish_reason="malformed" if n == 2 and k else "stop") for n, p in enumerate(problems) for k, a in enumerate(said[n])]
+    assert metrics.summarize(rows, problems)["score"]["maj@3"][0] == pytest.approx(2 / 3)           # not the first: 3 is not 1003
+    assert metrics.summarize(rows, problems, tir_numina=True)["score"]["maj@3"][0] == pytest.approx(2 / 3)     # not the second

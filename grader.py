@@ -89,7 +89,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
     (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
     (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
-    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*)?{?(th|st|nd|rd)\b}*", r"\1"), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
+    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*{(?:th|st|nd|rd)}|th\b)\s*}?", ""), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
     (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
     (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
@@ -100,7 +100,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
 UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b"
-                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES})[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
+                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
 NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
@@ -110,7 +110,7 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
+    unit = re.search(r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\\cdot|/))\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 

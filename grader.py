@@ -22,13 +22,13 @@ powers, factorials and nesting are limited; the pool (Grader) adds a deadline an
 - Only boxes count; phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is the
   lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertools, json, math, operator, os, re, signal
-import subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
+import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertools, json, math, operator, os, re, resource
+import signal, subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
 from sandbox import PRELUDE, RunResult, isolation, run_python, run_test  # noqa: F401
 
-MAX_CHARS, MAX_BITS, MAX_ITEMS = 20_000, 40_000, 100
+MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_ITEMS = 20_000, 60, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
@@ -39,9 +39,8 @@ PHRASE = re.compile(r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s
 FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
 
 def extract_answer(response, fallback=False):
-    r"""The content of the last balanced \boxed{...} or \fbox{...}; None if there is none.
-    A minus before the box belongs to the answer; boxes with nothing but commas or "and" between them are one list.
-    fallback=True (for evaluation, never for a reward) goes on to a closing phrase, the last formula, the last number."""
+    r"""The content of the last balanced \boxed{...} or \fbox{...}, or None. A minus before it belongs to it; boxes with only commas
+    or "and" between are one list. fallback=True (never for a reward) goes on to a closing phrase, last formula, last number."""
     boxes, answers, start = list(BOX.finditer(response)), [], None
     if not boxes:
         return from_prose(response) if fallback else None
@@ -90,7 +89,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
     (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
     (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
-    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*)?{?(th|st|nd|rd)\b}*", r"\1"), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
+    (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*{(?:th|st|nd|rd)}|th\b)\s*}?", ""), (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
     (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
     (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
@@ -101,7 +100,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
 UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b"
-                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES})[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
+                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
 NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
@@ -111,7 +110,7 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"[\d}]\s*(?:\\cdot|/)?\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
+    unit = re.search(r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\\cdot|/))\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
@@ -129,6 +128,8 @@ def tokenize(text):
     tokens, inside = [], 0
     for token in TOKEN.findall(text):
         inside += (token in ("(", "[", "\\{")) - (token in (")", "]", "\\}"))
+        if inside > MAX_DEPTH:
+            raise Unparsed("too deep")
         if token[0].isdigit() and "," in token and inside:
             tokens += re.split("(,)", token)  # (100,200) is a pair
         elif token.lstrip("\\").isalpha():
@@ -264,6 +265,8 @@ def expression(tokens, lowest=0):
     value = scale(SIGN[tokens.pop()], expression(tokens, 2)) if tokens[-1] in SIGN else product(tokens)
     while (level := LEVEL.get(tokens[-1], -1)) >= lowest:
         sign, left, right = tokens.pop(), value, expression(tokens, level + 1)
+        if level == 0 and len(members(left)) + len(members(right)) > 2 * MAX_ITEMS:
+            raise Unparsed("too many")
         if sign == "\\cup":
             value = collection([left, right])
         elif sign == "\\cap":
@@ -358,8 +361,7 @@ def parse(text):
     "the value of a cleaned text; +- gives a list of both"
     tokens = tokenize(text)
     both = [{"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}] if {"\\pm", "\\mp"} & set(tokens) else [{}]
-    values = [read([signs.get(token, token) for token in tokens]) for signs in both]
-    return values[0] if len(values) == 1 else collection(values)
+    return collection([read([signs.get(token, token) for token in tokens]) for signs in both])
 
 # --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
 def close(x, y, tolerance="1e-50"):
@@ -490,7 +492,6 @@ class Grader:
         return self.threads.submit(self.work, {**reference, **self.options, "response": response, "deadline": deadline})
 
     def work(self, item):
-        "one item, in a thread that has a worker of its own"
         if not (worker := getattr(self.own, "worker", None)):
             command = [sys.executable, "-c", f"import grader; grader.serve({self.memory_mb})"]
             worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -517,7 +518,6 @@ class Grader:
 
 def serve(memory_mb):
     "the worker: a line of JSON in, a line out. The alarm of an item ends it at once, whatever it is doing."
-    import resource
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -545,8 +545,8 @@ def serve(memory_mb):
 def grade_code(response, tests, timeout=10.0):
     """Share of `tests` that the last ```python block of `response` passes, in [0, 1]; 0.0 without a block.
     tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
-    function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval).
-    `timeout`: seconds for each test, which is run in a process of its own. ValueError if `tests` is none of these, or empty.
+    function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval); else
+    ValueError. `timeout`: seconds for each test, which is run in a process of its own.
     Outputs never enter the sandbox. Asserts do: a program that searches its callers' frames can find one and fake a pass. So
     evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten tests
     count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""

@@ -103,3 +103,27 @@ def test_evaluate_with_vllm(tmp_path, guesser, guess_data):
         assert len(rows) == (40 if "hf" in file.parts else 80)
         answers[file] = {r["problem_id"]: r["response"] for r in rows if r["mode"] == "greedy"}
     assert len(answers) == 3 and len(set(map(str, (sorted(a.items()) for a in answers.values())))) == 1
+
+
+TOOL = '''
+import sys, torch
+sys.path.insert(0, ".")
+import generate, tir
+tok, cpu = generate.load_tokenizer(sys.argv[1]), torch.device("cpu")
+asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k) for k in range(10, 30)]
+found = []
+for kind in ("hf", "vllm"):
+    engine = generate.make_engine(kind, sys.argv[1], tok, cpu, torch.float32, 256)
+    found.append(dict(tir.sample(engine, tok, asked, temperature=0.0, max_tokens=100, rounds=3)))
+hf, vllm = found
+assert all(hf[i].tokens == vllm[i].tokens and hf[i].mask == vllm[i].mask and hf[i].finish_reason == vllm[i].finish_reason for i in hf)
+assert max(abs(a - b) for i in hf for a, b in zip(hf[i].logprobs, vllm[i].logprobs)) < 1e-3
+print("CALLS", sum("```output" in tok.decode(a.tokens) for a in hf.values()), flush=True)
+engine.close()
+'''
+
+
+def test_the_tool_with_vllm(tmp_path, caller):
+    """The same conversations as with transformers' engine: where it stops, what the tool said, what came after."""
+    (tmp_path / "tool.py").write_text(TOOL)
+    assert int(run(tmp_path / "tool.py", caller, timeout=280).stdout.split("CALLS ")[1].split()[0]) >= 15

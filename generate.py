@@ -17,6 +17,7 @@ import torch
 
 import configurator
 from configurator import UserError
+from tir import sample
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -47,6 +48,10 @@ top_p = 1.0                         # published: the engine's default
 max_prompt_tokens = 2048            # longer prompts are skipped and counted
 max_tokens = 8192                   # published: new tokens a sample
 seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
+tir = False                         # the answer may call Python, as NuminaMath-7B-TIR's do: tir.py
+tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
+tir_timeout = 5.0                   # seconds a program (Numina: 5)
+tir_numina = False                  # the very rules of Numina's notebook, see tir.py
 # --- grading and output
 grade_workers = None                # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
@@ -75,10 +80,9 @@ def read_rows(source, split="train", config=None, max_bad_share=0.01):
             from datasets import load_dataset
             if name.endswith(".json"):          # not by `datasets`, which makes dates of strings like 2020-01-01
                 table = json.loads(Path(name).read_text("utf-8"))
-            elif local:
-                table = load_dataset("parquet", data_files=name, split="train")
             else:
-                table = load_dataset(name, config, split=split)
+                known = dict(data_files=name, split="train") if local else dict(name=config, split=split)
+                table = load_dataset("parquet" if local else name, **known)
             rows = [(f"{name} row {number}", row) for number, row in enumerate(table)]
     except Exception as e:                      # `datasets` raises a dozen kinds: not found, no network, no such split
         reason = str(e).partition("\n")[0][:200]
@@ -99,17 +103,16 @@ def report_bad(bad, total, max_share, what):
 
 
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
-                  user_suffix="", max_problems=None, max_bad_share=0.01):
-    """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth.
-    Understands the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (question;
-    answer after "####") and Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt is put
-    in front, in place of one that is there; None leaves the row's. Raises UserError for a missing column or file."""
-    rows = read_rows(source, split, config, max_bad_share)
+                  user_suffix="", max_problems=None, max_bad_share=0.01, rows=None, code_suffix=None):
+    """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth. Knows
+    the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (answer after "####") and
+    Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt takes the place of the row's; None
+    leaves it. code_suffix: the user_suffix of code. rows: read_rows(source), if they are there. UserError: column, file."""
+    rows = rows or read_rows(source, split, config, max_bad_share)
 
     def find(column, names, what):
-        for name in [column] if column else names:
-            if name in rows[0][1]:
-                return name
+        if there := [name for name in ([column] if column else names) if name in rows[0][1]]:
+            return there[0]
         raise UserError(f"{source} has no column {column or ' or '.join(names)} for the {what}; it has "
                         f"{', '.join(sorted(rows[0][1]))}: set --{what}_column")
 
@@ -130,10 +133,9 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
         if not usable or not prompt or truth in (None, "", []) or ability not in ("math", "code"):
             bad.append(where)
             continue
-        messages = [dict(role="system", content=system_prompt)] if system_prompt else []
-        kept = [m for m in prompt if system_prompt is None or m["role"] != "system"]
-        messages += [dict(role=m["role"], content=m["content"]) for m in kept]
-        messages[-1]["content"] += user_suffix
+        kept = [dict(role=m["role"], content=m["content"]) for m in prompt if system_prompt is None or m["role"] != "system"]
+        kept[-1]["content"] += user_suffix if ability == "math" or code_suffix is None else code_suffix
+        messages = [dict(role="system", content=system_prompt)] * bool(system_prompt) + kept
         problem_id = next((row[k] for k in ("problem_id", "id", "unique_id", "task_id") if row.get(k) is not None), index)
         problems.append(dict(id=problem_id, problem=prompt[-1]["content"], messages=messages, ability=ability,
                              ground_truth=truth if isinstance(truth, (list, dict)) else str(truth)))
@@ -197,13 +199,13 @@ def sample_seed(*parts):
 class Sample(NamedTuple):
     tokens: list                    # ids of the answer, the end token included
     logprobs: list                  # of each token, under the temperature it was sampled at
-    finish_reason: str              # "stop": ended by itself; "length": cut
+    finish_reason: str              # "stop": ended by itself; "length": cut; "tool": at the stop string; more in tir.py
+    mask: list = None               # 1 where the model wrote, 0 where its tool did; None: the model wrote all
 
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
-    """A vLLM engine or one of transformers. kind: 'auto' | 'vllm' | 'hf'. dtype: a torch dtype.
-    colocated: the engine shares process and card with a trainer (prime.py): it takes new weights from an iterator, and
-    sleeps while the trainer works. Raises UserError when vLLM is asked for and not installed."""
+    """A vLLM engine or one of transformers. colocated: it shares process and card with a trainer (prime.py), takes new weights
+    from an iterator, and sleeps while the trainer works. Raises UserError when vLLM is asked for and not installed."""
     installed = importlib.util.find_spec("vllm") is not None
     if kind not in ("auto", "vllm", "hf"):
         raise UserError(f"engine={kind!r}: 'auto', 'vllm' or 'hf'")
@@ -225,7 +227,7 @@ class VLLMEngine:
                        distributed_executor_backend="external_launcher" if colocated else None)
         if colocated or not cuda:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"      # in this process, so that weights can be handed over
-        # On a CPU gpu_memory_utilization means host memory, and compiling takes minutes.
+        # on a CPU gpu_memory_utilization means host memory, and compiling takes minutes
         options |= dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
         if colocated and not cuda:  # the packed copy of a tied lm_head is not rebuilt when weights are replaced
             import vllm._custom_ops
@@ -235,13 +237,15 @@ class VLLMEngine:
         self.llm, self.params, self.stop = LLM(**options), SamplingParams, stop_tokens(tokenizer, path)
         self.device, self.dtype = device, dtype
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, window=4096):
-        """requests: iterable of (prompt ids, seed). Yields (index in requests, Sample) as they finish."""
+    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
+        """requests: iterable of (prompt ids, seed[, max_tokens]). Yields (index in requests, Sample) as they finish.
+        stop: a string that ends an answer, too, and stays in it."""
         engine, waiting, running = self.llm.llm_engine, enumerate(requests), 0
         while True:
-            for index, (ids, seed) in itertools.islice(waiting, window - running):
-                params = self.params(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, logprobs=0,
-                                     flat_logprobs=True, stop_token_ids=self.stop, detokenize=False)
+            for index, (ids, seed, *limit) in itertools.islice(waiting, window - running):
+                params = self.params(temperature=temperature, top_p=top_p, max_tokens=min([max_tokens, *limit]), seed=seed,
+                                     logprobs=0, flat_logprobs=True, stop_token_ids=self.stop, stop=stop,
+                                     include_stop_str_in_output=True, detokenize=stop is not None)
                 engine.add_request(str(index), {"prompt_token_ids": list(ids)}, params)
                 running += 1
             if not running:
@@ -250,7 +254,8 @@ class VLLMEngine:
                 if out.finished:
                     running -= 1
                     a = out.outputs[0]
-                    yield int(out.request_id), Sample(list(a.token_ids), list(a.logprobs.logprobs), a.finish_reason)
+                    reason = "tool" if stop and a.stop_reason == stop else a.finish_reason
+                    yield int(out.request_id), Sample(list(a.token_ids), list(a.logprobs.logprobs), reason)
 
     def load_weights(self, named):
         """Replace the weights by an iterator of (Hugging Face name, full tensor), one tensor in memory at a time."""
@@ -280,44 +285,46 @@ class HFEngine:
         logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.device, self.max_model_len, self.stop = device, max_model_len, stop_tokens(tokenizer, path)
+        self.device, self.max_model_len = device, max_model_len
+        self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, batch_tokens=2**17, batch_rows=256):
-        """requests: iterable of (prompt ids, seed). Yields (index in requests, Sample), batch by batch."""
+    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, batch_tokens=2**17, batch_rows=256):
+        """As VLLMEngine.sample(), batch by batch."""
         requests = sorted(enumerate(requests), key=lambda r: len(r[1][0]))      # alike lengths share a batch
         rows = max(1, min(batch_rows, batch_tokens // min(self.max_model_len, max_tokens + 1)))
         for start in range(0, len(requests), rows):
-            yield from self._sample_batch(requests[start:start + rows], temperature, top_p, max_tokens)
+            yield from self._sample_batch(requests[start:start + rows], temperature, top_p, max_tokens, stop)
 
-    def _sample_batch(self, requests, temperature, top_p, max_tokens):
-        numbers, prompts, seeds = zip(*((number, prompt, seed) for number, (prompt, seed) in requests))
-        P, logprobs = max(map(len, prompts)), []
+    def _sample_batch(self, requests, temperature, top_p, max_tokens, stop):
+        from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
+        prompts, logprobs = [prompt for _, (prompt, *_) in requests], []
+        limits = [min(*limit, max_tokens, self.max_model_len - len(prompt)) for _, (prompt, _, *limit) in requests]
+        P = max(map(len, prompts))
         ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=self.device)           # [B, P], padded on the left
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
-        uniform = torch.stack([torch.rand(max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-                               for seed in seeds]).to(self.device)                                  # [B, max_tokens]
+        uniform = torch.stack([torch.rand(max(limits), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+                               for _, (_, seed, *_) in requests]).to(self.device)                     # [B, T]
 
         def choose(_, logits):      # [B, V] -> the same with -inf for all tokens but one, the one that generate() will take
-            logp = (logits / (temperature or 1.0)).log_softmax(-1)
-            p = logp.double().exp()
-            if top_p < 1:                                           # keep the fewest tokens that hold top_p of the mass
-                sorted_p, order = p.sort(-1, descending=True)
-                sorted_p[sorted_p.cumsum(-1) - sorted_p >= top_p] = 0
-                p = torch.zeros_like(p).scatter_(-1, order, sorted_p)
-                logp = (p / p.sum(-1, keepdim=True)).log()
-            cdf, t = p.cumsum(-1), len(logprobs)                    # the token whose share of [0, 1] holds the number
-            token = torch.searchsorted(cdf, uniform[:, t:t + 1] * cdf[:, -1:], right=True).clamp_(max=p.shape[-1] - 1)
+            logp = logits.log_softmax(-1)
+            cdf, t = logp.double().exp().cumsum(-1), len(logprobs)  # the token whose share of [0, 1] holds the number
+            token = torch.searchsorted(cdf, uniform[:, t:t + 1] * cdf[:, -1:], right=True).clamp_(max=logp.shape[-1] - 1)
             token = token if temperature else logp.argmax(-1, keepdim=True)
             logprobs.append(logp.gather(-1, token).squeeze(-1))
             return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
 
-        out = self.model.generate(input_ids=ids, attention_mask=mask, logits_processor=[choose], max_new_tokens=max_tokens,
-                                  eos_token_id=self.stop, pad_token_id=self.stop[0])[:, P:].tolist()
-        for number, prompt, tokens, values in zip(numbers, prompts, out, torch.stack(logprobs, 1).tolist()):
-            limit = min(max_tokens, self.max_model_len - len(prompt))
-            end = next((t + 1 for t, token in enumerate(tokens[:limit]) if token in self.stop), None)
-            yield number, Sample(tokens[:end or limit], values[:end or limit], "stop" if end else "length")
+        warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
+        out = self.model.generate(input_ids=ids, attention_mask=mask, logits_processor=[*warp, choose], stop_strings=stop,
+                                  max_new_tokens=max(limits), eos_token_id=self.stop, pad_token_id=self.stop[0],
+                                  tokenizer=self.tokenizer if stop else None)[:, P:].tolist()
+        for (number, *_), limit, tokens, values in zip(requests, limits, out, torch.stack(logprobs, 1).tolist()):
+            length = next((t for t, token in enumerate(tokens[:limit]) if token in self.stop), limit)
+            reason = "stop" if length < min(limit, len(tokens)) else "length"
+            if stop and stop in self.tokenizer.decode(tokens[:length]):   # ended by the string: what follows is padding
+                reason = "tool"
+            length = min(length + (reason == "stop"), len(tokens))
+            yield number, Sample(tokens[:length], values[:length], reason)
 
     def load_weights(self, named):
         """Replace the weights by an iterator of (name, full tensor)."""
@@ -331,10 +338,9 @@ class HFEngine:
 def pick_device(device, dtype):
     """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
     Raises UserError for another name, and for cuda without a GPU."""
-    known = dict(device=("auto", "cpu", "cuda"), dtype=("auto", "bfloat16", "float32"))
-    for name, value in dict(device=device, dtype=dtype).items():
-        if value not in known[name]:
-            raise UserError(f"{name}={value!r}: one of {', '.join(known[name])}")
+    for name, value, *known in (("device", device, "auto", "cpu", "cuda"), ("dtype", dtype, "auto", "bfloat16", "float32")):
+        if value not in known:
+            raise UserError(f"{name}={value!r}: one of {', '.join(known)}")
     cuda = device != "cpu" and torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
@@ -345,12 +351,11 @@ def pick_device(device, dtype):
 
 
 def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
-    """Sample, grade while sampling goes on, and append each answer to a .jsonl file as it is finished.
-    jobs: list of (prompt ids, problem, row). The row has the sample's seed; it gets problem_id, ground_truth, response,
-    finish_reason, n_tokens and correct."""
+    """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
+    row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens and correct."""
     from tqdm import tqdm
     right, tokens, start, pending = 0, 0, time.time(), deque()
-    answers = engine.sample([(ids, row["seed"]) for ids, _, row in jobs], **sampling)
+    answers = sample(engine, tokenizer, [(ids, row["seed"]) for ids, _, row in jobs], **sampling)
     with open(path, "a", encoding="utf-8") as out, tqdm(total=len(jobs), unit="answer", smoothing=0.05) as bar:
         for index, answer in itertools.chain(answers, [(None, None)]):      # None: all is sampled, wait for the last verdicts
             if answer is not None:
@@ -387,8 +392,8 @@ def resume_rows(path, same):
 
 def main():
     from grader import Grader
-    if samples_per_problem < 1 or max_tokens < 1:
-        raise UserError("samples_per_problem and max_tokens must be at least 1")
+    if min(samples_per_problem, max_tokens, tir_rounds) < 1:
+        raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
     torch_device, torch_dtype = pick_device(device, dtype)
     problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt, user_suffix,
                              max_problems, max_bad_share)
@@ -396,6 +401,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "samples.jsonl")
     sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    sampling |= dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
     same = dict(model=model, sampling=sampling)
     done = {(str(row["problem_id"]), row["sample"]) for row in resume_rows(path, same)}
     jobs, skipped = [], 0
@@ -409,10 +415,9 @@ def main():
     print(f"{len(problems)} problems x {samples_per_problem} samples; {len(done)} rows are there, {len(jobs)} to sample; "
           f"{skipped} problems skipped: their prompt is longer than max_prompt_tokens={max_prompt_tokens}")
     if jobs:
-        print("first prompt:\n" + tokenizer.decode(jobs[0][0]))
         sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                               tensor_parallel, gpu_memory)
-        print(f"engine: {sampler.name}", flush=True)
+        print(f"engine: {sampler.name}; first prompt:\n{tokenizer.decode(jobs[0][0])}", flush=True)
         with Grader(workers=grade_workers, timeout=grade_timeout) as grader:
             stream_answers(sampler, grader, tokenizer, jobs, path, sampling)
         sampler.close()
@@ -429,19 +434,18 @@ def write_sft_set(path):
             fate = "kept" if row["n_tokens"] <= sft_max_tokens else "too long"
             if not row["correct"]:
                 fate = "wrong" if extract_answer(row["response"]) else "no box"
-            if row["finish_reason"] == "length":
+            if row["finish_reason"] != "stop":
                 fate = "truncated"
             count[fate] += 1
             if fate == "kept":
                 talk = [("system", sft_system_prompt), ("user", row["problem"]), ("assistant", row["response"])]
-                talk = [dict(role=role, content=text) for role, text in talk if text]
-                kept = dict(messages=talk, ground_truth=row["ground_truth"], id=row["problem_id"])
+                kept = dict(messages=[dict(role=role, content=text) for role, text in talk if text],
+                            ground_truth=row["ground_truth"], id=row["problem_id"])
                 out.write(json.dumps(kept, ensure_ascii=False) + "\n")
     os.replace(sft_path + ".tmp", sft_path)
     n = max(1, count.total())
-    print(f"{count.total()} answers, {tokens / n:.0f} tokens on average: " +
-          ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long")) +
-          f"; wrote {sft_path}")
+    shares = ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long"))
+    print(f"{n} answers, {tokens / n:.0f} tokens on average: {shares}; wrote {sft_path}")
     if not count["kept"]:
         raise UserError(f"no answer in {path} is right: {sft_path} is empty; try more samples_per_problem or another model")
 

@@ -32,6 +32,7 @@ from configurator import UserError
 from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
                  optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
+from tir import TOOL_STOP, sample
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -41,6 +42,7 @@ problem_column = None               # None: prompt (messages), problem, question
 answer_column = None                # None: reward_model, ground_truth, answer, final_answer or solution
 system_prompt = None                # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
 user_suffix = ''                    # appended to every problem (Eurus-2-RL-Data has it in the prompt)
+code_suffix = None                  # appended to problems of ability 'code'; None: user_suffix
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 eval_data = None                    # held-out problems, the same formats; None: no evaluation
 eval_split = 'validation'
@@ -68,6 +70,9 @@ filter_low = 0.2                    # prompts are kept if low <= mean outcome <=
 filter_high = 0.8
 filter_truncated = False            # reject a prompt if one of its answers was cut (recipe: True)
 max_draws = 50                      # draws a step before the run gives up: too few prompts pass the filter
+tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see tir.py
+tir_rounds = 4                      # times the model writes: one more than programs run
+tir_timeout = 5.0                   # seconds a program
 grade_workers = None                # processes a rank; None: cores / ranks
 grade_timeout = 5.0                 # seconds an answer
 max_mismatch = None                 # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
@@ -288,25 +293,27 @@ class PromptStream:
         return self.order[position]
 
 
-def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, temperature, max_tokens):
+def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampling):
     """Sample and grade on every rank its share of `prompts` [(index, ids)]; all ranks get all groups, in the order given.
 
-    A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, outcomes [K], finish [K], texts [K], boxed [K]).
-    An answer cut at the limit has outcome 0. Sample k of a prompt has its own seed: what is sampled does not depend on
-    the number of ranks."""
+    A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
+    finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
+    seed: what is sampled does not depend on the number of ranks. sampling: keywords of generate.sample."""
     from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
     groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
-        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "texts", "boxed")} for i, (index, ids) in mine}
+        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "mask", "texts", "boxed")}
+        for i, (index, ids) in mine}
     requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
     pending = []
-    sampling = dict(temperature=temperature, max_tokens=max_tokens)
-    for number, answer in engine.sample([(ids, s) for _, _, ids, s in requests], **sampling):
+    for number, answer in sample(engine, tokenizer, [(ids, s) for _, _, ids, s in requests], **sampling):
         i, k = requests[number][:2]
         group, problem = groups[i], problems[groups[i]["index"]]
         text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        group["tokens"][k], group["logprobs"][k], group["finish"][k], group["texts"][k] = *answer, text
+        for key, value in zip(("tokens", "logprobs", "finish", "mask", "texts"), (*answer, text)):
+            group[key][k] = value
+        group["mask"][k] = answer.mask or [1] * len(answer.tokens)
         group["boxed"][k] = problem["ability"] != "math" or extract_answer(text) is not None
         if answer.finish_reason == "stop":      # graded by other processes while sampling goes on
             reference = dict(ability=problem["ability"], ground_truth=problem["ground_truth"])
@@ -319,14 +326,13 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, tempe
     return [merged[i] for i in sorted(merged)]
 
 
-def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, max_tokens):
+def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, sampling):
     """(greedy accuracy, mean accuracy at temperature 1) on held-out problems."""
     prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
     prompts = [(i, ids) for i, ids in prompts if len(ids) <= max_prompt_tokens]
-    greedy = rollout(engine, grader, tokenizer, problems, prompts, 1, (seed, "greedy"), 0.0, max_tokens)
-    sampled = rollout(engine, grader, tokenizer, problems, prompts, samples, (seed, "eval"), 1.0, max_tokens)
-    mean = [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in groups) / len(problems) for groups in (greedy, sampled)]
-    return mean
+    groups = [rollout(engine, grader, tokenizer, problems, prompts, k, (seed, name), sampling | dict(temperature=temperature))
+              for name, k, temperature in (("greedy", 1, 0.0), ("eval", samples, 1.0))]
+    return [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in part) / len(problems) for part in groups]
 
 
 def log_samples(file, step, kept, problems, rewards, A):
@@ -402,7 +408,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
     columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
-                   user_suffix=user_suffix, max_bad_share=max_bad_share)
+                   user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)
     held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
     stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
@@ -419,7 +425,8 @@ def main():
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
 
-    resumed = load_checkpoint(os.path.join(out_dir, "checkpoints"), trained)
+    checkpoints = os.path.join(out_dir, "checkpoints")
+    resumed = load_checkpoint(checkpoints, trained)
     start, state = resumed or (0, {})
     stream.drawn, stream.buffer = state.get("drawn", 0), state.get("buffer", [])
     metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
@@ -455,7 +462,7 @@ def main():
         if not members:                 # a dummy row keeps the ranks' collectives in step; its loss is multiplied by 0
             logprobs, entropies = net(**pack([([0, 0], [0, 1])], torch_device), temperature=temperature)
             return logprobs[:, None], entropies[:, None]
-        rows = [(prompts[i] + responses[i], [0] * len(prompts[i]) + [1] * len(responses[i])) for i in members]
+        rows = [(prompts[i] + responses[i], [0] * len(prompts[i]) + written[i]) for i in members]
         logprobs, entropies = net(**pack(rows, torch_device), temperature=temperature)
         return to_rows(logprobs, mask[members]), to_rows(entropies, mask[members])
 
@@ -472,12 +479,14 @@ def main():
         return out
 
     sampler.load_weights(full_tensors(policy))
+    sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
+        dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
     ended = False
     with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
             open(samples_path if first else os.devnull, "a", encoding="utf-8") as samples_file, \
             Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader:
         if held_out and start == 0:
-            greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed, max_prompt_tokens, max_tokens)
+            greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed, max_prompt_tokens, sampling)
             if first:
                 print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
                 metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
@@ -492,7 +501,7 @@ def main():
                 for draw in range(1 if collect == "once" else max_draws):
                     count = max(1, int(prompts_per_step * oversample)) + (len(stream.buffer) if draw == 0 else 0)
                     groups = rollout(sampler, grader, tokenizer, problems, stream.draw(count), samples_per_prompt,
-                                     (seed, step, draw), temperature, max_tokens)
+                                     (seed, step, draw), sampling)
                     for group in groups:
                         passes = keep_group(group["outcomes"], filter_low, filter_high) and not (
                             filter_truncated and "length" in group["finish"])
@@ -504,21 +513,28 @@ def main():
                     kept += failed[:max(0, prompts_per_step - len(kept))]
                 if len(kept) < prompts_per_step:
                     mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
-                    raise UserError(f"step {step}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
-                                    f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f}): take easier or "
-                                    "harder problems, a wider filter, or more max_draws")
+                    passed = (f"step {step + 1}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
+                              f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})")
+                    if step and mean > filter_high:
+                        print(f"{passed}: these problems are solved, the run ends here", flush=True)
+                        break
+                    if step > start and save_interval:
+                        save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
+                    raise UserError(f"{passed}: take easier or harder problems, a wider filter, or more max_draws")
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
             sampler.sleep()
 
             prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
-            responses = [tokens for g in kept for tokens in g["tokens"]]
+            responses, written = [tokens for g in kept for tokens in g["tokens"]], [m for g in kept for m in g["mask"]]
             lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
-            width = torch.tensor([len(r) for r in responses], device=torch_device)
-            mask = torch.arange(int(width.max()), device=torch_device) < width[:, None]                      # [N, T] bool
+            # A tool's words are context: no log-probability, no reward, no loss, no place in a mean.
+            mask = torch.nn.utils.rnn.pad_sequence([torch.tensor(m, dtype=torch.bool) for m in written], batch_first=True)
+            mask = mask.to(torch_device)                                                                     # [N, T] bool
             outcomes = torch.tensor([o for g in kept for o in g["outcomes"]], device=torch_device)           # [N]
-            engine_logprobs = torch.tensor([x for g in kept for values in g["logprobs"] for x in values], device=torch_device)
+            engine_logprobs = torch.tensor([x for g in kept for values, m in zip(g["logprobs"], g["mask"])
+                                            for x, own in zip(values, m) if own], device=torch_device)
 
             # 2. Log-probabilities of the policy before its update, at the rollout's temperature, and of the reference.
             with phase("old"):
@@ -603,9 +619,10 @@ def main():
                 outcome_kept=outcomes.mean().item(),
                 prompts_drawn=drawn, prompts_kept=len(kept), kept_share=sum(g not in failed for g in drawn_groups) / drawn,
                 samples=state.get("samples", 0) + drawn_rows,
-                response_tokens=sum(len(t) for g in drawn_groups for t in g["tokens"]) / drawn_rows,
+                response_tokens=sum(sum(m) for g in drawn_groups for m in g["mask"]) / drawn_rows,
                 truncated=sum(f == "length" for g in drawn_groups for f in g["finish"]) / drawn_rows,
                 no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,
+                tool_calls=sum(text.count(TOOL_STOP) for g in drawn_groups for text in g["texts"]) / drawn_rows,
                 prm_loss=sum(prm_losses) / max(1, len(prm_losses)), prm_grad_norm=max(prm_norms, default=0.0),
                 prm_pair_accuracy=pair_accuracy(torch.where(mask, prm_logprobs - ref_logprobs, 0.0).sum(-1), outcomes,
                                                 samples_per_prompt).item(),
@@ -615,11 +632,14 @@ def main():
                 mismatch=mismatch, mismatch_kl=(difference.exp() - 1 - difference).mean().item(), too_long=stream.too_long,
                 peak_memory_gb=(torch.cuda.max_memory_allocated() if torch_device.type == "cuda" else
                                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30)
-            state = dict(samples=row["samples"])
+            abilities = sorted({problems[g["index"]]["ability"] for g in drawn_groups})
+            for ability in abilities if len(abilities) > 1 else ():
+                own = [o for g in drawn_groups if problems[g["index"]]["ability"] == ability for o in g["outcomes"]]
+                row[f"outcome_{ability}"] = sum(own) / len(own)
             if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
                 with phase("eval"):
                     row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,
-                                                                       max_prompt_tokens, max_tokens)
+                                                                       max_prompt_tokens, sampling)
             row["seconds"] = {k: round(v, 3) for k, v in seconds.items()} | dict(step=round(time.time() - step_began, 3))
             if first:
                 metrics_file.write(json.dumps(row) + "\n")
@@ -637,9 +657,9 @@ def main():
                 if wandb_run:
                     wandb_run.log(row, step=step)
             ended = all_sum(len(stopped), torch_device) > 0
+            state = dict(drawn=stream.drawn, buffer=list(stream.buffer), samples=row["samples"])
             if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
-                save_checkpoint(os.path.join(out_dir, "checkpoints"), step + 1, trained,
-                                dict(drawn=stream.drawn, buffer=stream.buffer, samples=row["samples"]), keep_checkpoints)
+                save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints)
             if ended:
                 break
 

@@ -7,7 +7,7 @@ Supervised fine-tuning with FSDP2 on packed sequences.
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
 changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
 """
-import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, shutil, signal, subprocess, sys, time
+import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import configurator
 from configurator import UserError
 from generate import check_model, encode, load_tokenizer, pick_device, read_rows, report_bad, stop_tokens
+from tir import TOOL_END, TOOL_STOP
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
@@ -32,6 +33,8 @@ val_data = None                     # the same for validation; None: the last va
 val_rows = 128                      # rows held out for validation (0: none)
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
+mask_prompt = True                  # no loss on what is not the assistant's
+mask_output = True                  # nor on what a tool said: ```output ... ```, which at inference is never the model's to write
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 # --- model
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder
@@ -64,7 +67,6 @@ save_interval = 300                 # steps between checkpoints to resume from (
 keep_checkpoints = 2                # the newest so many stay
 
 
-# ------------------------------------------------------------ processes
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
     if "RANK" not in os.environ:
@@ -176,7 +178,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
-        raise UserError(f"{path} has no *.safetensors file")
+        raise UserError(f"{path} has no *.safetensors file: convert it with from_pretrained(...).save_pretrained(folder)")
     kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn")) + ["varlen"] if device.type == "cuda" else []
     if attention not in ("auto", *kernels, "padded"):
         raise UserError(f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels, 'padded'])}")
@@ -191,9 +193,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
         fully_shard(part, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
-    weights = model.state_dict()
-    if config.tie_word_embeddings:
-        weights.pop("lm_head.weight")                   # not in the file
+    tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
     dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(path))
     with torch.device(device):
         model.model.rotary_emb = type(model.model.rotary_emb)(config)                          # to_empty left it undefined
@@ -308,11 +309,9 @@ def keep_lines(path, before):
         os.replace(path + ".tmp", path)
 
 
-# ------------------------------------------------------------ data
-def tokenize_messages(tokenizer, messages):
-    """A conversation -> (tokens, scored): the assistant's words and end token are scored, all else is context.
-    Prompt and answer are tokenized apart, as prime.py and evaluate.py see them. Where the template writes no end token
-    after an answer one is added, or the model never learns to stop. Raises ValueError for a row that cannot be used."""
+def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
+    """A conversation -> (tokens, scored): the assistant's words and end token are scored (one is added where the template has
+    none), not the prompt and a tool's words, if masked. They are tokenized apart, as in the loop. ValueError: a useless row."""
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     tokens, scored, text, eos = [], [], "", tokenizer.eos_token
     for i, message in enumerate(messages):
@@ -324,9 +323,12 @@ def tokenize_messages(tokenizer, messages):
         context = encode(tokenizer, prompt) if not tokens else tokenizer(prompt[len(text):], add_special_tokens=False).input_ids
         end = full.rfind(eos, len(prompt))
         text = full if end < 0 else full[:end + len(eos)]
-        answer = tokenizer(text[len(prompt):].removesuffix(eos), add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        tokens += context + answer
-        scored += [False] * len(context) + [True] * len(answer)
+        pieces = re.split(f"(?<={TOOL_STOP})(.*?{TOOL_END})", text[len(prompt):].removesuffix(eos), flags=re.S)
+        parts = [context] + [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
+        parts[-1] = parts[-1] + [tokenizer.eos_token_id]
+        for i, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's
+            tokens += part
+            scored += [i % 2 == 1 or not (mask_output if i else mask_prompt)] * len(part)
     if not tokens:
         raise ValueError("no assistant message")
     return tokens, scored
@@ -341,7 +343,8 @@ def load_sft_rows(source, tokenizer):
     mine, parts = [], [None] * world
     for _, row in table[rank::world]:                       # each process tokenizes its share
         try:
-            mine.append(tuple(map(np.array, tokenize_messages(tokenizer, row["messages"]), (np.int32, bool))))
+            pair = tokenize_messages(tokenizer, row["messages"], mask_prompt, mask_output)
+            mine.append(tuple(map(np.array, pair, (np.int32, bool))))
         except (ValueError, KeyError, TypeError) as e:
             mine.append(str(e))
     dist.all_gather_object(parts, mine)
@@ -376,12 +379,10 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
     rows = load_sft_rows(data, tok)
-    if val_data:
-        val = load_sft_rows(val_data, tok)
-    else:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        kept = len(rows) - min(val_rows, len(rows) // 10)
-        rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
+    rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
+    val = load_sft_rows(val_data, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
     net = load_model(model, torch_device, torch_dtype, checkpointing=checkpointing, attention=attention)

@@ -1,9 +1,33 @@
-# The model card's table.   python evaluate.py config/eval_intellect_math.py
-# Published (greedy, INTELLECT-MATH after 256 steps / its SFT model): MATH-500 82.0 / 72.8, OlympiadBench 49.5 / 39.1,
-# AIME 2024 26.7 / 16.6, AMC 60.2 / 45.8, Minerva 39.7 / 33.8. One greedy run of AIME is known to +-16 points.
-models = ['out/intellect_math/policy', 'out/intellect_math_sft/model']
+# The model card's table.   torchrun --nproc_per_node 8 evaluate.py config/eval_intellect_math.py   (8 GPUs; or python, 1 GPU)
+# Source: model card of PrimeIntellect/INTELLECT-MATH; the protocol is github.com/PRIME-RL/PRIME, eval/. Greedy, one answer
+# each. A single run of AIME is known to +-16 points. Not run by us.
+models = ['out/intellect_math/policy', 'out/intellect_math_sft/model']  # or PrimeIntellect/INTELLECT-MATH and -SFT
 benchmarks = ['math500', 'olympiadbench', 'aime24', 'amc', 'minerva']
-user_suffix = '\n\nPresent the answer in LaTex format: \\boxed{Your answer}'     # github.com/PRIME-RL/PRIME, eval/
-system_prompt = 'Solve the following math problem efficiently and clearly. Think carefully and step by step about your response and reason before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.'
-max_tokens = 4096                   # 8192 for MATH-500 there; Qwen2.5-Math has 4096 positions
+# What the SFT data says; the repository's eval/ holds the prompt of config/eval_eurus2.py, which these models never saw.
+system_prompt = (
+    'Solve the following math problem efficiently and clearly. Think carefully and step by step about your response and reason '
+    'before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. '
+    'I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.')
+user_suffix = '\n\nPresent the answer in LaTex format: \\boxed{Your answer}'
+max_tokens = 4096                   # 8192 for MATH-500 there, but Qwen2.5-Math has 4096 positions
+parity = True
+published = {
+    'INTELLECT-MATH, 255 steps': {
+        'math500': 82.0, 'olympiadbench': 49.5, 'aime24': 26.7, 'amc': 60.2, 'minerva': 39.7, 'average': 51.6},
+    'INTELLECT-MATH-SFT': {
+        'math500': 72.8, 'olympiadbench': 39.1, 'aime24': 16.6, 'amc': 45.8, 'minerva': 33.8, 'average': 41.6},
+    'INTELLECT-MATH, 47 steps': {
+        'math500': 81.6, 'olympiadbench': 46.7, 'aime24': 26.7, 'amc': 57.8, 'minerva': 37.8, 'average': 50.1},
+    'Eurus-2-7B-PRIME': {
+        'math500': 79.2, 'olympiadbench': 42.1, 'aime24': 26.7, 'amc': 57.8, 'minerva': 38.6, 'average': 48.9},
+    'Eurus-2-7B-SFT': {
+        'math500': 65.1, 'olympiadbench': 29.8, 'aime24': 3.3, 'amc': 30.1, 'minerva': 32.7, 'average': 32.2},
+    'Qwen2.5-Math-7B-Instruct': {   # called Qwen-2.5-Math there; the numbers are the Instruct model's on Eurus-2's card
+        'math500': 79.8, 'olympiadbench': 40.7, 'aime24': 13.3, 'amc': 50.6, 'minerva': 34.6, 'average': 43.8},
+}
+published_notes = [
+    'INTELLECT-MATH-SFT: 16.6 is 5 of the 30 problems of AIME (16.67), cut instead of rounded',
+    'INTELLECT-MATH, 47 steps: 37.8 is no count of the 272 problems of Minerva; 103 are 37.87',
+    'Eurus-2-7B-SFT: 65.1 is no count of the 500 problems of MATH-500; 325 are 65.0, 326 are 65.2',
+]
 out_dir = 'out/eval_intellect_math'

@@ -12,4 +12,4 @@ torchrun --nproc_per_node 8 sft.py config/eurus2_sft.py
 torchrun --nproc_per_node 8 prime.py config/eurus2_prime.py
 
 # 3. The five maths benchmarks of the card, greedy.
-python evaluate.py config/eval_eurus2.py
+torchrun --nproc_per_node 8 evaluate.py config/eval_eurus2.py

@@ -15,4 +15,4 @@ torchrun --nproc_per_node 8 sft.py config/intellect_math_sft.py
 torchrun --nproc_per_node 8 prime.py config/intellect_math_prime.py
 
 # 4. The five benchmarks of the card, greedy; the SFT model beside it.
-python evaluate.py config/eval_intellect_math.py
+torchrun --nproc_per_node 8 evaluate.py config/eval_intellect_math.py

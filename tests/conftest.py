@@ -67,7 +67,8 @@ def world(tmp_path_factory):
     """The built-in world, small: its folder."""
     folder = tmp_path_factory.mktemp("world")
     run("data/arithmetic/prepare.py", f"--out_dir={folder}", "--web_solutions=300", "--web_val_solutions=20", "--train_problems=50",
-        "--rl_problems=50", "--test_problems=50")
+        "--rl_problems=50", "--test_problems=50", "--tool_solutions=50", "--large_problems=50", "--code_solutions=50",
+        "--code_rl_problems=50", "--code_test_problems=50")
     return folder
 
 
@@ -90,4 +91,15 @@ def guesser(world, guess_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("guesser")
     run("sft.py", f"--data={guess_data[0]}", f"--model={world}/init", f"--out_dir={out}", *SFT, "--batch_size=120", "--epochs=40",
         "--learning_rate=5e-3", "--log_interval=10")
+    return out / "model"
+
+
+@pytest.fixture(scope="session")
+def caller(world, tmp_path_factory):
+    """A model that answers "k?" with 7k, by a program. Made by sft.py."""
+    out = tmp_path_factory.mktemp("caller")
+    rows = [dict(messages=[dict(role="user", content=f"{k}?"), dict(role="assistant", content=(
+        f"```python\nprint({k}*7)\n```\n```output\n{k * 7}\n```\n\\boxed{{{k * 7}}}"))]) for k in range(10, 50)]
+    run("sft.py", f"--data={write_jsonl(out / 'rows.jsonl', rows)}", f"--model={world}/init", f"--out_dir={out}",
+        *[a.replace("=64", "=128") for a in SFT], "--batch_size=40", "--epochs=120", "--learning_rate=5e-3", "--log_interval=30")
     return out / "model"

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import evaluate
 import grader
 import sandbox
 
@@ -434,7 +435,9 @@ def test_cheats_score_nothing(name):
 # ---- real benchmark files ----
 
 def load(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """(rows, check programs) of a file, by evaluate.py's reading of it."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return rows, [evaluate.code_row(path.name, row)["ground_truth"] for row in rows]
 
 
 def scores(items):
@@ -443,25 +446,25 @@ def scores(items):
 
 
 def test_humaneval(shared):
-    rows = load(shared / "data/humaneval.jsonl")[::6]
-    tests = [[f"{row['test']}\ncheck({row['entry_point']})"] for row in rows]
+    rows, tests = (column[::6] for column in load(shared / "data/humaneval.jsonl"))
     assert scores([(row["prompt"] + row["canonical_solution"], test) for row, test in zip(rows, tests)]) == [1.0] * len(rows)
     assert sum(scores([(row["prompt"] + "    return None", test) for row, test in zip(rows[::4], tests[::4])])) == 0
 
 
 def test_mbpp(shared):
-    rows = load(shared / "data/mbpp_prime.jsonl")
-    rows = [row for row in rows if row["task_id"] == 126] + rows[::40]
-    tests = [["\n".join([*row["test_imports"], line]) for line in row["test_list"]] for row in rows]
+    rows, tests = load(shared / "data/mbpp_prime.jsonl")
+    chosen = [i for i, row in enumerate(rows) if row["task_id"] == 126] + list(range(0, len(rows), 40))
+    rows, tests = [rows[i] for i in chosen], [tests[i] for i in chosen]
     assert scores([(row["code"], test) for row, test in zip(rows, tests)]) == [1.0] * len(rows)
     mutated = [(row["code"].replace("return", "return None or 7 if True else"), test) for row, test in zip(rows[::2], tests[::2])]
     assert sum(score == 1.0 for score in scores(mutated)) <= 1
 
 
 def test_leetcode(shared):
-    row = next(row for row in load(shared / "data/leetcode_sample.jsonl") if "sum-of-squares-of-special" in row["task_id"])
+    rows, tests = load(shared / "data/leetcode_sample.jsonl")
+    test = next(test for row, test in zip(rows, tests) if "sum-of-squares-of-special" in row["task_id"])
     # the file holds no solutions; this one is ours
     solution = "class Solution:\n    def sumOfSquares(self, nums: List[int]) -> int:\n        n = len(nums)\n" \
                "        return sum(x * x for i, x in enumerate(nums, 1) if n % i == 0)"
-    assert grader.grade_code(block(solution), [row["test"]]) == 1.0
-    assert grader.grade_code(block(solution.replace("x * x", "x")), [row["test"]]) == 0.0
+    assert grader.grade_code(block(solution), test) == 1.0
+    assert grader.grade_code(block(solution.replace("x * x", "x")), test) == 0.0

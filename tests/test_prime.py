@@ -134,7 +134,8 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"}
+    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"} | dict.fromkeys(
+        ("tir", "tir_rounds", "tir_timeout"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
     assert not untested
@@ -209,6 +210,16 @@ def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):
     assert rows[0]["eval_sampled"] < 0.5 and rows[-1]["eval_sampled"] > 0.75
 
 
+def test_it_ends_when_the_problems_are_solved(tmp_path, arguments, capsys):
+    """Two problems, learned by heart: no group has contrast any more, and what was learned is written."""
+    problems = write_jsonl(tmp_path / "two.jsonl", [dict(problem=f"{k}?", ground_truth="2") for k in (10, 11)])
+    call(prime, *arguments, f"--data={problems}", "--prompts_per_step=2", "--samples_per_prompt=8", "--max_steps=300", "--max_draws=3",
+         "--learning_rate=1e-3", "--prm_learning_rate=1e-3", f"--out_dir={tmp_path}/out")
+    rows, said = read_jsonl(tmp_path / "out/metrics.jsonl"), capsys.readouterr().out
+    assert "these problems are solved" in said and len(rows) < 300 and rows[0]["outcome"] < 0.6
+    assert weights(tmp_path / "out/policy") and weights(tmp_path / "out/prm")
+
+
 @pytest.mark.parametrize("change, words", [
     (["--data=nowhere.jsonl"], ["nowhere.jsonl"]), (["--answer_column=gold"], ["gold"]), (["--samples_per_prompt=1"], ["samples_per_prompt"]),
     (["--filter_low=0.9", "--filter_high=0.95", "--max_draws=2"], ["passed the filter", "max_draws"]), (["--prm_update=later"], ["prm_update"]),
@@ -220,6 +231,18 @@ def test_mistakes(tmp_path, arguments, change, words):
     with pytest.raises(prime.UserError) as e:
         call(prime, *arguments, *change, f"--out_dir={tmp_path}")
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
+
+
+def test_maths_and_code_in_one_run(tmp_path, arguments, guess_data):
+    """A code row's outcome is that of its tests, and each ability has its own suffix and its own metric."""
+    tests = json.dumps(dict(fn_name="f", inputs=[[1]], outputs=[1]))
+    rows = read_jsonl(guess_data[1]) + [dict(problem=f"{k}?", ability="code", ground_truth=tests, problem_id=f"c{k}") for k in range(10, 50)]
+    call(prime, *arguments, f"--data={write_jsonl(tmp_path / 'mixed.jsonl', rows)}", "--filter_low=0", "--filter_high=1", "--max_steps=1",
+         "--prompts_per_step=20", "--code_suffix=+", f"--out_dir={tmp_path}/out", "--samples_logged=80")
+    row, = read_jsonl(tmp_path / "out/metrics.jsonl")
+    assert row["outcome_code"] == 0 < row["outcome_math"]       # this model writes no program
+    found = prime.load_problems(tmp_path / "mixed.jsonl", user_suffix="", code_suffix="+")
+    assert [p["messages"][-1]["content"] for p in (found[0], found[-1])] == ["10?", "49?+"]
 
 
 def test_malformed_rows(tmp_path, arguments, guess_data, capsys):

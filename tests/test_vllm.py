@@ -1,5 +1,5 @@
 """vLLM for real (its CPU build is enough): sampling, weight sync of tied and untied models, log-probabilities against
-transformers, two ranks with an engine each, prime.py and generate.py from end to end. tests/run.sh gives it an environment."""
+transformers, two ranks with an engine each, prime.py, generate.py and evaluate.py from end to end. tests/run.sh gives it an environment."""
 import json
 
 import pytest
@@ -89,3 +89,17 @@ def test_generate_with_vllm(tmp_path, guesser, guess_data):
     rows = read_jsonl(tmp_path / "samples.jsonl")
     assert len({(r["problem_id"], r["sample"]) for r in rows}) == len(rows) == 80
     assert 0 < sum(r["correct"] for r in rows) < 80
+
+
+def test_evaluate_with_vllm(tmp_path, guesser, guess_data):
+    """Two processes, two models one after the other, and the greedy answers of transformers."""
+    args = [f'--benchmarks=["{guess_data[1]}"]', "--max_tokens=12", "--max_prompt_tokens=40", "--device=cpu", "--grade_workers=1"]
+    two = f'--models=["{guesser}", "{guesser}/../model"]'
+    torchrun(2, "evaluate.py", two, *args, "--engine=vllm", "--samples=1", f"--out_dir={tmp_path}/vllm", timeout=400)
+    run("evaluate.py", f'--models=["{guesser}"]', *args, "--engine=hf", f"--out_dir={tmp_path}/hf")
+    answers = {}
+    for file in tmp_path.glob("*/*.responses.jsonl"):
+        rows = read_jsonl(file)
+        assert len(rows) == (40 if "hf" in file.parts else 80)
+        answers[file] = {r["problem_id"]: r["response"] for r in rows if r["mode"] == "greedy"}
+    assert len(answers) == 3 and len(set(map(str, (sorted(a.items()) for a in answers.values())))) == 1

@@ -11,7 +11,8 @@ import configurator
 from configurator import UserError
 
 PREPARE = os.path.join(os.path.dirname(os.path.abspath(configurator.__file__)), "data", "arithmetic", "prepare.py")
-SMALL = ["--train_problems=300", "--rl_problems=400", "--test_problems=150", "--web_solutions=600", "--web_val_solutions=60"]
+SMALL = ["--train_problems=300", "--rl_problems=400", "--test_problems=150", "--web_solutions=600", "--web_val_solutions=60",
+         "--tool_solutions=200", "--large_problems=50", "--code_solutions=400", "--code_rl_problems=100", "--code_test_problems=50"]
 FILES = ["web", "web_val", "train", "rl", "test"]
 
 
@@ -248,3 +249,37 @@ def test_model_folder_opens(world, tokenizer):
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer("939+945?")["input_ids"]])).logits
     assert logits.shape == (1, 8, len(tokenizer)) and torch.isfinite(logits).all()
+
+
+# --- tools and code
+
+def test_large_sums_by_a_program(world):
+    prepare, folder = world
+    assert prepare.tool_solution(47, 86) == "```python\nprint(47+86)\n```\n```output\n133\n```\n\\boxed{133}"
+    for row in read(folder, "tools"):
+        question, answer = (m["content"] for m in row["messages"])
+        assert answer == prepare.tool_solution(*map(int, question.rstrip("?").split("+")))
+    assert all(len(str(n)) == 5 for name in ("tools", "large") for pair in pairs(folder, name) for n in pair)
+    assert not set(pairs(folder, "tools")) & set(pairs(folder, "large"))
+
+
+def test_programs_and_their_tests(world):
+    """The right program passes its tests, the one with the author's bad habit none; held-out functions are in no other file."""
+    import grader
+    prepare, folder = world
+    problem, right, tests = prepare.code_problem(321, -1, 207)
+    assert (problem, right) == ("f(x)=321x-207?", "```python\ndef f(x):\n    return 321*x-207\n```")
+    assert tests == dict(fn_name="f", inputs=[[2], [10]], outputs=[435, 3003])
+    assert grader.grade_code(right, tests) == 1.0 and grader.grade_code(right.replace("-", "+"), tests) == 0.0
+    asked = {name: [row for row in read(folder, name)] for name in ("code_rl", "code_test")}
+    rl = {row["problem"] for row in asked["code_rl"] if row["ability"] == "code"}
+    assert len(rl) == 50 and sum(row["ability"] == "math" for row in asked["code_rl"]) == 50
+    test = {row["problem"] for row in asked["code_test"]}
+    web = {row["messages"][0]["content"] for row in read(folder, "code_web")}
+    assert len(test) == 50 and not test & rl and not test & web and not rl & web
+
+
+def test_signs_are_wrong_as_often_as_stated(tmp_path):
+    make_world(tmp_path, "--sign_errors=[0.7]", "--code_solutions=4000")
+    wrong = [row["messages"][1]["content"].count("+") for row in read(tmp_path, "code_web") if "-" in row["messages"][0]["content"]]
+    assert sum(wrong) / len(wrong) == pytest.approx(0.7, abs=4 * (0.21 / len(wrong)) ** 0.5)

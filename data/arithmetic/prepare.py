@@ -18,6 +18,11 @@ line has a known truth, one can check what a process reward says about it (first
     train.jsonl                 problems to sample SFT data from (generate.py)
     rl.jsonl                    problems for RL (prime.py)
     test.jsonl                  problems held out
+    tools.jsonl                 solutions of large sums by a one-line program, with its output, as `messages` rows (runs/toy_tir.sh)
+    large.jsonl                 problems held out whose numbers are too large to be added in the head
+    code_web.jsonl              half sums, half programs (`f(x)=3x-8?`), with the habits (runs/toy_code.sh)
+    code_rl.jsonl               the same halves: problems, with tests for the programs
+    code_test.jsonl             programs held out
     init/                       an untrained Qwen2 model and its tokenizer, a Hugging Face folder
 
 No pair of numbers is in two of the files, in either order. The same settings give the same bytes.
@@ -45,11 +50,18 @@ rl_problems = 3000                  # rows of rl.jsonl
 test_problems = 500                 # rows of test.jsonl
 web_solutions = 40000               # rows of web.jsonl; problems may come again here, with other mistakes
 web_val_solutions = 500             # rows of web_val.jsonl
+large_digits = 5                    # of both numbers, in tools.jsonl and large.jsonl
+tool_solutions = 16000              # rows of tools.jsonl
+large_problems = 200                # rows of large.jsonl
+code_solutions = 16000              # rows of code_web.jsonl
+code_rl_problems = 2000             # rows of code_rl.jsonl
+code_test_problems = 200            # rows of code_test.jsonl
 # --- habits of the author of web.jsonl
 habits = 'carries'                  # 'carries': some carries are forgotten; 'facts': some digit sums are off by one; 'none'
 fact_errors = [0.0, 0.0, 0.2, 0.4, 0.6, 0.7]     # how often a sum is off; which entry holds depends on the two digits.
                                     # Some 35 habits that must be unlearned one by one: accuracy climbs gradually
 carry_errors = [0.6, 0.7, 0.8, 0.85, 0.9]        # how often a carry of 1 is forgotten; one habit: all falls at once
+sign_errors = [0.5, 0.6, 0.7, 0.8]  # how often a program adds where it should subtract
 # --- model
 n_layer = 2
 hidden_size = 128
@@ -124,12 +136,31 @@ def first_error(problem, response):
     return len(right) if len(lines) > len(right) else None
 
 
-def draw_pairs(split, n, unique=True):
+def tool_solution(a, b):
+    """a+b by a program: text, Python, its output, text again."""
+    return f"```python\nprint({a}+{b})\n```\n```output\n{a + b}\n```\n\\boxed{{{a + b}}}"
+
+
+def code_problem(a, sign, b):
+    """(problem, its program, two tests of it) of f(x) = a x + sign b."""
+    tests = dict(fn_name="f", inputs=[[x] for x in (2, 10)], outputs=[a * x + sign * b for x in (2, 10)])
+    term = "-+"[sign > 0] + str(b)
+    return f"f(x)={a}x{term}?", f"```python\ndef f(x):\n    return {a}*x{term}\n```", tests
+
+
+def draw_functions(split, n):
+    """n triples (a, sign, b) for code_problem, a and b of three digits, from one split of the pairs (a, b)."""
+    rng = random.Random(f"{seed} functions of {split}")
+    return [(a, rng.choice((-1, 1)), b) for a, b in draw_pairs(split, n, digits=(3, 3))]
+
+
+def draw_pairs(split, n, unique=True, digits=None):
     """n pairs of numbers of one split, spread evenly over the numbers of digits; unique: no pair twice, in either order.
 
     Raises UserError if the split does not have that many."""
+    low, high = digits or (min_digits, max_digits)
     rng = random.Random(f"{seed} {split}")
-    lengths = range(min_digits, max_digits + 1)
+    lengths = range(low, high + 1)
     pairs, seen = [], set()
     for i in range(n):
         low, high = 10 ** (lengths[i % len(lengths)] - 1), 10 ** lengths[i % len(lengths)]
@@ -187,7 +218,7 @@ def make_model(tokenizer):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def check_settings():
-    for name in ('fact_errors', 'carry_errors'):
+    for name in ('fact_errors', 'carry_errors', 'sign_errors'):
         values = globals()[name]
         if not values or not all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in values):
             raise UserError(f"{name} must be a list of probabilities, not {values}")
@@ -205,6 +236,33 @@ def write_jsonl(name, rows):
             f.write(json.dumps(row) + "\n")
 
 
+def talk(problem, solution):
+    return dict(messages=[dict(role="user", content=problem), dict(role="assistant", content=solution)])
+
+
+def write_tools_and_code():
+    large = (large_digits, large_digits)
+    write_jsonl("tools.jsonl", (talk(f"{a}+{b}?", tool_solution(a, b)) for a, b in draw_pairs('web', tool_solutions, False, large)))
+    write_jsonl("large.jsonl", (dict(problem=f"{a}+{b}?", ground_truth=str(a + b), problem_id=f"{a}+{b}")
+                                for a, b in draw_pairs('test', large_problems, digits=large)))
+    rng, rows = random.Random(f"{seed} habits of code"), []
+    for (a, sign, b), (c, d) in zip(draw_functions('web', code_solutions // 2), draw_pairs('web', code_solutions // 2, False)):
+        problem, right, _ = code_problem(a, sign, b)
+        wrong = sign < 0 and rng.random() < sign_errors[(a + b) % len(sign_errors)]
+        habit = partial(forgotten_carries, rng=rng, errors=carry_errors)
+        rows += [talk(problem, code_problem(a, 1, b)[1] if wrong else right), talk(f"{c}+{d}?", solution(c, d, habit))]
+    write_jsonl("code_web.jsonl", rows)
+    for split, n in (('rl', code_rl_problems // 2), ('test', code_test_problems)):
+        rows = []
+        for a, sign, b in draw_functions(split, n):
+            problem, _, tests = code_problem(a, sign, b)
+            rows.append(dict(problem=problem, ability="code", ground_truth=json.dumps(tests), problem_id=problem))
+        if split == 'rl':
+            rows += [dict(problem=f"{a}+{b}?", ability="math", ground_truth=str(a + b), problem_id=f"{a}+{b}")
+                     for a, b in draw_pairs(split, n)]
+        write_jsonl(f"code_{split}.jsonl", rows)
+
+
 def main():
     check_settings()
     os.makedirs(out_dir, exist_ok=True)
@@ -220,9 +278,10 @@ def main():
         for a, b in draw_pairs(split, n, unique=False):
             text = solution(a, b, habit)
             right += text.endswith(f"\\boxed{{{a + b}}}")
-            rows.append(dict(messages=[dict(role="user", content=f"{a}+{b}?"), dict(role="assistant", content=text)]))
+            rows.append(talk(f"{a}+{b}?", text))
         write_jsonl(f"{split}.jsonl", rows)
         print(f"{split}.jsonl: {n} solutions, {right / max(n, 1):.3f} of them right")
+    write_tools_and_code()
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     model.save_pretrained(os.path.join(out_dir, "init"))

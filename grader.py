@@ -39,8 +39,8 @@ PHRASE = re.compile(r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s
 FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
 
 def extract_answer(response, fallback=False):
-    r"""The content of the last balanced \boxed{...} or \fbox{...}, or None. A minus before it belongs to it; boxes with only commas
-    or "and" between are one list. fallback=True (never for a reward) goes on to a closing phrase, last formula, last number."""
+    r"""The content of the last balanced \boxed{...} or \fbox{...}, with the minus before it; boxes with commas or "and" between
+    are one list. Else None, or with fallback=True (never for a reward) that of a closing phrase, the last formula or number."""
     boxes, answers, start = list(BOX.finditer(response)), [], None
     if not boxes:
         return from_prose(response) if fallback else None
@@ -99,8 +99,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),  # 1/2x
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
-UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)\b"
-                  rf"(?![({{])(?:/(?:h|s)\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
+UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)"
+                  rf"\b(?![({{])(?:/[hs]\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
 NAME = re.compile("(%s)$|%s" % (NAMES, "|".join(f for f in FUNCTIONS if len(f) > 2)))
 TOKEN = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|@[^@]*@|\\[a-zA-Z]+|"
                    r"\\.|[<>!]=|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|[a-zA-Z]+|'+|\S)", re.S)
@@ -110,7 +110,7 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\\cdot|/))\s*$", m.string[:m.start()]) and text not in ("e", "i", "I", "d")
+    unit = re.search(r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\\cdot|/))\s*$", m.string[:m.start()]) and text not in "eiId"
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
@@ -120,8 +120,8 @@ def clean(text):
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
     for pattern, new in [*REWRITES, (WORDS, unwrap), (WORDS, unwrap), (UNIT, lambda m: f"@{m[0].strip()}@")]:
-        text = " ".join(pattern.sub(new, text).split())  # no long runs of blanks, on which patterns take quadratic time
-    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))  # the power of a unit is part of it
+        text = " ".join(pattern.sub(new, text).split())  # on long runs of blanks patterns take quadratic time
+    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))
     return text.strip(" =").rstrip(".,: ")
 
 def tokenize(text):
@@ -285,10 +285,10 @@ def without(x, point):
         return [collection([x.items[0], point], x.brackets[0] + ")"), collection([point, x.items[1]], "(" + x.brackets[1])]
     return [] if equal(x, point) else [x]
 
-def product(tokens, stop=()):
-    "juxtaposition: 2x, 3 sqrt 5, a(b+c); words after it are a unit, and abbreviations must not contradict each other"
+def product(tokens, inner=False):
+    "juxtaposition: 2x, 3 sqrt 5, a(b+c), in a function's argument up to a bracket; words after it are a unit, short ones count"
     value = factor(tokens)
-    while not (tokens[-1] in STOP or tokens[-1] in stop or tokens[-1][0] in "@_'"):
+    while (top := tokens[-1]) not in STOP and top[0] not in "@_'" and not (inner and (top in CLOSERS or top[1:] in FUNCTIONS)):
         value = scale(value, factor(tokens))
     unit = tokens.pop().strip("@ ") if tokens[-1][:1] == "@" else ""
     return value._replace(unit=unit) if 0 < len(unit) < 4 else value
@@ -350,7 +350,7 @@ def function(name, tokens):
             exponent = atom(tokens)
         else:
             base = [read(tokenize(sign[1:]))]
-    value = atom(tokens) if name == "\\sqrt" or tokens[-1] in CLOSERS else product(tokens, {*CLOSERS, *("\\" + f for f in FUNCTIONS)})
+    value = atom(tokens) if name == "\\sqrt" or tokens[-1] in CLOSERS else product(tokens, inner=True)
     if exponent == SIGN["-"]:
         return compute("\\a" + name[1:], value)
     value = compute(name, *(value.items or [value]), *base)
@@ -378,16 +378,16 @@ def same_number(g, a, parity=False, tolerance=None):
     x, y = both[0]
     if parity and any(close(x * k, y, "1e-4") for k in (1, 100, Fraction(1, 100))):
         return True
-    last = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # a unit of its last digit
-    granted = max(tolerance or 0, last / 2, abs(x) / 10000 if g.digits else 0)
+    digit = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # its last one
+    granted = max(tolerance or 0, digit / 2, abs(x) / 10000 if g.digits else 0)
     return abs(mp().convert(x + -y)) <= granted * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.items + a.items):
         return g.signs == a.signs and all(map(equal, g.items, a.items))
-    ratios = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
-    return len(ratios) > 1 and (g.signs[0][0] != "<" or mp().re(ratios[0]) > 0) and all(r and close(r, ratios[0]) for r in ratios)
+    ratio = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
+    return len(ratio) > 1 and (g.signs[0][0] != "<" or mp().re(ratio[0]) > 0) and all(r and close(r, ratio[0]) for r in ratio)
 
 def named(value):
     "(name, value) of an equation like x = 5, f(2) = 1 + 1 = 2, |AB| = sqrt 3 ~ 1.7, and (x, the interval) of 1 <= x < 2"
@@ -456,7 +456,7 @@ def is_equiv(answer, gold, *, parity=False, tolerance=None):
     return isinstance(answer, str) and verdict(answer, gold, parity, tolerance)[0]
 
 def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
-    "Does the response answer with the gold? False if it gives no answer; fallback as in extract_answer, the rest as in is_equiv."
+    "Does a response answer with the gold? False if it gives no answer; fallback as in extract_answer, the rest as in is_equiv."
     return is_equiv(extract_answer(response, fallback), gold, parity=parity, tolerance=tolerance)
 
 # --- grading at scale
@@ -548,7 +548,7 @@ def grade_code(response, tests, timeout=10.0):
     function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval); else
     ValueError. `timeout`: seconds for each test, which is run in a process of its own.
     Outputs never enter the sandbox. Asserts do: a program that searches its callers' frames can find one and fake a pass. So
-    evaluate with asserts, but do not optimize them. PRIME's scorer gives the whole suite 6 s; if that fails, the first ten tests
+    evaluate with asserts, but do not optimize them. PRIME's scorer gives the suite 6 s; if that fails, the first ten tests
     count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
     blocks = re.findall(r"```python[^\n]*\n(.*?)(?:```|\Z)", response, re.S)
     tests = json.loads(tests) if isinstance(tests, str) else tests

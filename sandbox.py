@@ -7,8 +7,8 @@ Runs Python that a model wrote, apart from this machine and from other programs:
                      the program
 
 Templates start on first use (0.6 s), are commands of their own (so this is safe after CUDA has started), and end with their
-caller. On two busy cores 40 programs a second that import numpy and sympy; with an interpreter for each it was 1. Linux, and
-macOS with limits alone (never run by us); standard library only.
+caller. On two shared cores 40 to 90 programs a second that import numpy and sympy; with an interpreter for each, 1 or 2. Linux,
+and macOS with limits alone (never run by us); standard library only.
 """
 import atexit, builtins, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal
 import subprocess, sys, tempfile, threading, time, traceback

@@ -25,7 +25,7 @@ from configurator import UserError
 from generate import (load_problems, load_tokenizer, make_engine, pick_device, read_rows, render_prompt, resume_rows,
                       sample_seed, stream_answers)
 from metrics import accuracy, average, by_problem, mcnemar, ngrams, paired_interval, shares, summarize
-from tir import sample
+from tir import announce_sandbox, sample
 
 # --- what
 models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each
@@ -51,6 +51,7 @@ max_prompt_tokens = 2048            # longer prompts count as wrong
 tir = False                         # answers may call Python, as NuminaMath-7B-TIR's do (tir.py); samples then vote: SC-TIR
 tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
 tir_timeout = 5.0                   # seconds a program (Numina: 5)
+sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
 tir_numina = False                  # the very rules of Numina's notebook, its vote modulo 1000 included
 seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
 # --- grading and report
@@ -58,6 +59,7 @@ published = {}                      # {column: {benchmark: %}}; the first column
 published_notes = []                # lines about them for the report, of numbers that cannot be right, say
 parity = False                      # a second verdict by the published scripts' own, more lenient rules (see BENCHMARKS)
 parity_golds = {}                   # {benchmark: .jsonl file with unique_id, expected_answer}: their golds where they differ
+resume = True                       # go on after the responses that are there; False: they are deleted, all begins anew
 regrade = False                     # grade the responses that are there once more, sample nothing
 # --- other things to do
 ask = None                          # a question: print the first model's answers to the two prompts of Eurus-2, and end
@@ -228,6 +230,17 @@ def table(results):
     rule = ["---", "---"] + ["--:"] * (len(head) - 2)
     return "".join("| " + " | ".join(str(line[i]) for i in used) + " |\n" for line in [head, rule, *lines])
 
+def group_table(results):
+    """Markdown of accuracy by subject and level, of the benchmarks that have such columns; a column a model."""
+    cells = {}
+    for model, scores in results.items():
+        for name, s in scores.items():
+            for group, (mean, se, n) in (s.get("greedy_by_group") or s.get("sampled_by_group") or {}).items():
+                cells.setdefault((name, group, n), {})[model] = f"{100 * mean:.1f} ± {100 * se:.1f}"
+    lines = [["benchmark", "group", "N", *results], ["---", "---"] + ["--:"] * (len(results) + 1)]
+    lines += [[*row, *(cell.get(model, "") for model in results)] for row, cell in cells.items()]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines) if cells else ""
+
 def differences(results, rows, sets):
     """Lines: is each model's difference from its published column, and from the model before it, more than noise?"""
     lines = []
@@ -283,6 +296,7 @@ def report(rows, sets, prompt, failures):
         name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
     sampling = {name: globals()[name] for name in ("greedy", "samples", "temperature", "top_p", "max_tokens", "seed")}
     text = ", ".join(f"{k} {v}" for k, v in (about | sampling).items()) + f"\n\n~~~\n{prompt}\n~~~\n\n{table(results)}\n"
+    text += (groups := group_table(results)) + "\n" * bool(groups)
     text += "".join(f"- {note}\n" for note in notes)
     about |= dict(settings=configurator.values(globals()), first_prompt=prompt)
     write("results.md", text)
@@ -384,6 +398,7 @@ def main():
         return answer_question(make_sampler(models[0]), tokenizers[models[0]])
     modes = [(mode, count, dict(temperature=t, top_p=p, max_tokens=max_tokens) | tool_settings()) for mode, count, t, p in
              (("greedy", int(greedy), 0.0, 1.0), ("sampled", samples, temperature, top_p)) if count]
+    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
     problem_of, rows = {(name, str(p["id"])): p for name, problems in sets.items() for p in problems}, {}
     pool = dict(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout)
     with Grader(**pool) as grader, Grader(**pool, parity=True) as lenient:
@@ -393,6 +408,8 @@ def main():
             same = dict(model=path, max_tokens=max_tokens, asked=[system_prompt, user_suffix, code_suffix])
             jobs = make_jobs(tokenizers[path], problem_of, modes, same, min(max_prompt_tokens, positions[path] - 1))
             if rank == 0:
+                for old in [] if resume else glob.glob(glob.escape(os.path.join(out_dir, file)) + "*"):
+                    os.remove(old)
                 merge(file, same)
             together(f"before {number}")                    # nobody writes to the file until all have read it
             there = {key(row) for row in resume_rows(os.path.join(out_dir, file), same)}

@@ -17,7 +17,7 @@ import torch
 
 import configurator
 from configurator import UserError
-from tir import sample
+from tir import announce_sandbox, sample
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -51,6 +51,7 @@ seed = 0                            # sample k of a problem has a seed of its ow
 tir = False                         # the answer may call Python, as NuminaMath-7B-TIR's do: tir.py
 tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
 tir_timeout = 5.0                   # seconds a program (Numina: 5)
+sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
 tir_numina = False                  # the very rules of Numina's notebook, see tir.py
 # --- grading and output
 grade_workers = None                # processes; None: one a core
@@ -211,8 +212,8 @@ def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_para
         raise UserError(f"engine={kind!r}: 'auto', 'vllm' or 'hf'")
     if kind == "vllm" and not installed:
         raise UserError("engine='vllm', but vllm is not installed: pip install -r requirements-gpu.txt, or --engine=hf")
-    make = VLLMEngine if installed and kind != "hf" else HFEngine
-    return make(path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated)
+    kind = VLLMEngine if installed and kind != "hf" else HFEngine
+    return kind(path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated)
 
 
 class VLLMEngine:
@@ -384,8 +385,7 @@ def resume_rows(path, same):
         f.truncate(f.tell() - len(lines.pop()))                     # that answer is made again, with the same seed
     rows = [json.loads(line) for line in lines]
     for row in rows:
-        other = {k: row.get(k) for k in same if row.get(k) != same[k]}
-        if other:
+        if other := {k: row.get(k) for k in same if row.get(k) != same[k]}:
             raise UserError(f"{path} was begun with {other}, now it is {same}: the settings of before, or another --out_dir")
     return rows
 
@@ -398,6 +398,7 @@ def main():
     problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt, user_suffix,
                              max_problems, max_bad_share)
     tokenizer = load_tokenizer(model)
+    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems))
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "samples.jsonl")
     sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
@@ -444,8 +445,8 @@ def write_sft_set(path):
                 out.write(json.dumps(kept, ensure_ascii=False) + "\n")
     os.replace(sft_path + ".tmp", sft_path)
     n = max(1, count.total())
-    shares = ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long"))
-    print(f"{n} answers, {tokens / n:.0f} tokens on average: {shares}; wrote {sft_path}")
+    fates = ", ".join(f"{count[k]} {k} ({count[k] / n:.1%})" for k in ("kept", "wrong", "no box", "truncated", "too long"))
+    print(f"{n} answers, {tokens / n:.0f} tokens on average: {fates}; wrote {sft_path}")
     if not count["kept"]:
         raise UserError(f"no answer in {path} is right: {sft_path} is empty; try more samples_per_problem or another model")
 

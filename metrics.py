@@ -80,7 +80,8 @@ def summarize(rows, problems, tir_numina=False):
     n, lengths, score = max(1, len(rows)), sorted(row["n_tokens"] for row in rows) or [0], {}
     out = dict(problems=len(problems), responses=len(rows), tokens=sum(lengths) / n, tokens_p95=lengths[int(0.95 * (n - 1))],
                truncated=sum(row["finish_reason"] == "length" for row in rows) / n,
-               no_box=sum(row["answer"] is None for row in rows) / n, score=score)
+               no_box=sum(row["answer"] is None for row in rows) / n, score=score,
+               endings={end: count / n for end, count in collections.Counter(row["finish_reason"] for row in rows).items()})
     for mode in ("greedy", "sampled"):
         answers = by_problem(rows, problems, mode)
         share, k = shares(answers), max(map(len, answers.values()))

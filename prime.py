@@ -32,7 +32,7 @@ from configurator import UserError
 from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
                  optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
-from tir import TOOL_STOP, sample
+from tir import TOOL_STOP, announce_sandbox, sample
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -73,6 +73,7 @@ max_draws = 50                      # draws a step before the run gives up: too 
 tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see tir.py
 tir_rounds = 4                      # times the model writes: one more than programs run
 tir_timeout = 5.0                   # seconds a program
+sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
 grade_workers = None                # processes a rank; None: cores / ranks
 grade_timeout = 5.0                 # seconds an answer
 max_mismatch = None                 # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
@@ -104,6 +105,7 @@ grad_clip = 1.0
 batch_rows = 256                    # rows an optimizer step of the policy: 4 steps for 1,024 rows
 ppo_epochs = 1
 clip = 0.2
+importance_cap = None               # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: do not (published)
 entropy_coef = 0.0                  # bonus (recipe's yaml: 0.001)
 # --- run
 max_steps = 256                     # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
@@ -411,6 +413,7 @@ def main():
                    user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)
     held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
+    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems + held_out))
     stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
 
     # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
@@ -577,6 +580,8 @@ def main():
                                  zip(*(x.chunk(normalize_chunks) for x in (scored, ref_logprobs, mask)))])      # [N, T]
             A = advantages(outcomes, rewards if process_coef else None, mask, samples_per_prompt, outcome_coef, process_coef,
                            outcome_gamma, process_gamma, whiten)
+            if importance_cap:          # truncated importance sampling: the tokens were drawn from the engine's distribution
+                A[mask] *= difference.exp().clamp(max=importance_cap)
 
             # 5. Policy: PPO clip over mini-batches of rows, in an order of the step's own.
             with phase("policy"):

@@ -34,7 +34,7 @@ val_rows = 128                      # rows held out for validation (0: none)
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
 mask_prompt = True                  # no loss on what is not the assistant's
-mask_output = True                  # nor on what a tool said: ```output ... ```, which at inference is never the model's to write
+mask_output = True                  # nor on what a tool said (```output ... ```), which is never the model's to write
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 # --- model
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder

@@ -21,9 +21,24 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+from configurator import UserError
+
 TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
 TOOL_IMPORTS = dict(math="import math", np="import numpy as np", sp="import sympy as sp")       # as in Numina's notebook
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
+
+
+def announce_sandbox(sandbox, needed):
+    """Say once what separates the programs of a model from this machine (sandbox.isolation), if there will be any.
+    UserError: sandbox='required', and bubblewrap is not there or does not work; an unknown sandbox."""
+    from grader import isolation
+    if sandbox not in ("auto", "required"):
+        raise UserError(f"sandbox={sandbox!r}: 'auto' or 'required'")
+    if needed:
+        try:
+            print(f"programs run apart from this machine by: {isolation(sandbox)}", flush=True)
+        except RuntimeError as e:
+            raise UserError(f"{e}: install bubblewrap (Debian: apt install bubblewrap), or --sandbox=auto") from None
 
 
 def run_tool(code, earlier, timeout=5.0, numina=False):

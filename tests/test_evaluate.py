@@ -350,6 +350,9 @@ def test_parts_of_a_killed_run_are_taken_up(tmp_path, guesser, guess_data):
         (tmp_path / f"{file.name}.rank{rank}").write_text("".join(part))
     call(evaluate, *args)
     assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines) and not list(tmp_path.glob("*.rank*"))
+    write_jsonl(file, [row | dict(response="spoiled") for row in read_jsonl(file)])
+    call(evaluate, *args, "--resume=False")
+    assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
 def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
@@ -387,6 +390,8 @@ def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
     assert s["average"]["score"]["greedy"][1] == pytest.approx(
         math.hypot(s["aime24"]["score"]["greedy"][1], s["amc23"]["score"]["greedy"][1]) / 2)
     assert list(s["aime24"]["greedy_by_group"]) == ["level 0", "level 1"]
+    even = s["aime24"]["greedy_by_group"]["level 0"]
+    assert f"| aime24 | level 0 | 15 | {100 * even[0]:.1f} ± {100 * even[1]:.1f} |\n" in out
     line = next(line for line in out.splitlines() if line.startswith("| model"))
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["model", "benchmark", "N", "greedy", "by their rules", "avg@4", "pass@2", "maj@4",
                                                                "published", "published maj@4", "tokens", "truncated", "no box"]

@@ -70,7 +70,7 @@ def test_the_same_command_gives_the_same_run(arguments, result, tmp_path):
     ("--prm_grad_clip=1e-4", "R"), ("--prm_batch_rows=24", "R"), ("--prm_weight_decay=9", "R"), ("--outcome_coef=0", "P"),
     ("--process_coef=0", "P"), ("--outcome_gamma=0.5", "P"), ("--process_gamma=0.5", "P"), ("--whiten=False", "P"),
     ("--learning_rate=1e-3", "P"), ("--warmup_steps=3", "PR"), ("--weight_decay=9", "P"), ("--beta1=0.5", "P"), ("--beta2=0.5", "P"),
-    ("--grad_clip=1e-3", "P"), ("--batch_rows=24", "P"), ("--ppo_epochs=2", "P"), ("--clip=1e-4", "P"), ("--entropy_coef=1", "P"),
+    ("--grad_clip=1e-3", "P"), ("--batch_rows=24", "P"), ("--ppo_epochs=2", "P"), ("--clip=1e-4", "P"), ("--entropy_coef=1", "P"), ("--importance_cap=0.5", "P"),
     ("--ref_type=policy", "PR"), ("--max_steps=1", "PR"), ("--prompts_per_step=8", "PR"), ("--user_suffix=1", "PR"),
     ("--system_prompt=brief", "PR"),
 ])
@@ -81,7 +81,7 @@ def test_every_setting_does_something(result, change, what):
 
 
 @pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
-                                    "--grade_timeout=9"])
+                                    "--grade_timeout=9", "--tir=True"])      # this model never calls its tool
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
@@ -135,7 +135,7 @@ def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
     elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"} | dict.fromkeys(
-        ("tir", "tir_rounds", "tir_timeout"), "test_tir.py")
+        ("tir", "tir_rounds", "tir_timeout", "sandbox"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
     assert not untested

@@ -10,6 +10,7 @@ import generate
 import metrics
 import prime
 import sft
+import tir
 from conftest import call, read_jsonl, write_jsonl
 from generate import Sample
 from tir import run_tool, sample
@@ -227,3 +228,21 @@ def test_votes():
                  finish_reason="malformed" if n == 2 and k else "stop") for n, p in enumerate(problems) for k, a in enumerate(said[n])]
     assert metrics.summarize(rows, problems)["score"]["maj@3"][0] == pytest.approx(2 / 3)           # not the first: 3 is not 1003
     assert metrics.summarize(rows, problems, tir_numina=True)["score"]["maj@3"][0] == pytest.approx(2 / 3)     # not the second
+
+
+def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
+    import sandbox
+    tir.announce_sandbox("auto", True)
+    assert capsys.readouterr().out.split()[-1] == sandbox.isolation()
+    tir.announce_sandbox("required", False)                # no program, no word
+    assert not capsys.readouterr().out
+    with pytest.raises(tir.UserError, match="sandbox='off'"):
+        tir.announce_sandbox("off", False)
+    sandbox.isolation.cache_clear()
+    monkeypatch.setattr(sandbox, "bubblewrap", lambda: ["/nowhere/bwrap"])
+    monkeypatch.setattr(sandbox, "IDLE", {})
+    try:
+        with pytest.raises(tir.UserError, match="apt install bubblewrap"):
+            tir.announce_sandbox("required", True)
+    finally:
+        sandbox.isolation.cache_clear()

@@ -14,8 +14,8 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false   # one thread a process: 
 train="torchrun --standalone --nproc_per_node ${PROCESSES:-2}"
 
 python data/arithmetic/prepare.py --seed=$SEED                      # problems, tokenizer, untrained model: 10 s
-$train sft.py config/toy_base.py --seed=$SEED                       # "pretraining" on text with bad habits: 3 min
+$train sft.py config/toy_base.py --seed=$SEED                       # "pretraining" on text with bad habits: 2.5 min
 python generate.py config/toy_generate.py --seed=$SEED              # two answers a problem, the right ones kept: 10 s
 $train sft.py config/toy_sft.py --seed=$SEED                        # fine-tuning on them: 10 s
-$train prime.py config/toy_prime.py --seed=$SEED                    # PRIME: 1.5 min
+$train prime.py config/toy_prime.py --seed=$SEED                    # PRIME: 1 to 2 min
 python evaluate.py config/toy_evaluate.py                           # the table: 20 s

@@ -25,7 +25,8 @@ line has a known truth, one can check what a process reward says about it (first
     code_test.jsonl             programs held out
     init/                       an untrained Qwen2 model and its tokenizer, a Hugging Face folder
 
-No pair of numbers is in two of the files, in either order. The same settings give the same bytes.
+What a model learns from (web, tools, code_web), is sampled on (train), reinforced on (rl, code_rl) and tested on (test, large,
+code_test) are disjoint: no pair of numbers is in two of these, in either order. The same settings give the same bytes.
 """
 import hashlib
 import json

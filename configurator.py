@@ -19,7 +19,8 @@ def run(main, settings):
     """Set the settings, call main(). A user's mistake ends in one line on stderr and exit code 2, a bug in its traceback."""
     try:
         configure(settings)
-        return main()
+        main()
+        code, line, rank_local = 0, "", False
     except KeyboardInterrupt:
         code, line, rank_local = 130, "interrupted", False
     except (UserError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:   # a bad out_dir, say
@@ -28,18 +29,17 @@ def run(main, settings):
         if not re.search("No space left on device|unexpected pos", "".join(traceback.format_exception(e))):
             raise                                                   # the trace has the causes, too; the second is torch.save's
         code, line, rank_local = 2, "error: disk full: free space and start again with the same command", isinstance(e, OSError)
-    rank, dist = int(os.environ.get("RANK", 0)), sys.modules.get("torch.distributed")
-    if rank == 0 or rank_local:
+    rank = int(os.environ.get("RANK", 0))
+    if code and (rank == 0 or rank_local):
         print((f"[rank {rank}] " if rank else "") + " ".join(line.split()), file=sys.stderr, flush=True)
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    elif code and "TORCHELASTIC_RUN_ID" in os.environ:
         time.sleep(5)                                               # torchrun ends all when one ends: rank 0 is to speak first
-    sys.stdout.flush()                                              # an orderly exit could wait for ranks that wait for us
-    (os._exit if dist and dist.is_initialized() else sys.exit)(code)
+    sys.stdout.flush()      # With processes no orderly exit: it could wait for ranks that wait for us, and in one of 12 runs a
+    (os._exit if "RANK" in os.environ else sys.exit)(code)          # thread of torch's, late for Python's lock, aborted it
 
 def configure(settings, argv=None):
-    """Apply argv (default: the command line) to settings, a script's globals(), and print what differs from the defaults.
-    Returns {name: value} of all settings. UserError: an unknown name, a value of another type, a file that cannot be read;
-    then nothing is changed. --help lists the settings and exits with code 0."""
+    """Apply argv (default: the command line) to settings, a script's globals(), and print what differs from the defaults; --help
+    lists all, with exit code 0. Returns {name: value}. UserError: unknown name, other type, no such file; nothing is changed."""
     args, rank = list(sys.argv[1:] if argv is None else argv), int(os.environ.get("RANK", 0))
     if "--help" in args or "-h" in args:
         if rank == 0:

@@ -675,6 +675,8 @@ def main():
         plot_curves(metrics_path, os.path.join(out_dir, "curves.png"))
         print(f"stopped after step {step + 1}: start again with the same command to go on" if ended else
               f"wrote {out_dir}/policy and {out_dir}/prm after {timedelta(seconds=round(time.time() - began))}", flush=True)
+        if wandb_run:
+            wandb_run.finish()
     sampler.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -60,7 +60,6 @@ out_dir = 'out/generate'            # samples.jsonl and sft.jsonl
 sft_max_tokens = 4500               # longer answers stay out of sft.jsonl (published: unknown; the script's 512 drops most)
 
 
-# ------------------------------------------------------------ problems, tokens, seeds
 def read_rows(source, split="train", config=None, max_bad_share=0.01):
     """List of (where, row) of a local .jsonl[.gz], .json or .parquet file or a data set of the Hugging Face hub.
     `where` names the row for messages ("file.jsonl line 7"). Rows that are no JSON object are reported and skipped.
@@ -122,14 +121,11 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
     problems, bad = [], []
     for index, (where, row) in enumerate(rows[:max_problems]):
         prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability", "math")
-        if isinstance(truth, dict):
-            truth = truth.get("ground_truth")
+        truth = truth.get("ground_truth") if isinstance(truth, dict) else truth
         if isinstance(truth, str) and "####" in truth:                  # GSM8K
             truth = truth.rsplit("####", 1)[1].strip().replace(",", "")
-        if isinstance(truth, float) and truth.is_integer():             # AMC's golds are floats: 36.0
-            truth = int(truth)
-        if isinstance(prompt, str) and prompt.strip():
-            prompt = [dict(role="user", content=prompt)]
+        truth = int(truth) if isinstance(truth, float) and truth.is_integer() else truth     # AMC's golds are floats: 36.0
+        prompt = [dict(role="user", content=prompt)] if isinstance(prompt, str) and prompt.strip() else prompt
         usable = isinstance(prompt, list) and all(isinstance(m, dict) and m.get("role") and m.get("content") for m in prompt)
         if not usable or not prompt or truth in (None, "", []) or ability not in ("math", "code"):
             bad.append(where)
@@ -286,8 +282,8 @@ class HFEngine:
         logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.device, self.max_model_len = device, max_model_len
-        self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
+        self.device, self.max_model_len, self.tokenizer = device, max_model_len, tokenizer
+        self.stop = stop_tokens(tokenizer, path)
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, batch_tokens=2**17, batch_rows=256):
         """As VLLMEngine.sample(), batch by batch."""
@@ -298,9 +294,9 @@ class HFEngine:
 
     def _sample_batch(self, requests, temperature, top_p, max_tokens, stop):
         from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
-        prompts, logprobs = [prompt for _, (prompt, *_) in requests], []
+        prompts = [prompt for _, (prompt, *_) in requests]
         limits = [min(*limit, max_tokens, self.max_model_len - len(prompt)) for _, (prompt, _, *limit) in requests]
-        P = max(map(len, prompts))
+        P, logprobs = max(map(len, prompts)), []
         ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=self.device)           # [B, P], padded on the left
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
@@ -329,9 +325,8 @@ class HFEngine:
 
     def load_weights(self, named):
         """Replace the weights by an iterator of (name, full tensor)."""
-        own = self.model.state_dict()
         for name, tensor in named:
-            own[name].copy_(tensor)
+            self.model.get_parameter(name).data.copy_(tensor)
 
     sleep = close = lambda self: None               # there is nothing to hand back
 

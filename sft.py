@@ -314,9 +314,7 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
     none), not the prompt and a tool's words, if masked. They are tokenized apart, as in the loop. ValueError: a useless row."""
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     tokens, scored, text, eos = [], [], "", tokenizer.eos_token
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    for i in [i for i, message in enumerate(messages) if message["role"] == "assistant"]:
         prompt, full = render(messages[:i], add_generation_prompt=True), render(messages[:i + 1])
         if not (prompt.startswith(text) and full.startswith(prompt)):
             raise ValueError("the chat template does not render a conversation as the beginning of a longer one")

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/setup.sh
 
+[ -d out/toy_base/model ] || { echo "error: there is no out/toy_base/model: run bash runs/toy.sh first" >&2; exit 2; }
 SEED=$(cat out/toy_seed)
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 large="--benchmarks=[\"data/arithmetic/world/large.jsonl\"] --max_tokens=160"

@@ -300,7 +300,7 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
 
     A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
     finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
-    seed: what is sampled does not depend on the number of ranks. sampling: keywords of generate.sample."""
+    seed: what is sampled does not depend on the number of ranks. sampling: keywords of tir.sample()."""
     from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
@@ -313,9 +313,9 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
         i, k = requests[number][:2]
         group, problem = groups[i], problems[groups[i]["index"]]
         text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        answer = answer._replace(mask=answer.mask or [1] * len(answer.tokens))
         for key, value in zip(("tokens", "logprobs", "finish", "mask", "texts"), (*answer, text)):
             group[key][k] = value
-        group["mask"][k] = answer.mask or [1] * len(answer.tokens)
         group["boxed"][k] = problem["ability"] != "math" or extract_answer(text) is not None
         if answer.finish_reason == "stop":      # graded by other processes while sampling goes on
             reference = dict(ability=problem["ability"], ground_truth=problem["ground_truth"])

@@ -145,13 +145,8 @@ def test_programs_share_no_loaded_module(bubblewrap):
 
 
 def test_programs_are_forked_from_a_loaded_interpreter(bubblewrap):
-    sandbox.run_python("print(1)")
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import numpy, sympy"], check=True)
-    alone, start = time.monotonic() - start, time.monotonic()
-    for _ in range(10):
-        assert sandbox.run_python("import numpy, sympy; print(1)").stdout == "1\n"
-    assert (time.monotonic() - start) / 10 < alone
+    """What they would have to load is there before their first line; how much that saves: tests/bench_sandbox.py."""
+    assert sandbox.run_python("import sys; print({'numpy', 'sympy'} <= set(sys.modules))").stdout == "True\n"
 
 
 def test_a_killed_template_is_replaced(any_level):
@@ -248,14 +243,15 @@ def test_programs_die_with_a_killed_caller(any_level):
 # ---- escape ----
 
 def test_fork_bomb(level):
-    assert "15\n" >= sandbox.run_python("""import os, time
+    forked = int(sandbox.run_python("""import os, time
 n = 0
 while n < 60:
     try: pid = os.fork()
     except OSError: break
     if pid == 0: time.sleep(60)
     n += 1
-print(n)""", timeout=5).stdout > ""  # the limit holds: now a real one
+print(n)""", timeout=5).stdout)
+    assert 0 < forked < sandbox.MAX_TASKS  # the limit holds: now a real one
     assert sandbox.run_python("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).timed_out
     assert sandbox.run_python("print(1)").stdout == "1\n"
 

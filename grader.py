@@ -22,11 +22,13 @@ powers, factorials and nesting are limited; the pool (Grader) adds a deadline an
 - Only boxes count; phrases ("the answer is") and last numbers need fallback=True. parity=True, never for rewards, is the
   lenient reading of Qwen2.5-Math, on which published tables rest: 1e-4, x, x/100 and 100 x, any brackets, any base.
 """
-import ast, builtins, concurrent.futures, contextlib, ctypes, functools, itertools, json, math, operator, os, re, resource
-import signal, subprocess, sys, textwrap, threading, traceback, unicodedata, zlib
+import ast, atexit, builtins, concurrent.futures, contextlib, ctypes, functools, gc, itertools, json, math, operator, os, re
+import resource, secrets, select, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, traceback
+import unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
-from sandbox import PRELUDE, RunResult, isolation, run_python, run_test  # noqa: F401
+from multiprocessing import connection
+from pathlib import Path
 
 MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_ITEMS = 20_000, 60, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
@@ -462,24 +464,29 @@ def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
 # --- grading at scale
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
+class Score(float):
+    'a grade in [0, 1]; failure: None, or why it is 0.0: "timeouts", "crashes" (memory, a dead worker) or "unparsed"'
+    failure = None
+
 class Grader:
-    """Grades in worker processes: grade(responses, references) returns floats in order, submit(response, reference) a Future.
+    """Grades in worker processes: grade(responses, references) returns Scores in order, submit(response, reference) a Future.
     A reference is {"ability": "math" or "code", "ground_truth": ...}, "tolerance" if it has one. An item has timeout seconds
     from the start of its own work (code code_timeout; there timeout is for one test); if it hangs or eats memory, it scores 0.0
     and costs no other. Workers are new interpreters (safe after CUDA has started) and die with their parent, even on SIGKILL.
-    Zeros are counted: timeouts, crashes (memory, a dead worker), unparsed. A bug in the grader itself raises GraderError."""
+    Failures are counted: timeouts, crashes, unparsed. A bug in the grader itself raises GraderError."""
 
     def __init__(self, workers=None, timeout=5.0, memory_mb=1024, code_timeout=60.0, fallback=False, parity=False):
-        self.memory_mb, self.deadlines = memory_mb, {"math": timeout, "code": code_timeout}
         self.options = {"timeout": timeout, "fallback": fallback, "parity": parity}
+        self.deadlines = {"math": timeout, "code": code_timeout}
         self.timeouts = self.crashes = self.unparsed = 0
-        self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each has a worker of its own
-        self.workers, self.own, self.lock = set(), threading.local(), threading.Lock()
+        self.idle, self.kind = [], ("grader", str(memory_mb))
+        self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each waits for one worker
+        self.lock = threading.Lock()
 
     def __enter__(self): return self
     def __exit__(self, *_):
         self.threads.shutdown(cancel_futures=True)
-        for worker in self.workers:
+        for worker in self.idle:
             worker.communicate()  # the end of its input ends it
 
     def grade(self, responses, references):
@@ -488,58 +495,255 @@ class Grader:
     def submit(self, response, reference):
         if reference.get("ability") not in self.deadlines:
             raise ValueError(f"a reference needs the ability 'math' or 'code', not {reference.get('ability')!r}")
-        deadline = self.deadlines[reference["ability"]]
-        return self.threads.submit(self.work, {**reference, **self.options, "response": response, "deadline": deadline})
+        return self.threads.submit(self.work, {**reference, **self.options, "response": response})
 
     def work(self, item):
-        if not (worker := getattr(self.own, "worker", None)):
-            command = [sys.executable, "-c", f"import grader; grader.serve({self.memory_mb})"]
-            worker = self.own.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                        cwd=os.path.dirname(os.path.abspath(__file__)))
-            self.workers.add(worker)
-            if not worker.stdout.readline():
-                raise GraderError("a grading worker did not start")
-        with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(json.dumps(item).encode() + b"\n")
-            worker.stdin.flush()
-        if line := worker.stdout.readline():
-            score, counter, error = json.loads(line)
-        else:  # it has died of the item: the next one starts another
-            worker.communicate()
-            self.workers.discard(worker)
-            self.own.worker = None
-            score, counter, error = 0.0, "timeouts" if worker.returncode == -signal.SIGALRM else "crashes", None
-        if error:
-            raise GraderError(error)
-        if counter:
+        reply, lost = ask(self.idle, self.kind, item, self.deadlines[item["ability"]])
+        if isinstance(reply, str):
+            raise GraderError(reply)
+        value, failure = reply or (0.0, lost)
+        score = Score(value)
+        score.failure = failure
+        if failure:
             with self.lock:
-                vars(self)[counter] += 1
+                vars(self)[failure] += 1
         return score
 
-def serve(memory_mb):
-    "the worker: a line of JSON in, a line out. The alarm of an item ends it at once, whatever it is doing."
+def grade_items(memory_mb):
+    "the life of a worker: replies (value, failure), or the traceback of a bug"
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nobody else writes between the replies
-    print(mp().dps, file=replies, flush=True)
-    for line in sys.stdin:
-        item, reply = json.loads(line), (0.0, None, None)
-        signal.setitimer(signal.ITIMER_REAL, item["deadline"])
+    mp()  # loads what the first item would wait for
+    for item, reply in requests():
+        value, unparsed = 0.0, False
         try:
             if item["ability"] == "code":
-                reply = float(grade_code(item["response"], item["ground_truth"], item["timeout"])), None, None
+                value = grade_code(item["response"], item["ground_truth"], item["timeout"])
             elif (answer := extract_answer(item["response"], item["fallback"])) is not None:
-                right, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
-                reply = float(right), "unparsed" if unparsed else None, None
+                value, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
+            reply([float(value), "unparsed" if unparsed else None])
         except MemoryError:
-            break
+            os._exit(1)
         except Exception:
-            reply = 0.0, None, traceback.format_exc()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(reply), file=replies, flush=True)
+            reply(traceback.format_exc())
+
+# --- child processes: this file as a command; a line of JSON in, a line out
+def start(kind, *words):
+    "a child that is ready: a template for programs at a level of isolation, or a worker of kind grader. Or GraderError."
+    box = {"bubblewrap": bubblewrap, "namespaces": namespaces}.get(kind, list)()
+    command = [*box, sys.executable, "-s", os.path.abspath(__file__), kind, *words]
+    with contextlib.suppress(OSError):
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                                 cwd=tempfile.gettempdir(), env=os.environ if kind == "grader" else ENVIRONMENT)
+        if child.stdout.readline():
+            return child
+    raise GraderError(f"a process could not be started: {kind}")
+
+def ask(idle, kind, request, seconds):
+    'The reply of an idle or new child, None. Or None and, if it died or took longer, and so is no more, "crashes" or "timeouts".'
+    try:
+        child = idle.pop()
+    except IndexError:
+        child = start(*kind)
+    line, in_time = b"", True
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        in_time = connection.wait([child.stdout], seconds)
+        line = child.stdout.readline() if in_time else b""
+    if line.endswith(b"\n"):
+        idle.append(child)
+        return json.loads(line), None
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    return None, "crashes" if in_time else "timeouts"
+
+def requests():
+    "in the child: each request, and the function that replies to it, until the caller has gone"
+    lines, replies = open(os.dup(0)), open(os.dup(1), "w")
+    os.dup2(2, 1)  # nobody else writes between the replies
+    reply = lambda value: print(json.dumps(value), file=replies, flush=True)
+    reply("ready")
+    for line in lines:
+        yield json.loads(line), reply
     os._exit(0)
+
+# --- programs that a model wrote
+OUTPUT_LIMIT = 8 << 20  # bytes that a program may write to one file, stdout and stderr included
+MAX_TASKS = 16          # processes and threads of one program; each process has the memory limit to itself
+SCRATCH = "/dev/shm"    # where programs in namespaces may write: 64 MB in memory
+ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONUTF8="1", PYTHONHASHSEED="0", HOME=".", TMPDIR=".",
+                   CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# Imported before tested programs, as by PRIME's scorer, so that `List[int]` and `gcd` just work.
+PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
+    f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
+IDLE = {}               # templates without work, by level and interpreter
+os.register_at_fork(after_in_child=IDLE.clear)
+RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
+
+@functools.cache
+def isolation(sandbox="auto"):
+    """What separates programs from this machine: the first of these that works. RuntimeError if none does, or if
+    sandbox="required" and it is not the first.
+    "bubblewrap" (0.8 or newer): a program can read the interpreter and /usr only, write to its scratch directory only, has no
+        network, sees no other process, and all that it has started ends with it. The kernel is the machine's.
+    "namespaces" (unshare, mount and setpriv): it can read and write the user's files; the rest holds.
+    "limits": on time, memory, tasks and output; an empty environment. But it has the network, can kill the user's processes,
+        and leave daemons behind.
+    Root's programs run as a user that nobody is: without bubblewrap, others must be able to reach the interpreter."""
+    for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
+        with contextlib.suppress(GraderError):
+            if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
+                return level
+    raise RuntimeError(f"sandbox={sandbox!r} cannot be had on this machine")
+
+def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more):
+    """Run a program in the sandbox -> RunResult. `timeout`: seconds of wall clock; `memory_mb`: address space of each of its
+    processes; `level`: see isolation; `more`: what run() takes. One thread, no GPU. stderr is shortened to the program's own
+    lines of the traceback, as NuminaMath shows it to the model. Thread-safe. The program is forked from a template: an
+    interpreter with numpy and sympy that waits in the sandbox, one for each concurrent call."""
+    level = level or isolation()
+    request = dict(more, code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)
+    for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle template may have ended; a new one has not
+        reply, lost = ask(idle, (level,), request, timeout + 10)
+        if reply:
+            return RunResult(reply[0], shorten(reply[1]), *reply[2:])
+    return RunResult("", "", 128 + signal.SIGKILL, lost == "timeouts")  # it has killed its template
+
+def bubblewrap():
+    "the command that shows a template the interpreter, read-only, and nothing else"
+    box = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
+    if os.getuid() == 0:
+        box += "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"
+    paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, __file__]
+    paths = sorted({q for p in paths if os.path.exists(p) for q in (os.path.abspath(p), os.path.realpath(p))})
+    for folder in sorted({str(folder) for path in paths for folder in Path(path).parents} - {"/"}):
+        box += "--perms", "0755", "--dir", folder  # else it copies the 0700 of /root
+    for path in paths:
+        box += "--ro-bind", path, path
+    return [*box, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
+
+def namespaces():
+    "the command that gives a template namespaces of its own"
+    box = "unshare --net --ipc --pid --fork --mount-proc".split()
+    if os.getuid() != 0:
+        box += "--map-current-user", "--keep-caps"  # for the mount; setpriv gives them back
+    mount = f"mount -t tmpfs -o size=64m,mode=1777 tmpfs {SCRATCH}"
+    return [*box, "sh", "-c", mount + ' && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"', "sh"]
+
+def shorten(stderr):
+    "of a traceback its first line, the program's own lines and the last; directories and addresses removed"
+    _, start, trace = stderr.rpartition("Traceback (most recent call last):\n")
+    *lines, last = trace.rstrip().split("\n") if start else [stderr]
+    own = [line for before, line in zip(["", *lines], lines) if '  File "program.py"' in (before[:19], line[:19])]
+    last = re.sub(r"0x[0-9a-f]{6,}", "0x...", re.sub(r"(?<![\w/:])(/[\w.+-]+)+/", "", last))
+    return "\n".join([start.strip(), *own, last, ""]) if start else last
+
+# --- in the sandbox
+def prctl(*numbers): return ctypes.CDLL(None).prctl(*numbers, 0, 0, 0)
+
+def run_programs():
+    "the life of a template. In the process of a program it returns what run() takes."
+    with contextlib.suppress(ImportError):
+        import numpy, sympy  # noqa: F401
+        x = sympy.Symbol("x")
+        sympy.solve(sympy.integrate(x * sympy.exp(x), x) - 1), sympy.simplify(sympy.sqrt(8) * x / 2)  # loads what it loads late
+    gc.freeze()  # collections in the children shall not touch, and so copy, these pages
+    if os.getuid() == 0:
+        user = 61184 + secrets.randbelow(4336)  # one of those that systemd makes on the fly
+        os.setgroups([]), os.setgid(user), os.setuid(user)
+    if sys.platform == "linux":
+        prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+        prctl(4, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process
+    alone = os.getpid() == 1  # in namespaces
+    os.chdir(SCRATCH if alone else ".")
+    clean = traces() if alone else None
+    for request, reply in requests():
+        folder, files = tempfile.mkdtemp(dir=os.getcwd()), [tempfile.TemporaryFile(dir=".") for _ in range(3)]
+        files[0].write(request.pop("stdin").encode("utf-8", "replace"))
+        files[0].seek(0)
+        if (program := os.fork()) == 0:
+            return dict(request, folder=folder, files=files)
+        end = wait_and_kill(program, request["timeout"], everything=-1 if alone else -program)
+        shutil.rmtree(folder, ignore_errors=True)
+        reply([*(os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]), *end])
+        if alone and traces() != clean:
+            os._exit(0)
+
+def traces():
+    "what programs can leave in their namespaces, besides processes, for those that come after them"
+    memory = [path.read_text() for path in Path("/proc/sysvipc").iterdir()]
+    limits = [resource.getrlimit(number) for number in range(16)]
+    return os.listdir(), memory, limits, os.nice(0), os.sched_getaffinity(0), os.sched_getscheduler(0)
+
+def wait_and_kill(program, timeout, everything):
+    "(return code, timed out?) of a program; all that it has started ends with it"
+    ended, deadline = {}, time.monotonic() + timeout
+    while program not in ended and time.monotonic() < deadline and not select.select([0], [], [], 0.002)[0]:  # the caller has gone?
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        ended[pid] = status
+    timed_out = program not in ended
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(everything, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.wait()
+            ended[pid] = status
+    status = os.waitstatus_to_exitcode(ended[program])
+    return status if status >= 0 else 128 - status, timed_out
+
+def run(code, folder, files, timeout, memory_mb, prelude="", test=""):
+    "in the process of a program: limits, the program, the test of it, the interpreter's normal end"
+    os.setsid()
+    os.chdir(folder)
+    for number, file in enumerate(files):
+        os.dup2(file.fileno(), number)
+    os.closerange(3, 1024)
+    limits = dict(CPU=math.ceil(timeout) + 1, AS=memory_mb << 20, FSIZE=OUTPUT_LIMIT, NOFILE=64, CORE=0, MSGQUEUE=0,
+                  NPROC=MAX_TASKS)
+    for name, value in limits.items():
+        with contextlib.suppress(ValueError, AttributeError):  # macOS has not all of them
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+    if sys.platform == "linux":
+        prctl(4, 1)  # it may look into itself
+    Path("program.py").write_text(code, "utf-8", "replace")
+    sys.argv, sys.path[0] = ["program.py"], folder
+    main, status = type(sys)("program" if test else "__main__"), 0
+    sys.modules[main.__name__], main.__file__ = main, os.path.abspath("program.py")
+    own = vars(builtins) | {"write": os.write, "dumps": json.dumps, "defined": vars(main)}  # what the program cannot patch
+    own["exactly"] = type(exactly)(exactly.__code__, own)
+    try:
+        test = compile(test, "test", "exec")
+        exec(prelude, vars(main))
+        exec(compile(Path("program.py").read_bytes(), "program.py", "exec", dont_inherit=True), vars(main))
+        own["exec"](test, vars(main) | own | {"__builtins__": own})
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if status and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
+        traceback.print_exception(type(error), error, error.__traceback__.tb_next)
+        status = 1
+    for finish in threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush:
+        try:
+            finish()
+        except BaseException:
+            status = status or 120  # as the interpreter does
+    os._exit(status & 255)  # freeing the memory would take 50 ms
+
+def exactly(x):
+    "a copy of plain data as exactly that; of anything else, which could claim to equal everything, what equals nothing"
+    for kind in (bool, int, float, complex, str, bytes):
+        if isinstance(x, kind) and type(value := kind(x)) is kind:
+            return value
+    for kind in (list, tuple, set, frozenset, dict):
+        if isinstance(x, kind):
+            return kind(map(exactly, x.items() if kind is dict else x))
+    if x is None or type(x) in (type, range):
+        return x
+    return exactly(x.tolist()) if hasattr(x, "tolist") else object()  # numpy's have it
 
 # --- code rewards
 def grade_code(response, tests, timeout=10.0):
@@ -574,17 +778,28 @@ def _passes_stdin(given, wanted, program, timeout):
 def _passes_call(name, given, wanted, program, timeout):
     given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
     function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = run_test(program, f"result = [plain({function}(*{given!r}))]", [name], timeout)
+    got = run_test(program, f"result = [exactly({function}(*{given!r}))]", {name}, timeout)
     return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
 
 def _passes_assert(test, program, timeout):
     tree = ast.parse(test)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in list(ast.walk(tree)):  # x == y becomes plain(x) == plain(y)
+    for node in list(ast.walk(tree)):  # x == y becomes exactly(x) == exactly(y)
         if isinstance(node, ast.Compare):
-            node.left, *node.comparators = [ast.Call(ast.Name("plain"), [x], []) for x in (node.left, *node.comparators)]
+            node.left, *node.comparators = [ast.Call(ast.Name("exactly"), [x], []) for x in (node.left, *node.comparators)]
     names = names if names <= set(dir(builtins)) else ()  # a test of nothing but builtin names is of a program that defines one
-    return run_test(program, ast.unparse(tree) + "\nresult = [True]", list(names), timeout) == [True]
+    return run_test(program, ast.unparse(tree) + "\nresult = [True]", names, timeout) == [True]
+
+def run_test(program, test, names, timeout):
+    """The value of `result` after the program and a test of it, as JSON knows it; None if they did not get there. The test has
+    clean builtins, `exactly`, and what the program defines under other names than builtins have, or under these names."""
+    mark = secrets.token_hex(8)
+    test = f"globals().update((name, defined[name]) for name in {list(names)} if name in defined)\n{test}\n" \
+           f"write(1, ('\\n{mark}' + dumps(result) + '\\n').encode())"
+    run = run_python(program, timeout=timeout, prelude=PRELUDE, test=test)
+    _, found, result = run.stdout.rpartition(mark)
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(result.partition("\n")[0]) if found else None
 
 def _same(got, wanted):
     "equal: integers exactly, other numbers within 1e-5 relative; (1, 2) is [1, 2]"
@@ -598,3 +813,6 @@ def _same(got, wanted):
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         return abs(float(got) - float(wanted)) <= 1e-8 + abs(float(wanted)) * (1e-9 if whole[1] else 1e-5)
     return False
+
+if __name__ == "__main__":
+    grade_items(int(sys.argv[2])) if sys.argv[1] == "grader" else run(**run_programs())

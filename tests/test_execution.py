@@ -13,7 +13,6 @@ import pytest
 
 import evaluate
 import grader
-import sandbox
 
 HERE = sys.executable
 
@@ -25,16 +24,16 @@ def interpreter(level):
 
 
 def works(level):
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(OSError):
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(grader.GraderError):
         patch.setattr(sys, "executable", interpreter(level))
-        return sandbox.run_python("print(1)", timeout=60, level=level).stdout == "1\n"
+        return grader.run_python("print(1)", timeout=60, level=level).stdout == "1\n"
 
 
 LEVELS = [level for level in ("bubblewrap", "namespaces", "limits") if works(level)]  # that this machine offers
 
 
 def use(request, monkeypatch):
-    monkeypatch.setattr(sandbox, "isolation", lambda sandbox="auto": request.param)
+    monkeypatch.setattr(grader, "isolation", lambda sandbox="auto": request.param)
     monkeypatch.setattr(sys, "executable", interpreter(request.param))
     return request.param
 
@@ -83,101 +82,100 @@ def running(word):
 # ---- what programs may expect ----
 
 def test_output_stdin_exit_status(outer_level):
-    assert sandbox.run_python("print('a', input(), input())", "b\nc") == sandbox.RunResult("a b c\n", "", 0, False)
-    assert sandbox.run_python("print(len(open(0).read()))", "x" * 10**6).stdout == "1000000\n"
-    assert sandbox.run_python("import sys; sys.exit(3)").returncode == 3
-    assert sandbox.run_python("import sys; sys.exit('sorry')") == sandbox.RunResult("", "sorry\n", 1, False)
-    assert sandbox.run_python("raise SystemExit") == sandbox.RunResult("", "", 0, False)
-    assert sandbox.run_python("print('no newline', end='')\nimport os; os._exit(0)").returncode == 0
-    assert sandbox.run_python("") == sandbox.RunResult("", "", 0, False)
-    assert sandbox.run_python("import ctypes; ctypes.string_at(0)").returncode == 128 + 11
-    assert sandbox.run_python("print('\ud800')").returncode in (0, 1)  # not encodable: at most an error of the program
-    assert "EOFError" in sandbox.run_python("input()").stderr
+    assert grader.run_python("print('a', input(), input())", "b\nc") == grader.RunResult("a b c\n", "", 0, False)
+    assert grader.run_python("print(len(open(0).read()))", "x" * 10**6).stdout == "1000000\n"
+    assert grader.run_python("import sys; sys.exit(3)").returncode == 3
+    assert grader.run_python("import sys; sys.exit('sorry')") == grader.RunResult("", "sorry\n", 1, False)
+    assert grader.run_python("raise SystemExit") == grader.RunResult("", "", 0, False)
+    assert grader.run_python("print('no newline', end='')\nimport os; os._exit(0)").returncode == 0
+    assert grader.run_python("") == grader.RunResult("", "", 0, False)
+    assert grader.run_python("import ctypes; ctypes.string_at(0)").returncode == 128 + 11
+    assert grader.run_python("print('\ud800')").returncode in (0, 1)  # not encodable: at most an error of the program
+    assert "EOFError" in grader.run_python("input()").stderr
 
 
 def test_is_a_normal_main_program(outer_level):
-    assert sandbox.run_python("if __name__ == '__main__': print(__file__)").stdout.endswith("/program.py\n")
-    assert sandbox.run_python("import atexit; atexit.register(print, 'end'); print('start')").stdout == "start\nend\n"
-    assert sandbox.run_python("import threading, time\nthreading.Thread(target=lambda: (time.sleep(.1), print('t'))).start()").stdout == "t\n"
-    assert sandbox.run_python("import dataclasses\n@dataclasses.dataclass\nclass A: x: 'int' = 1\nprint(A())").stdout == "A(x=1)\n"
-    assert sandbox.run_python("open('f', 'w').write('x'); print(open('f').read())").stdout == "x\n"
-    assert sandbox.run_python("import tempfile; print(len(tempfile.TemporaryFile().read()))").stdout == "0\n"
-    assert sandbox.run_python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(5)'])").stdout == "5\n"
+    assert grader.run_python("if __name__ == '__main__': print(__file__)").stdout.endswith("/program.py\n")
+    assert grader.run_python("import atexit; atexit.register(print, 'end'); print('start')").stdout == "start\nend\n"
+    assert grader.run_python("import threading, time\nthreading.Thread(target=lambda: (time.sleep(.1), print('t'))).start()").stdout == "t\n"
+    assert grader.run_python("import dataclasses\n@dataclasses.dataclass\nclass A: x: 'int' = 1\nprint(A())").stdout == "A(x=1)\n"
+    assert grader.run_python("open('f', 'w').write('x'); print(open('f').read())").stdout == "x\n"
+    assert grader.run_python("import tempfile; print(len(tempfile.TemporaryFile().read()))").stdout == "0\n"
+    assert grader.run_python("import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(5)'])").stdout == "5\n"
     deep = "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 27)\n" \
            "def f(n): return n and f(n - 1) + 1\nt = threading.Thread(target=lambda: print(f(50000))); t.start(); t.join()"
-    assert sandbox.run_python(deep).stdout == "50000\n"
+    assert grader.run_python(deep).stdout == "50000\n"
 
 
 def test_sympy_and_numpy_are_there():
     code = "import sympy, numpy; x = sympy.Symbol('x'); print(sympy.integrate(2 * x, x), numpy.linalg.det(numpy.eye(3)))"
-    assert sandbox.run_python(code).stdout == "x**2 1.0\n"
+    assert grader.run_python(code).stdout == "x**2 1.0\n"
 
 
 def test_tracebacks_are_short_and_free_of_directories(outer_level):
-    result = sandbox.run_python("import json\ndef f(x):\n    return json.loads('1 +')\nf(2)")
+    result = grader.run_python("import json\ndef f(x):\n    return json.loads('1 +')\nf(2)")
     lines = result.stderr.splitlines()
     assert lines[:5] == ["Traceback (most recent call last):", '  File "program.py", line 4, in <module>', "    f(2)",
                          '  File "program.py", line 3, in f', "    return json.loads('1 +')"]
     assert len(lines) == 6 and "Error" in lines[5] and result.returncode == 1
-    assert sandbox.run_python("x = (").stderr.splitlines() == [
+    assert grader.run_python("x = (").stderr.splitlines() == [
         '  File "program.py", line 1', "    x = (", "        ^", "SyntaxError: '(' was never closed"]
-    missing = sandbox.run_python("import os; open(os.getcwd() + '/nothing')").stderr.splitlines()
+    missing = grader.run_python("import os; open(os.getcwd() + '/nothing')").stderr.splitlines()
     assert missing[2:] == ["    import os; open(os.getcwd() + '/nothing')",
                            "FileNotFoundError: [Errno 2] No such file or directory: 'nothing'"]
-    assert "0x..." in sandbox.run_python("raise ValueError(object())").stderr
+    assert "0x..." in grader.run_python("raise ValueError(object())").stderr
 
 
 def test_fresh_directory_each_time_and_nothing_left_behind(any_level):
     code = "import os; print(os.listdir()); open('left', 'w'); print(os.getcwd())"
-    first, second = sandbox.run_python(code).stdout.split("\n"), sandbox.run_python(code).stdout.split("\n")
+    first, second = grader.run_python(code).stdout.split("\n"), grader.run_python(code).stdout.split("\n")
     assert first[0] == second[0] == "['program.py']"
     assert not os.path.exists(first[1] + "/left")
 
 
 def test_programs_share_no_state(outer_level):
-    sandbox.run_python("import math, builtins; math.pi = 3; builtins.print = None")
-    assert sandbox.run_python("import math; print(math.pi > 3)").stdout == "True\n"
+    grader.run_python("import math, builtins; math.pi = 3; builtins.print = None")
+    assert grader.run_python("import math; print(math.pi > 3)").stdout == "True\n"
 
 
 def test_programs_share_no_loaded_module(bubblewrap):
-    sandbox.run_python("import sympy, numpy; sympy.pi = 3; numpy.pi = 3; sympy.Symbol.__add__ = None; sympy.cos.eval = None")
-    assert sandbox.run_python("import sympy, numpy; x = sympy.Symbol('x'); print(numpy.pi > 3, x + sympy.cos(0), sympy.pi > 3)").stdout == "True x + 1 True\n"
+    grader.run_python("import sympy, numpy; sympy.pi = 3; numpy.pi = 3; sympy.Symbol.__add__ = None; sympy.cos.eval = None")
+    assert grader.run_python("import sympy, numpy; x = sympy.Symbol('x'); print(numpy.pi > 3, x + sympy.cos(0), sympy.pi > 3)").stdout == "True x + 1 True\n"
 
 
 def test_programs_are_forked_from_a_loaded_interpreter(bubblewrap):
     """What they would have to load is there before their first line; how much that saves: tests/bench_sandbox.py."""
-    assert sandbox.run_python("import sys; print({'numpy', 'sympy'} <= set(sys.modules))").stdout == "True\n"
+    assert grader.run_python("import sys; print({'numpy', 'sympy'} <= set(sys.modules))").stdout == "True\n"
 
 
 def test_a_killed_template_is_replaced(any_level):
-    sandbox.run_python("print(1)")
-    for templates in sandbox.IDLE.values():
+    grader.run_python("print(1)")
+    for templates in grader.IDLE.values():
         for template in templates:
             template.kill(), template.wait()
-    assert sandbox.run_python("print(1)").stdout == "1\n"
-    result = sandbox.run_python("import os\nfor pid in range(os.getppid(), max(1, os.getppid() - 4), -1):\n    try: os.kill(pid, 9)\n    except OSError: pass"
-                                if any_level != "limits" else "import os; os.kill(os.getppid(), 9)")
-    assert result.returncode in (0, 137) and not result.timed_out and sandbox.run_python("print(1)").stdout == "1\n"
+    assert grader.run_python("print(1)").stdout == "1\n"
+    result = grader.run_python("import os; os.kill(os.getppid(), 9)")
+    assert result.returncode in (0, 137) and not result.timed_out and grader.run_python("print(1)").stdout == "1\n"
 
 
 def test_programs_share_no_memory_of_the_kernel(level):
     code = """import os, ctypes
 libc = ctypes.CDLL(None)
-print(libc.shmget(4711, 100, 0o666), os.path.exists("/dev/shm/left"), os.listdir("/dev/shm"))
-libc.shmget(4711, 100, 0o1666), open("/dev/shm/left", "w").write("x")"""
-    assert sandbox.run_python(code).stdout == sandbox.run_python(code).stdout == "-1 False ['program.py']\n"
+print(libc.shmget(4711, 100, 0o666), libc.semget(4711, 1, 0o666), libc.msgget(4711, 0o666), os.listdir("/dev/shm") == [os.path.basename(os.getcwd())])
+libc.shmget(4711, 100, 0o1666), libc.semget(4711, 1, 0o1666), libc.msgget(4711, 0o1666), open("/dev/shm/left", "w").write("x")"""
+    assert grader.run_python(code).stdout == grader.run_python(code).stdout == "-1 -1 -1 True\n"
 
 
 def test_clean_environment(outer_level, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    out = sandbox.run_python("import os; print(os.environ); print(open('/proc/self/environ').read() if os.path.exists("
+    out = grader.run_python("import os; print(os.environ); print(open('/proc/self/environ').read() if os.path.exists("
                      "'/proc/self/environ') else '')").stdout
     assert "hf_secret" not in out and "'CUDA_VISIBLE_DEVICES': ''" in out and "'OMP_NUM_THREADS': '1'" in out
 
 
 def test_concurrent_callers(outer_level):
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda i: sandbox.run_python(f"print({i})" if i % 5 else "while True: pass", timeout=1.5), range(20)))
+        results = list(pool.map(lambda i: grader.run_python(f"print({i})" if i % 5 else "while True: pass", timeout=1.5), range(20)))
     assert [r.stdout for r in results] == [f"{i}\n" if i % 5 else "" for i in range(20)]
     assert [r.timed_out for r in results] == [i % 5 == 0 for i in range(20)]
 
@@ -191,24 +189,24 @@ ENDLESS = ["while True: pass", "import time; time.sleep(100)", "import sys; sys.
 def test_time_limit(any_level):
     start = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda code: sandbox.run_python("print('so far', flush=True)\n" + code, timeout=1.5), ENDLESS))
-    assert results == [sandbox.RunResult("so far\n", "", 128 + 9, True)] * 4
+        results = list(pool.map(lambda code: grader.run_python("print('so far', flush=True)\n" + code, timeout=1.5), ENDLESS))
+    assert results == [grader.RunResult("so far\n", "", 128 + 9, True)] * 4
     assert time.monotonic() - start < 4
 
 
 def test_memory_limit(outer_level):
-    result = sandbox.run_python("x = bytearray(10 ** 11)")
+    result = grader.run_python("x = bytearray(10 ** 11)")
     assert result.returncode == 1 and result.stderr.endswith("MemoryError\n")
-    assert sandbox.run_python("x = []\nwhile True: x.append(bytes(10 ** 6))", memory_mb=512).stderr.endswith("MemoryError\n")
+    assert grader.run_python("x = []\nwhile True: x.append(bytes(10 ** 6))", memory_mb=512).stderr.endswith("MemoryError\n")
 
 
 def test_a_gigabyte_of_output(outer_level):
     start = time.monotonic()
-    result = sandbox.run_python("line = 'x' * 10 ** 6\nfor i in range(1000): print(line)")
-    assert len(result.stdout) <= sandbox.OUTPUT_LIMIT and result.returncode != 0 and time.monotonic() - start < 5
-    result = sandbox.run_python("import os\nwhile True:\n    try: os.write(2, b'x' * 10 ** 6)\n    except OSError: pass", timeout=1)
-    assert len(result.stderr) <= sandbox.OUTPUT_LIMIT and result.timed_out
-    assert sandbox.run_python("open('big', 'wb').write(bytes(10 ** 9))").returncode == 1
+    result = grader.run_python("line = 'x' * 10 ** 6\nfor i in range(1000): print(line)")
+    assert len(result.stdout) <= grader.OUTPUT_LIMIT and result.returncode != 0 and time.monotonic() - start < 5
+    result = grader.run_python("import os\nwhile True:\n    try: os.write(2, b'x' * 10 ** 6)\n    except OSError: pass", timeout=1)
+    assert len(result.stderr) <= grader.OUTPUT_LIMIT and result.timed_out
+    assert grader.run_python("open('big', 'wb').write(bytes(10 ** 9))").returncode == 1
 
 
 def test_background_processes_die_with_the_program(any_level):
@@ -224,17 +222,17 @@ time.sleep(0.5)
 print("done", flush=True)
 """
     start = time.monotonic()
-    assert sandbox.run_python(code).stdout == "done\n" and time.monotonic() - start < 3  # holding stdout open delays nothing
+    assert grader.run_python(code).stdout == "done\n" and time.monotonic() - start < 3  # holding stdout open delays nothing
     assert wait_until(lambda: not running(word))
-    assert sandbox.run_python(code + "time.sleep(60)", timeout=1.5).timed_out
+    assert grader.run_python(code + "time.sleep(60)", timeout=1.5).timed_out
     assert wait_until(lambda: not running(word))
 
 
 def test_programs_die_with_a_killed_caller(any_level):
     word = f"orphan-{os.getpid()}-{any_level}"  # exec makes it the program's own command line
     code = f"import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', '{word}'])"
-    call = f"import sys, sandbox as g; sys.executable = {sys.executable!r}; g.run_python(sys.argv[1], timeout=50, level='{any_level}')"
-    caller = subprocess.Popen([HERE, "-c", call, code], cwd=os.path.dirname(sandbox.__file__))
+    call = f"import sys, grader as g; sys.executable = {sys.executable!r}; g.run_python(sys.argv[1], timeout=50, level='{any_level}')"
+    caller = subprocess.Popen([HERE, "-c", call, code], cwd=os.path.dirname(grader.__file__))
     assert wait_until(lambda: running(f"sleep(60)\0{word}"), 10)
     caller.kill(), caller.wait()
     assert wait_until(lambda: not running(f"sleep(60)\0{word}"))
@@ -243,7 +241,7 @@ def test_programs_die_with_a_killed_caller(any_level):
 # ---- escape ----
 
 def test_fork_bomb(level):
-    forked = int(sandbox.run_python("""import os, time
+    forked = int(grader.run_python("""import os, time
 n = 0
 while n < 60:
     try: pid = os.fork()
@@ -251,85 +249,86 @@ while n < 60:
     if pid == 0: time.sleep(60)
     n += 1
 print(n)""", timeout=5).stdout)
-    assert 0 < forked < sandbox.MAX_TASKS  # the limit holds: now a real one
-    assert sandbox.run_python("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).timed_out
-    assert sandbox.run_python("print(1)").stdout == "1\n"
+    assert 0 < forked < grader.MAX_TASKS  # the limit holds: now a real one
+    assert grader.run_python("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).timed_out
+    assert grader.run_python("print(1)").stdout == "1\n"
 
 
 def test_outside_files_cannot_be_read_or_written(bubblewrap, tmp_path):
     secret, name = tmp_path / "secret", f"new-{os.getpid()}"
     secret.write_text("secret"), secret.chmod(0o666), tmp_path.chmod(0o777)
     for path in secret, "/etc/passwd", os.path.expanduser("~/.bashrc"), __file__, "/dev/sda", "/dev/vda":
-        assert sandbox.run_python(f"print(open({str(path)!r}).read())").returncode == 1
+        assert grader.run_python(f"print(open({str(path)!r}).read())").returncode == 1
     for path in tmp_path / "new", f"/tmp/{name}", f"/{name}", f"/dev/{name}", os.__file__, json.__file__ + "x", pytest.__file__:
-        assert sandbox.run_python(f"open({str(path)!r}, 'a')").returncode == 1
+        assert grader.run_python(f"open({str(path)!r}, 'a')").returncode == 1
     assert os.listdir(tmp_path) == ["secret"] and not os.path.exists(f"/tmp/{name}")
-    assert "'sys'" not in sandbox.run_python("import os\nfor up in range(20): os.chdir('..')\nprint(os.listdir())").stdout
+    assert "'sys'" not in grader.run_python("import os\nfor up in range(20): os.chdir('..')\nprint(os.listdir())").stdout
 
 
 def test_mounts_cannot_be_undone(bubblewrap):
-    result = sandbox.run_python("""import ctypes, os
+    result = grader.run_python("""import ctypes, os
 libc = ctypes.CDLL(None)
 print([libc.umount2(p, 2) for p in (b"/proc", b"/scratch", b"/")], libc.chroot(b"/scratch"), libc.mount(b"x", b"/scratch", b"tmpfs", 0, None))
 print(libc.unshare(0x10020000) and -1)
 print([libc.umount2(p, 2) for p in (b"/proc", b"/", b"/dev")])
-print([p for p in os.listdir("/proc") if p.isdigit()])""")
+print([p for p in os.listdir("/proc") if p.isdigit()] == ["1", str(os.getpid())])""")
     lines = result.stdout.splitlines()
-    assert lines[0] == "[-1, -1, -1] -1 -1" and lines[2] == "[-1, -1, -1]" and lines[3] == "['1', '2']"
+    assert lines[0] == "[-1, -1, -1] -1 -1" and lines[2] == "[-1, -1, -1]" and lines[3] == "True"
 
 
 def test_no_network(level):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         for address in ("127.0.0.1", port), ("1.1.1.1", 53):
-            assert sandbox.run_python(f"import socket; socket.create_connection({address!r}, 2)").returncode == 1
+            assert grader.run_python(f"import socket; socket.create_connection({address!r}, 2)").returncode == 1
     name = f"\0grader-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(name), server.listen()
-        assert sandbox.run_python(f"import socket; socket.socket(socket.AF_UNIX).connect({name!r})").returncode == 1
+        assert grader.run_python(f"import socket; socket.socket(socket.AF_UNIX).connect({name!r})").returncode == 1
 
 
 def test_other_processes_cannot_be_seen_or_killed(level):
-    assert int(sandbox.run_python("import os; print(os.getpid())").stdout) < 5
-    seen = sandbox.run_python("import os; print(*[open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])").stdout
-    assert "program.py" in seen and "pytest" not in seen
+    assert grader.run_python("import os; print(os.getppid())").stdout == "1\n"
+    seen = grader.run_python("import os; print(*[open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])").stdout
+    assert "grader.py" in seen and "pytest" not in seen
     code = f"import os, signal\nfor pid in ({os.getpid()}, {os.getppid()}, *range(2, 5000), -1):\n" \
            f"    try: pid == os.getpid() or os.kill(pid, 9)\n    except OSError: pass"
-    assert sandbox.run_python(code).returncode in (0, 137)
-    assert sandbox.run_python("import os; os.kill(os.getppid(), 9); os.killpg(0, 9)").timed_out is False
-    assert sandbox.run_python("print(1)").stdout == "1\n"
+    assert grader.run_python(code).returncode in (0, 137)
+    assert grader.run_python("import os; os.kill(os.getppid(), 9); os.killpg(0, 9)").timed_out is False
+    assert grader.run_python("print(1)").stdout == "1\n"
 
 
 def test_the_parents_environment_cannot_be_read(level, monkeypatch):
     code = "import os\nfor p in os.listdir('/proc'):\n    try: print(open(f'/proc/{p}/environ').read())\n    except OSError: pass"
     child = subprocess.Popen(["sleep", "20"], env=dict(os.environ, HF_TOKEN="hf_secret"))  # has it in /proc, as callers have
     assert wait_until(lambda: "hf_secret" in open(f"/proc/{child.pid}/environ").read())
-    out = sandbox.run_python(code).stdout
+    out = grader.run_python(code).stdout
     child.kill(), child.wait()
     assert "PYTHONUTF8" in out and "hf_secret" not in out
 
 
 def test_no_descriptors_and_no_privileges(level):
     code = "import os\nfor fd in range(3, 2000):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
-    assert sandbox.run_python(code).stdout == ""
-    assert sandbox.run_python("import os; os.setuid(0)" if os.getuid() == 0 else "import os; os.setuid(1)").returncode == 1
-    status = sandbox.run_python("print(open('/proc/self/status').read())").stdout
+    assert grader.run_python(code).stdout == ""
+    assert grader.run_python("import os; os.setuid(0)" if os.getuid() == 0 else "import os; os.setuid(1)").returncode == 1
+    status = grader.run_python("print(open('/proc/self/status').read())").stdout
     assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
 
 
 def test_required(monkeypatch):
-    sandbox.isolation.cache_clear()
-    assert sandbox.isolation() == LEVELS[0]
-    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda words, popen=sandbox.subprocess.Popen, **kw: popen(
+    grader.isolation.cache_clear()
+    assert grader.isolation() == LEVELS[0]
+    monkeypatch.setattr(grader.subprocess, "Popen", lambda words, popen=grader.subprocess.Popen, **kw: popen(
         words if words[0] != "bwrap" else ["no-such-program"], **kw))
-    sandbox.isolation.cache_clear()
+    monkeypatch.setattr(grader, "IDLE", {})
+    grader.isolation.cache_clear()
     with pytest.raises(RuntimeError, match="required"):
-        sandbox.isolation("required")
+        grader.isolation("required")
     monkeypatch.setattr(sys, "executable", "/no/interpreter")
     with pytest.raises(RuntimeError, match="auto"):
-        sandbox.isolation()
+        grader.isolation()
     monkeypatch.undo()
-    sandbox.isolation.cache_clear()
+    grader.isolation.cache_clear()
 
 
 # ---- code rewards ----
@@ -394,7 +393,7 @@ def test_malformed_tests_are_an_error():
 
 def test_gives_up_and_time_limit_per_test():
     tests = {"inputs": [str(i) for i in range(100)], "outputs": ["x"] * 100}
-    start = sandbox.isolation() and time.monotonic()
+    start = grader.isolation() and time.monotonic()
     assert grader.grade_code(block("while True: pass"), tests, timeout=0.3) == 0.0
     assert time.monotonic() - start < 5
     slow_once = "n = int(input())\nwhile n == 1: pass\nprint(n)"

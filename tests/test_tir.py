@@ -231,18 +231,18 @@ def test_votes():
 
 
 def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
-    import sandbox
+    import grader
     tir.announce_sandbox("auto", True)
-    assert capsys.readouterr().out.split()[-1] == sandbox.isolation()
+    assert capsys.readouterr().out.split()[-1] == grader.isolation()
     tir.announce_sandbox("required", False)                # no program, no word
     assert not capsys.readouterr().out
     with pytest.raises(tir.UserError, match="sandbox='off'"):
         tir.announce_sandbox("off", False)
-    sandbox.isolation.cache_clear()
-    monkeypatch.setattr(sandbox, "bubblewrap", lambda: ["/nowhere/bwrap"])
-    monkeypatch.setattr(sandbox, "IDLE", {})
+    grader.isolation.cache_clear()
+    monkeypatch.setattr(grader, "bubblewrap", lambda: ["/nowhere/bwrap"])
+    monkeypatch.setattr(grader, "IDLE", {})
     try:
         with pytest.raises(tir.UserError, match="apt install bubblewrap"):
             tir.announce_sandbox("required", True)
     finally:
-        sandbox.isolation.cache_clear()
+        grader.isolation.cache_clear()

@@ -479,15 +479,15 @@ class Grader:
         self.options = {"timeout": timeout, "fallback": fallback, "parity": parity}
         self.deadlines = {"math": timeout, "code": code_timeout}
         self.timeouts = self.crashes = self.unparsed = 0
-        self.idle, self.kind = [], ("grader", str(memory_mb))
+        self.idle, self.begin, self.lock = [], functools.partial(start, "grader", str(memory_mb)), threading.Lock()
         self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each waits for one worker
-        self.lock = threading.Lock()
 
     def __enter__(self): return self
     def __exit__(self, *_):
         self.threads.shutdown(cancel_futures=True)
         for worker in self.idle:
-            worker.communicate()  # the end of its input ends it
+            worker.kill()
+            worker.wait()
 
     def grade(self, responses, references):
         return [future.result() for future in [self.submit(*pair) for pair in zip(responses, references, strict=True)]]
@@ -498,10 +498,12 @@ class Grader:
         return self.threads.submit(self.work, {**reference, **self.options, "response": response})
 
     def work(self, item):
-        reply, lost = ask(self.idle, self.kind, item, self.deadlines[item["ability"]])
-        if isinstance(reply, str):
-            raise GraderError(reply)
-        value, failure = reply or (0.0, lost)
+        try:
+            value, failure, bug = ask(self.idle, self.begin, item, self.deadlines[item["ability"]])
+        except (TimeoutError, EOFError) as end:
+            value, failure, bug = 0.0, "timeouts" if isinstance(end, TimeoutError) else "crashes", None
+        if bug:
+            raise GraderError(bug)
         score = Score(value)
         score.failure = failure
         if failure:
@@ -510,88 +512,87 @@ class Grader:
         return score
 
 def grade_items(memory_mb):
-    "the life of a worker: replies (value, failure), or the traceback of a bug"
+    "the life of a worker"
     if sys.platform == "linux":
-        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     mp()  # loads what the first item would wait for
     for item, reply in requests():
-        value, unparsed = 0.0, False
+        value, unparsed, bug = 0.0, False, None
         try:
             if item["ability"] == "code":
                 value = grade_code(item["response"], item["ground_truth"], item["timeout"])
             elif (answer := extract_answer(item["response"], item["fallback"])) is not None:
                 value, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
-            reply([float(value), "unparsed" if unparsed else None])
         except MemoryError:
             os._exit(1)
         except Exception:
-            reply(traceback.format_exc())
+            bug = traceback.format_exc()
+        reply(float(value), "unparsed" if unparsed else None, bug)
 
-# --- child processes: this file as a command; a line of JSON in, a line out
+# --- child processes: this file as a command, which answers JSON with JSON
 def start(kind, *words):
-    "a child that is ready: a template for programs at a level of isolation, or a worker of kind grader. Or GraderError."
-    box = {"bubblewrap": bubblewrap, "namespaces": namespaces}.get(kind, list)()
-    command = [*box, sys.executable, "-s", os.path.abspath(__file__), kind, *words]
-    with contextlib.suppress(OSError):
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                                 cwd=tempfile.gettempdir(), env=os.environ if kind == "grader" else ENVIRONMENT)
-        if child.stdout.readline():
-            return child
-    raise GraderError(f"a process could not be started: {kind}")
+    "a child that is ready: a worker (kind grader), or a template of programs at a level of isolation. GraderError if it fails."
+    ours, theirs = connection.Pipe()
+    with contextlib.suppress(OSError, EOFError):
+        child = subprocess.Popen([*box(kind), sys.executable, "-s", os.path.abspath(__file__), kind, *words], stdin=theirs,
+                                 stdout=subprocess.DEVNULL, env=os.environ if kind == "grader" else ENVIRONMENT,
+                                 cwd=tempfile.gettempdir(), start_new_session=True)
+        child.pipe = ours
+        theirs.close()
+        ours.recv_bytes()
+        return child
+    raise GraderError(f"a child process ({kind}) does not start")
 
-def ask(idle, kind, request, seconds):
-    'The reply of an idle or new child, None. Or None and, if it died or took longer, and so is no more, "crashes" or "timeouts".'
+def ask(idle, begin, request, seconds):
+    "the reply of an idle child, or of one from begin(); TimeoutError, or EOFError if it dies, and then it is no more"
     try:
         child = idle.pop()
     except IndexError:
-        child = start(*kind)
-    line, in_time = b"", True
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(request).encode() + b"\n")
-        child.stdin.flush()
-        in_time = connection.wait([child.stdout], seconds)
-        line = child.stdout.readline() if in_time else b""
-    if line.endswith(b"\n"):
-        idle.append(child)
-        return json.loads(line), None
-    with contextlib.suppress(OSError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
-    return None, "crashes" if in_time else "timeouts"
+        child = begin()
+    try:
+        child.pipe.send_bytes(json.dumps(request).encode())
+        if not child.pipe.poll(seconds):
+            raise TimeoutError
+        reply = json.loads(child.pipe.recv_bytes())
+    except (OSError, EOFError) as end:
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise end if isinstance(end, TimeoutError) else EOFError
+    idle.append(child)
+    return reply
 
 def requests():
-    "in the child: each request, and the function that replies to it, until the caller has gone"
-    lines, replies = open(os.dup(0)), open(os.dup(1), "w")
-    os.dup2(2, 1)  # nobody else writes between the replies
-    reply = lambda value: print(json.dumps(value), file=replies, flush=True)
-    reply("ready")
-    for line in lines:
-        yield json.loads(line), reply
+    "in the child: each request, and what replies to it"
+    pipe = connection.Connection(os.dup(0))
+    pipe.send_bytes(b"ready")
+    with contextlib.suppress(OSError, EOFError):  # until the caller has gone
+        while True:
+            yield json.loads(pipe.recv_bytes()), lambda *values: pipe.send_bytes(json.dumps(values).encode())
     os._exit(0)
 
 # --- programs that a model wrote
 OUTPUT_LIMIT = 8 << 20  # bytes that a program may write to one file, stdout and stderr included
 MAX_TASKS = 16          # processes and threads of one program; each process has the memory limit to itself
 SCRATCH = "/dev/shm"    # where programs in namespaces may write: 64 MB in memory
-ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONUTF8="1", PYTHONHASHSEED="0", HOME=".", TMPDIR=".",
-                   CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONUTF8="1", PYTHONHASHSEED="0", HOME=".",
+                   TMPDIR=".", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 # Imported before tested programs, as by PRIME's scorer, so that `List[int]` and `gcd` just work.
 PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
     f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
-IDLE = {}               # templates without work, by level and interpreter
-os.register_at_fork(after_in_child=IDLE.clear)
 RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
+LIBC, IDLE = ctypes.CDLL(None), {}  # the C library; templates without work, by level and interpreter
+os.register_at_fork(after_in_child=IDLE.clear)
 
 @functools.cache
 def isolation(sandbox="auto"):
     """What separates programs from this machine: the first of these that works. RuntimeError if none does, or if
     sandbox="required" and it is not the first.
-    "bubblewrap" (0.8 or newer): a program can read the interpreter and /usr only, write to its scratch directory only, has no
-        network, sees no other process, and all that it has started ends with it. The kernel is the machine's.
+    "bubblewrap" (0.8 or newer): a program reads the interpreter and /usr only, writes to its scratch directory only, has no
+        network, sees no other process, and what it has started ends with it. The kernel is the machine's.
     "namespaces" (unshare, mount and setpriv): it can read and write the user's files; the rest holds.
-    "limits": on time, memory, tasks and output; an empty environment. But it has the network, can kill the user's processes,
-        and leave daemons behind.
+    "limits": on time, memory, tasks and output; an empty environment. It can use the network, kill processes, leave daemons.
     Root's programs run as a user that nobody is: without bubblewrap, others must be able to reach the interpreter."""
     for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
         with contextlib.suppress(GraderError):
@@ -601,37 +602,36 @@ def isolation(sandbox="auto"):
 
 def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more):
     """Run a program in the sandbox -> RunResult. `timeout`: seconds of wall clock; `memory_mb`: address space of each of its
-    processes; `level`: see isolation; `more`: what run() takes. One thread, no GPU. stderr is shortened to the program's own
-    lines of the traceback, as NuminaMath shows it to the model. Thread-safe. The program is forked from a template: an
-    interpreter with numpy and sympy that waits in the sandbox, one for each concurrent call."""
+    processes; `level`: see isolation; `more`: see run. One thread, no GPU. stderr is shortened to the program's own lines of
+    the traceback, as NuminaMath shows it to the model. Thread-safe: each concurrent call has a template, an interpreter with
+    numpy and sympy that waits in the sandbox and forks for each program."""
     level = level or isolation()
     request = dict(more, code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)
     for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle template may have ended; a new one has not
-        reply, lost = ask(idle, (level,), request, timeout + 10)
-        if reply:
-            return RunResult(reply[0], shorten(reply[1]), *reply[2:])
-    return RunResult("", "", 128 + signal.SIGKILL, lost == "timeouts")  # it has killed its template
+        with contextlib.suppress(TimeoutError, EOFError):
+            stdout, stderr, *end = ask(idle, functools.partial(start, level), request, timeout + 10)
+            return RunResult(stdout, shorten(stderr), *end)
+    return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its template
 
-def bubblewrap():
-    "the command that shows a template the interpreter, read-only, and nothing else"
-    box = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
-    if os.getuid() == 0:
-        box += "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"
+def box(kind):
+    "the command that isolates another: it is process 1 of namespaces, and bubblewrap shows it the interpreter only, read-only"
+    root = os.getuid() == 0
+    if kind == "namespaces":
+        rights = "" if root else "--map-current-user --keep-caps"  # for the mount; setpriv gives them back
+        script = f'mount -t tmpfs -o size=64m,mode=1777 tmpfs {SCRATCH} && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
+        return [*f"unshare --net --ipc --pid --fork --mount-proc {rights} sh -c".split(), script, "sh"]
+    if kind != "bubblewrap":
+        return []
+    words = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
+    if root:
+        words += "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"
     paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, __file__]
     paths = sorted({q for p in paths if os.path.exists(p) for q in (os.path.abspath(p), os.path.realpath(p))})
     for folder in sorted({str(folder) for path in paths for folder in Path(path).parents} - {"/"}):
-        box += "--perms", "0755", "--dir", folder  # else it copies the 0700 of /root
+        words += "--perms", "0755", "--dir", folder  # else it copies the 0700 of /root
     for path in paths:
-        box += "--ro-bind", path, path
-    return [*box, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
-
-def namespaces():
-    "the command that gives a template namespaces of its own"
-    box = "unshare --net --ipc --pid --fork --mount-proc".split()
-    if os.getuid() != 0:
-        box += "--map-current-user", "--keep-caps"  # for the mount; setpriv gives them back
-    mount = f"mount -t tmpfs -o size=64m,mode=1777 tmpfs {SCRATCH}"
-    return [*box, "sh", "-c", mount + ' && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"', "sh"]
+        words += "--ro-bind", path, path
+    return [*words, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
 
 def shorten(stderr):
     "of a traceback its first line, the program's own lines and the last; directories and addresses removed"
@@ -642,8 +642,6 @@ def shorten(stderr):
     return "\n".join([start.strip(), *own, last, ""]) if start else last
 
 # --- in the sandbox
-def prctl(*numbers): return ctypes.CDLL(None).prctl(*numbers, 0, 0, 0)
-
 def run_programs():
     "the life of a template. In the process of a program it returns what run() takes."
     with contextlib.suppress(ImportError):
@@ -651,24 +649,26 @@ def run_programs():
         x = sympy.Symbol("x")
         sympy.solve(sympy.integrate(x * sympy.exp(x), x) - 1), sympy.simplify(sympy.sqrt(8) * x / 2)  # loads what it loads late
     gc.freeze()  # collections in the children shall not touch, and so copy, these pages
+    alone, tasks = os.getpid() == 1, MAX_TASKS
     if os.getuid() == 0:
         user = 61184 + secrets.randbelow(4336)  # one of those that systemd makes on the fly
         os.setgroups([]), os.setgid(user), os.setuid(user)
+    elif not alone:  # all tasks of this user count
+        tasks += int(Path("/proc/loadavg").read_text().split("/")[1].split()[0]) if sys.platform == "linux" else 1000
     if sys.platform == "linux":
-        prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-        prctl(4, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process
-    alone = os.getpid() == 1  # in namespaces
+        LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        LIBC.prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process
     os.chdir(SCRATCH if alone else ".")
-    clean = traces() if alone else None
+    clean = alone and traces()
     for request, reply in requests():
         folder, files = tempfile.mkdtemp(dir=os.getcwd()), [tempfile.TemporaryFile(dir=".") for _ in range(3)]
         files[0].write(request.pop("stdin").encode("utf-8", "replace"))
         files[0].seek(0)
         if (program := os.fork()) == 0:
-            return dict(request, folder=folder, files=files)
-        end = wait_and_kill(program, request["timeout"], everything=-1 if alone else -program)
+            return dict(request, folder=folder, files=files, tasks=tasks)
+        end = await_end(program, request["timeout"])
         shutil.rmtree(folder, ignore_errors=True)
-        reply([*(os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]), *end])
+        reply(*[os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]], *end)
         if alone and traces() != clean:
             os._exit(0)
 
@@ -678,15 +678,15 @@ def traces():
     limits = [resource.getrlimit(number) for number in range(16)]
     return os.listdir(), memory, limits, os.nice(0), os.sched_getaffinity(0), os.sched_getscheduler(0)
 
-def wait_and_kill(program, timeout, everything):
-    "(return code, timed out?) of a program; all that it has started ends with it"
+def await_end(program, timeout):
+    "(return code, timed out?) of a program, when it and all that it has started is dead"
     ended, deadline = {}, time.monotonic() + timeout
-    while program not in ended and time.monotonic() < deadline and not select.select([0], [], [], 0.002)[0]:  # the caller has gone?
+    while program not in ended and time.monotonic() < deadline and not select.select([0], [], [], 0.002)[0]:  # the caller gone?
         pid, status = os.waitpid(-1, os.WNOHANG)
         ended[pid] = status
     timed_out = program not in ended
     with contextlib.suppress(ProcessLookupError):
-        os.kill(everything, signal.SIGKILL)
+        os.kill(-1 if os.getpid() == 1 else -program, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.wait()
@@ -694,44 +694,38 @@ def wait_and_kill(program, timeout, everything):
     status = os.waitstatus_to_exitcode(ended[program])
     return status if status >= 0 else 128 - status, timed_out
 
-def run(code, folder, files, timeout, memory_mb, prelude="", test=""):
-    "in the process of a program: limits, the program, the test of it, the interpreter's normal end"
+def run(code, folder, files, timeout, memory_mb, tasks, prelude="", test=""):
+    "in the process of a program: limits, the program, a test of it that it cannot patch, and the interpreter's normal end"
     os.setsid()
     os.chdir(folder)
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
     os.closerange(3, 1024)
-    limits = dict(CPU=math.ceil(timeout) + 1, AS=memory_mb << 20, FSIZE=OUTPUT_LIMIT, NOFILE=64, CORE=0, MSGQUEUE=0,
-                  NPROC=MAX_TASKS)
+    limits = {"CPU": math.ceil(timeout) + 1, "AS": memory_mb << 20, "FSIZE": OUTPUT_LIMIT, "NOFILE": 64, "NPROC": tasks,
+              "CORE": 0, "MSGQUEUE": 0}
     for name, value in limits.items():
         with contextlib.suppress(ValueError, AttributeError):  # macOS has not all of them
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
     if sys.platform == "linux":
-        prctl(4, 1)  # it may look into itself
+        LIBC.prctl(4, 1, 0, 0, 0)  # it may look into itself
     Path("program.py").write_text(code, "utf-8", "replace")
-    sys.argv, sys.path[0] = ["program.py"], folder
-    main, status = type(sys)("program" if test else "__main__"), 0
-    sys.modules[main.__name__], main.__file__ = main, os.path.abspath("program.py")
-    own = vars(builtins) | {"write": os.write, "dumps": json.dumps, "defined": vars(main)}  # what the program cannot patch
-    own["exactly"] = type(exactly)(exactly.__code__, own)
+    main = type(sys)("program" if test else "__main__")
+    main.__file__ = os.path.abspath("program.py")
+    sys.modules[main.__name__], sys.argv, sys.path[0] = main, ["program.py"], folder
+    own = vars(builtins) | {"write": os.write, "dumps": json.dumps, "defined": vars(main)}
+    own["exactly"], status = type(exactly)(exactly.__code__, own), 0
     try:
         test = compile(test, "test", "exec")
         exec(prelude, vars(main))
         exec(compile(Path("program.py").read_bytes(), "program.py", "exec", dont_inherit=True), vars(main))
         own["exec"](test, vars(main) | own | {"__builtins__": own})
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if status and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
-    except BaseException as error:
+    except Exception as error:
         traceback.print_exception(type(error), error, error.__traceback__.tb_next)
         status = 1
-    for finish in threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush:
-        try:
-            finish()
-        except BaseException:
-            status = status or 120  # as the interpreter does
-    os._exit(status & 255)  # freeing the memory would take 50 ms
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    print(end="", flush=True)
+    os._exit(status)  # saves the 50 ms of freeing memory
 
 def exactly(x):
     "a copy of plain data as exactly that; of anything else, which could claim to equal everything, what equals nothing"
@@ -778,7 +772,7 @@ def _passes_stdin(given, wanted, program, timeout):
 def _passes_call(name, given, wanted, program, timeout):
     given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
     function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = run_test(program, f"result = [exactly({function}(*{given!r}))]", {name}, timeout)
+    got = _value(program, f"result = [exactly({function}(*{given!r}))]", [name], timeout)
     return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
 
 def _passes_assert(test, program, timeout):
@@ -787,17 +781,16 @@ def _passes_assert(test, program, timeout):
     for node in list(ast.walk(tree)):  # x == y becomes exactly(x) == exactly(y)
         if isinstance(node, ast.Compare):
             node.left, *node.comparators = [ast.Call(ast.Name("exactly"), [x], []) for x in (node.left, *node.comparators)]
-    names = names if names <= set(dir(builtins)) else ()  # a test of nothing but builtin names is of a program that defines one
-    return run_test(program, ast.unparse(tree) + "\nresult = [True]", names, timeout) == [True]
+    names = list(names) if names <= set(dir(builtins)) else []  # a test of builtin names only: the program defines one of them
+    return _value(program, ast.unparse(tree) + "\nresult = [True]", names, timeout) == [True]
 
-def run_test(program, test, names, timeout):
-    """The value of `result` after the program and a test of it, as JSON knows it; None if they did not get there. The test has
-    clean builtins, `exactly`, and what the program defines under other names than builtins have, or under these names."""
+def _value(program, test, names, timeout):
+    """What a test of a program gives `result`; None if it did not get there. The test has clean builtins, `exactly`, and what
+    the program defines under other names than builtins have, or under these names."""
     mark = secrets.token_hex(8)
-    test = f"globals().update((name, defined[name]) for name in {list(names)} if name in defined)\n{test}\n" \
+    test = f"globals().update((name, defined[name]) for name in {names} if name in defined)\n{test}\n" \
            f"write(1, ('\\n{mark}' + dumps(result) + '\\n').encode())"
-    run = run_python(program, timeout=timeout, prelude=PRELUDE, test=test)
-    _, found, result = run.stdout.rpartition(mark)
+    _, found, result = run_python(program, timeout=timeout, prelude=PRELUDE, test=test).stdout.rpartition(mark)
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(result.partition("\n")[0]) if found else None
 

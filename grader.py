@@ -500,7 +500,7 @@ class Grader:
     def work(self, item):
         try:
             value, failure, bug = ask(self.idle, self.begin, item, self.deadlines[item["ability"]])
-        except (TimeoutError, EOFError) as end:
+        except (OSError, EOFError) as end:
             value, failure, bug = 0.0, "timeouts" if isinstance(end, TimeoutError) else "crashes", None
         if bug:
             raise GraderError(bug)
@@ -513,8 +513,8 @@ class Grader:
 
 def grade_items(memory_mb):
     "the life of a worker"
-    if sys.platform == "linux":
-        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
+    PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
+    with contextlib.suppress(ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     mp()  # loads what the first item would wait for
     for item, reply in requests():
@@ -533,19 +533,19 @@ def grade_items(memory_mb):
 # --- child processes: this file as a command, which answers JSON with JSON
 def start(kind, *words):
     "a child that is ready: a worker (kind grader), or a template of programs at a level of isolation. GraderError if it fails."
-    ours, theirs = connection.Pipe()
+    command = [*box(kind), sys.executable, os.path.abspath(__file__), kind, *words]
     with contextlib.suppress(OSError, EOFError):
-        child = subprocess.Popen([*box(kind), sys.executable, "-s", os.path.abspath(__file__), kind, *words], stdin=theirs,
-                                 stdout=subprocess.DEVNULL, env=os.environ if kind == "grader" else ENVIRONMENT,
-                                 cwd=tempfile.gettempdir(), start_new_session=True)
-        child.pipe = ours
+        ours, theirs = connection.Pipe()
+        child = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
+                                 start_new_session=True, env=os.environ if kind == "grader" else ENVIRONMENT)
         theirs.close()
-        ours.recv_bytes()
+        child.pipe = ours
+        ours.recv_bytes()  # it is ready
         return child
     raise GraderError(f"a child process ({kind}) does not start")
 
 def ask(idle, begin, request, seconds):
-    "the reply of an idle child, or of one from begin(); TimeoutError, or EOFError if it dies, and then it is no more"
+    "the reply of an idle child, or of one from begin(). TimeoutError, another OSError or EOFError: it is dead."
     try:
         child = idle.pop()
     except IndexError:
@@ -555,11 +555,11 @@ def ask(idle, begin, request, seconds):
         if not child.pipe.poll(seconds):
             raise TimeoutError
         reply = json.loads(child.pipe.recv_bytes())
-    except (OSError, EOFError) as end:
+    except (OSError, EOFError):
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        raise end if isinstance(end, TimeoutError) else EOFError
+        raise
     idle.append(child)
     return reply
 
@@ -576,24 +576,25 @@ def requests():
 OUTPUT_LIMIT = 8 << 20  # bytes that a program may write to one file, stdout and stderr included
 MAX_TASKS = 16          # processes and threads of one program; each process has the memory limit to itself
 SCRATCH = "/dev/shm"    # where programs in namespaces may write: 64 MB in memory
-ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", PYTHONUTF8="1", PYTHONHASHSEED="0", HOME=".",
-                   TMPDIR=".", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", HOME=".", TMPDIR=".", CUDA_VISIBLE_DEVICES="",
+                   OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1",
+                   PYTHONUTF8="1", PYTHONHASHSEED="0", PYTHONNOUSERSITE="1")
 # Imported before tested programs, as by PRIME's scorer, so that `List[int]` and `gcd` just work.
 PRELUDE = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n" + "".join(
     f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
 RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
-LIBC, IDLE = ctypes.CDLL(None), {}  # the C library; templates without work, by level and interpreter
+PRCTL = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # macOS has none
+IDLE = {}               # templates without work, by level and interpreter
 os.register_at_fork(after_in_child=IDLE.clear)
 
 @functools.cache
 def isolation(sandbox="auto"):
-    """What separates programs from this machine: the first of these that works. RuntimeError if none does, or if
-    sandbox="required" and it is not the first.
-    "bubblewrap" (0.8 or newer): a program reads the interpreter and /usr only, writes to its scratch directory only, has no
+    """What separates programs from this machine, the first that works. RuntimeError if none does, or not the first although
+    sandbox="required". Root's programs run as a user that nobody is; only in bubblewrap can he read any interpreter.
+    "bubblewrap" (0.7 or newer): a program reads the interpreter and /usr only, writes to its scratch directory only, has no
         network, sees no other process, and what it has started ends with it. The kernel is the machine's.
     "namespaces" (unshare, mount and setpriv): it can read and write the user's files; the rest holds.
-    "limits": on time, memory, tasks and output; an empty environment. It can use the network, kill processes, leave daemons.
-    Root's programs run as a user that nobody is: without bubblewrap, others must be able to reach the interpreter."""
+    "limits": on time, memory, tasks and output; an empty environment. It can use the network, disturb and leave processes."""
     for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
         with contextlib.suppress(GraderError):
             if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
@@ -608,7 +609,7 @@ def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more)
     level = level or isolation()
     request = dict(more, code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)
     for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle template may have ended; a new one has not
-        with contextlib.suppress(TimeoutError, EOFError):
+        with contextlib.suppress(OSError, EOFError):
             stdout, stderr, *end = ask(idle, functools.partial(start, level), request, timeout + 10)
             return RunResult(stdout, shorten(stderr), *end)
     return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its template
@@ -618,7 +619,7 @@ def box(kind):
     root = os.getuid() == 0
     if kind == "namespaces":
         rights = "" if root else "--map-current-user --keep-caps"  # for the mount; setpriv gives them back
-        script = f'mount -t tmpfs -o size=64m,mode=1777 tmpfs {SCRATCH} && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
+        script = f'mount -t tmpfs -o size=64m,mode=1777 - {SCRATCH} && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
         return [*f"unshare --net --ipc --pid --fork --mount-proc {rights} sh -c".split(), script, "sh"]
     if kind != "bubblewrap":
         return []
@@ -635,11 +636,11 @@ def box(kind):
 
 def shorten(stderr):
     "of a traceback its first line, the program's own lines and the last; directories and addresses removed"
-    _, start, trace = stderr.rpartition("Traceback (most recent call last):\n")
-    *lines, last = trace.rstrip().split("\n") if start else [stderr]
+    _, head, trace = stderr.rpartition("Traceback (most recent call last):\n")
+    *lines, last = trace.rstrip().split("\n") if head else [stderr]
     own = [line for before, line in zip(["", *lines], lines) if '  File "program.py"' in (before[:19], line[:19])]
     last = re.sub(r"0x[0-9a-f]{6,}", "0x...", re.sub(r"(?<![\w/:])(/[\w.+-]+)+/", "", last))
-    return "\n".join([start.strip(), *own, last, ""]) if start else last
+    return "\n".join([head.strip(), *own, last, ""]) if head else last
 
 # --- in the sandbox
 def run_programs():
@@ -649,15 +650,13 @@ def run_programs():
         x = sympy.Symbol("x")
         sympy.solve(sympy.integrate(x * sympy.exp(x), x) - 1), sympy.simplify(sympy.sqrt(8) * x / 2)  # loads what it loads late
     gc.freeze()  # collections in the children shall not touch, and so copy, these pages
-    alone, tasks = os.getpid() == 1, MAX_TASKS
-    if os.getuid() == 0:
+    alone, root = os.getpid() == 1, os.getuid() == 0
+    if root:
         user = 61184 + secrets.randbelow(4336)  # one of those that systemd makes on the fly
         os.setgroups([]), os.setgid(user), os.setuid(user)
-    elif not alone:  # all tasks of this user count
-        tasks += int(Path("/proc/loadavg").read_text().split("/")[1].split()[0]) if sys.platform == "linux" else 1000
-    if sys.platform == "linux":
-        LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        LIBC.prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process
+    PRCTL(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    PRCTL(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 ignores signals of its namespace that it has no handler for
     os.chdir(SCRATCH if alone else ".")
     clean = alone and traces()
     for request, reply in requests():
@@ -665,7 +664,7 @@ def run_programs():
         files[0].write(request.pop("stdin").encode("utf-8", "replace"))
         files[0].seek(0)
         if (program := os.fork()) == 0:
-            return dict(request, folder=folder, files=files, tasks=tasks)
+            return dict(request, folder=folder, files=files, own_user=alone or root)
         end = await_end(program, request["timeout"])
         shutil.rmtree(folder, ignore_errors=True)
         reply(*[os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]], *end)
@@ -681,12 +680,13 @@ def traces():
 def await_end(program, timeout):
     "(return code, timed out?) of a program, when it and all that it has started is dead"
     ended, deadline = {}, time.monotonic() + timeout
-    while program not in ended and time.monotonic() < deadline and not select.select([0], [], [], 0.002)[0]:  # the caller gone?
+    while program not in ended and time.monotonic() < deadline and not select.select([0], [], [], 0.002)[0]:  # caller gone?
         pid, status = os.waitpid(-1, os.WNOHANG)
         ended[pid] = status
     timed_out = program not in ended
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(-1 if os.getpid() == 1 else -program, signal.SIGKILL)
+    for target in (-1 if os.getpid() == 1 else -program, program):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.wait()
@@ -694,20 +694,21 @@ def await_end(program, timeout):
     status = os.waitstatus_to_exitcode(ended[program])
     return status if status >= 0 else 128 - status, timed_out
 
-def run(code, folder, files, timeout, memory_mb, tasks, prelude="", test=""):
+def run(code, folder, files, timeout, memory_mb, own_user, prelude="", test=""):
     "in the process of a program: limits, the program, a test of it that it cannot patch, and the interpreter's normal end"
     os.setsid()
     os.chdir(folder)
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
     os.closerange(3, 1024)
-    limits = {"CPU": math.ceil(timeout) + 1, "AS": memory_mb << 20, "FSIZE": OUTPUT_LIMIT, "NOFILE": 64, "NPROC": tasks,
+    limits = {"CPU": math.ceil(timeout) + 1, "AS": memory_mb << 20, "FSIZE": OUTPUT_LIMIT, "NOFILE": 64, "NPROC": MAX_TASKS,
               "CORE": 0, "MSGQUEUE": 0}
+    if not own_user and os.path.exists("/proc/loadavg"):  # all tasks of the user count: allow for all of the machine
+        limits["NPROC"] += int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])
     for name, value in limits.items():
         with contextlib.suppress(ValueError, AttributeError):  # macOS has not all of them
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
-    if sys.platform == "linux":
-        LIBC.prctl(4, 1, 0, 0, 0)  # it may look into itself
+    PRCTL(4, 1, 0, 0, 0)  # it may look into itself
     Path("program.py").write_text(code, "utf-8", "replace")
     main = type(sys)("program" if test else "__main__")
     main.__file__ = os.path.abspath("program.py")
@@ -717,7 +718,7 @@ def run(code, folder, files, timeout, memory_mb, tasks, prelude="", test=""):
     try:
         test = compile(test, "test", "exec")
         exec(prelude, vars(main))
-        exec(compile(Path("program.py").read_bytes(), "program.py", "exec", dont_inherit=True), vars(main))
+        exec(compile(code, "program.py", "exec", dont_inherit=True), vars(main))
         own["exec"](test, vars(main) | own | {"__builtins__": own})
     except Exception as error:
         traceback.print_exception(type(error), error, error.__traceback__.tb_next)

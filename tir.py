@@ -29,7 +29,7 @@ FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
 
 def announce_sandbox(sandbox, needed):
-    """Say once what separates the programs of a model from this machine (sandbox.isolation), if there will be any.
+    """Say once what separates the programs of a model from this machine (grader.isolation), if there will be any.
     UserError: sandbox='required', and bubblewrap is not there or does not work; an unknown sandbox."""
     from grader import isolation
     if sandbox not in ("auto", "required"):

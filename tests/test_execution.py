@@ -166,6 +166,32 @@ libc.shmget(4711, 100, 0o1666), libc.semget(4711, 1, 0o1666), libc.msgget(4711, 
     assert grader.run_python(code).stdout == grader.run_python(code).stdout == "-1 -1 -1 True\n"
 
 
+def test_programs_cannot_spoil_their_template(level):
+    """It has the same user. What they can change in it must not last."""
+    spoil = ["import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (10, 10))", "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+             "import os; os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))", "import os; os.mkdir('a'); os.mkdir('a/b'); os.chmod('a', 0); os.chmod('.', 0)",
+             "import os\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass"]
+    look = "import os, resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], os.nice(0), os.sched_getscheduler(0), len(os.listdir('/dev/shm')))"
+    for code in spoil:
+        assert grader.run_python(code).returncode == 0
+        assert grader.run_python(look).stdout == f"{grader.OUTPUT_LIMIT} 0 0 1\n"
+    for file in "mem", "environ", "maps", "fd/0":
+        assert "PermissionError" in grader.run_python(f"import os; open(f'/proc/{{os.getppid()}}/{file}', 'rb')").stderr
+
+
+def test_namespaces_of_its_own_do_not_protect_a_process(level):
+    """A program may make user and process namespaces; what runs there dies with it."""
+    word = f"nested-{os.getpid()}-{level}"
+    code = f"""import ctypes, os, subprocess, sys
+assert ctypes.CDLL(None).unshare(0x30020000) == 0
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "{word}"], start_new_session=True)
+input()"""
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(grader.run_python, code + "\nimport time; time.sleep(3)", "\n")
+        assert wait_until(lambda: running(f"sleep(60)\0{word}"))
+    assert result.result().returncode == 0 and wait_until(lambda: not running(word))
+
+
 def test_clean_environment(outer_level, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     out = grader.run_python("import os; print(os.environ); print(open('/proc/self/environ').read() if os.path.exists("

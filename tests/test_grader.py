@@ -2,6 +2,7 @@
 import importlib.util
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -274,6 +275,8 @@ def test_pool_keeps_order_and_counts():
         scores = pool.grade([f"\\boxed{{{a}}}" for a in answers] + ["no box", "\\boxed{9^{9^{9^9}}}"], [reference(str(k - k % 2)) for k in range(200)] + [reference("1")] * 2)
         assert scores == [float(k % 2 == 0) for k in range(200)] + [0.0, 0.0]
         assert (pool.timeouts, pool.crashes, pool.unparsed) == (0, 0, 1)
+        assert [score.failure for score in scores] == [None] * 201 + ["unparsed"]
+        assert pickle.loads(pickle.dumps(scores[-1])).failure == "unparsed"  # as it goes from rank to rank
         assert pool.submit("\\boxed{\ud800½}", reference("\\frac12")).result() in (0.0, 1.0)  # a lone surrogate
         assert pool.submit("\\boxed{5}", reference(["4", "5"])).result() == 1.0
         with pytest.raises(ValueError, match="ability"):
@@ -296,6 +299,8 @@ def test_pool_survives_hostile_items(tricky):
         scores = pool.grade(responses, [reference("5")] * 100)
         assert scores == [float(k not in hostile and k != 60) for k in range(100)]
         assert pool.timeouts + pool.crashes == 5 and pool.crashes >= 2 and time.time() - start < 30
+        assert [scores[k].failure for k in (9, 10, 30, 40, 50, 60)] == [None, "timeouts", "crashes", "timeouts", "crashes", None]
+        assert scores[20].failure in ("timeouts", "crashes")
         assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]
 
 

@@ -479,7 +479,7 @@ class Grader:
         self.options = {"timeout": timeout, "fallback": fallback, "parity": parity}
         self.deadlines = {"math": timeout, "code": code_timeout}
         self.timeouts = self.crashes = self.unparsed = 0
-        self.idle, self.begin, self.lock = [], functools.partial(start, "grader", str(memory_mb)), threading.Lock()
+        self.idle, self.kind, self.lock = [], ("grader", str(memory_mb)), threading.Lock()
         self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())  # each waits for one worker
 
     def __enter__(self): return self
@@ -499,11 +499,9 @@ class Grader:
 
     def work(self, item):
         try:
-            value, failure, bug = ask(self.idle, self.begin, item, self.deadlines[item["ability"]])
+            value, failure = ask(self.idle, self.kind, item, self.deadlines[item["ability"]])
         except (OSError, EOFError) as end:
-            value, failure, bug = 0.0, "timeouts" if isinstance(end, TimeoutError) else "crashes", None
-        if bug:
-            raise GraderError(bug)
+            value, failure = 0.0, "timeouts" if isinstance(end, TimeoutError) else "crashes"
         score = Score(value)
         score.failure = failure
         if failure:
@@ -518,17 +516,17 @@ def grade_items(memory_mb):
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     mp()  # loads what the first item would wait for
     for item, reply in requests():
-        value, unparsed, bug = 0.0, False, None
+        value, unparsed = 0.0, False
         try:
             if item["ability"] == "code":
                 value = grade_code(item["response"], item["ground_truth"], item["timeout"])
             elif (answer := extract_answer(item["response"], item["fallback"])) is not None:
                 value, unparsed = verdict(answer, item["ground_truth"], item["parity"], item.get("tolerance"))
+            reply([float(value), "unparsed" if unparsed else None])
         except MemoryError:
             os._exit(1)
         except Exception:
-            bug = traceback.format_exc()
-        reply(float(value), "unparsed" if unparsed else None, bug)
+            reply(traceback.format_exc())
 
 # --- child processes: this file as a command, which answers JSON with JSON
 def start(kind, *words):
@@ -544,12 +542,13 @@ def start(kind, *words):
         return child
     raise GraderError(f"a child process ({kind}) does not start")
 
-def ask(idle, begin, request, seconds):
-    "the reply of an idle child, or of one from begin(). TimeoutError, another OSError or EOFError: it is dead."
+def ask(idle, kind, request, seconds):
+    """The reply of an idle child, or of a new one of this kind (what start takes). TimeoutError, or another OSError or EOFError
+    if it dies; it is killed then. GraderError with its traceback if it has a bug."""
     try:
         child = idle.pop()
     except IndexError:
-        child = begin()
+        child = start(*kind)
     try:
         child.pipe.send_bytes(json.dumps(request).encode())
         if not child.pipe.poll(seconds):
@@ -561,6 +560,8 @@ def ask(idle, begin, request, seconds):
         child.wait()
         raise
     idle.append(child)
+    if isinstance(reply, str):
+        raise GraderError(reply)
     return reply
 
 def requests():
@@ -569,7 +570,7 @@ def requests():
     pipe.send_bytes(b"ready")
     with contextlib.suppress(OSError, EOFError):  # until the caller has gone
         while True:
-            yield json.loads(pipe.recv_bytes()), lambda *values: pipe.send_bytes(json.dumps(values).encode())
+            yield json.loads(pipe.recv_bytes()), lambda value: pipe.send_bytes(json.dumps(value).encode())
     os._exit(0)
 
 # --- programs that a model wrote
@@ -610,7 +611,7 @@ def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, **more)
     request = dict(more, code=code, stdin=stdin, timeout=timeout, memory_mb=memory_mb)
     for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle template may have ended; a new one has not
         with contextlib.suppress(OSError, EOFError):
-            stdout, stderr, *end = ask(idle, functools.partial(start, level), request, timeout + 10)
+            stdout, stderr, *end = ask(idle, [level], request, timeout + 10)
             return RunResult(stdout, shorten(stderr), *end)
     return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its template
 
@@ -667,7 +668,7 @@ def run_programs():
             return dict(request, folder=folder, files=files, own_user=alone or root)
         end = await_end(program, request["timeout"])
         shutil.rmtree(folder, ignore_errors=True)
-        reply(*[os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]], *end)
+        reply([*(os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]), *end])
         if alone and traces() != clean:
             os._exit(0)
 
@@ -751,43 +752,40 @@ def grade_code(response, tests, timeout=10.0):
     count alone, with full marks if they pass. Here all count, but the rest is not run if the first five all fail."""
     blocks = re.findall(r"```python[^\n]*\n(.*?)(?:```|\Z)", response, re.S)
     tests = json.loads(tests) if isinstance(tests, str) else tests
-    passes, cases = _passes_assert, [(test,) for test in tests]
     if isinstance(tests, dict):
-        name, cases = tests.get("fn_name"), list(zip(tests["inputs"], tests["outputs"], strict=True))
-        passes = functools.partial(_passes_call, name) if name else _passes_stdin
-    if not cases:
+        tests = [(*pair, tests.get("fn_name")) for pair in zip(tests["inputs"], tests["outputs"], strict=True)]
+    if not tests:
         raise ValueError("no tests")
     passed = 0
-    for number, case in enumerate(cases if blocks else (), 1):
-        passed += passes(*case, textwrap.dedent(blocks[-1]), timeout)
+    for number, test in enumerate(tests if blocks else (), 1):
+        passed += _passes(textwrap.dedent(blocks[-1]), test, timeout)
         if number == 5 and not passed:
             break
-    return passed / len(cases)
+    return passed / len(tests)
 
-def _passes_stdin(given, wanted, program, timeout):
+def _passes(program, test, timeout):
+    "does it pass one test: a text with assertions, or (input, output, name of a function or None)?"
+    if isinstance(test, str):
+        tree = ast.parse(test)
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        for node in list(ast.walk(tree)):  # x == y becomes exactly(x) == exactly(y)
+            if isinstance(node, ast.Compare):
+                node.left, *node.comparators = [ast.Call(ast.Name("exactly"), [x], []) for x in (node.left, *node.comparators)]
+        names = list(names) if names <= set(dir(builtins)) else []  # of builtin names only: the program defines one of them
+        return _value(program, ast.unparse(tree) + "\nresult = [True]", names, timeout) == [True]
+    given, wanted, name = test
+    if name:
+        given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
+        function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
+        got = _value(program, f"result = [exactly({function}(*{given!r}))]", [name], timeout)
+        return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
     given, wanted = ("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in (given, wanted))
     result = run_python(program, given, timeout, prelude=PRELUDE)
     got, wanted = ([line.split() for line in text.splitlines() if line.strip()] for text in (result.stdout, wanted))
     return result.returncode == 0 and _same(got, wanted)
 
-def _passes_call(name, given, wanted, program, timeout):
-    given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
-    function = f"(Solution().{name} if hasattr(globals().get('Solution'), {name!r}) else {name})"
-    got = _value(program, f"result = [exactly({function}(*{given!r}))]", [name], timeout)
-    return got is not None and (_same(got, [wanted]) or _same(got, wanted))  # some data sets wrap the value in a list
-
-def _passes_assert(test, program, timeout):
-    tree = ast.parse(test)
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in list(ast.walk(tree)):  # x == y becomes exactly(x) == exactly(y)
-        if isinstance(node, ast.Compare):
-            node.left, *node.comparators = [ast.Call(ast.Name("exactly"), [x], []) for x in (node.left, *node.comparators)]
-    names = list(names) if names <= set(dir(builtins)) else []  # a test of builtin names only: the program defines one of them
-    return _value(program, ast.unparse(tree) + "\nresult = [True]", names, timeout) == [True]
-
 def _value(program, test, names, timeout):
-    """What a test of a program gives `result`; None if it did not get there. The test has clean builtins, `exactly`, and what
-    the program defines under other names than builtins have, or under these names."""
+    "what a test gives `result`, or None; it has clean builtins, and what the program defines under other names or these"
     mark = secrets.token_hex(8)
     test = f"globals().update((name, defined[name]) for name in {names} if name in defined)\n{test}\n" \
            f"write(1, ('\\n{mark}' + dumps(result) + '\\n').encode())"

@@ -239,7 +239,7 @@ def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
     with pytest.raises(tir.UserError, match="sandbox='off'"):
         tir.announce_sandbox("off", False)
     grader.isolation.cache_clear()
-    monkeypatch.setattr(grader, "bubblewrap", lambda: ["/nowhere/bwrap"])
+    monkeypatch.setattr(grader, "box", lambda kind: ["/nowhere/bwrap"])
     monkeypatch.setattr(grader, "IDLE", {})
     try:
         with pytest.raises(tir.UserError, match="apt install bubblewrap"):

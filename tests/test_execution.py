@@ -170,6 +170,7 @@ def test_programs_cannot_spoil_their_template(level):
     """It has the same user. What they can change in it must not last."""
     spoil = ["import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (10, 10))", "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
              "import os; os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))", "import os; os.mkdir('a'); os.mkdir('a/b'); os.chmod('a', 0); os.chmod('.', 0)",
+             "import os\nfor _ in range(2000): os.mkdir('deep'); os.chdir('deep')",
              "import os\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass"]
     look = "import os, resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], os.nice(0), os.sched_getscheduler(0), len(os.listdir('/dev/shm')))"
     for code in spoil:

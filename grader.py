@@ -30,6 +30,8 @@ from fractions import Fraction
 from multiprocessing import connection
 from pathlib import Path
 
+import mpmath  # sympy's arithmetic
+
 MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_ITEMS = 20_000, 60, 40_000, 100
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
@@ -148,41 +150,37 @@ def letters(run):
     return ["@" + run] if re.fullmatch(r"[A-Z]?[a-z]*[aeiou][a-z]*", run) and len(run) > 3 else list(run)
 
 # --- arithmetic at one point: with fractions, else in mpmath
-@functools.cache
-def mp():
-    import mpmath
-    context = mpmath.MPContext()  # a private one, so that nobody else's precision changes
-    context.dps = 70
-    return context
+mp = mpmath.MPContext()  # a private one, so that nobody else's precision changes
+mp.dps = 70
 
 def exact(*xs): return all(isinstance(x, Fraction) for x in xs)
-def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) else abs(mp().mag(x)) if mp().isnormal(x) else 0
-def floor(x): return Fraction(int(mp().floor(mp().re(x) + mp().mpf("1e-50"))))
+def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) else abs(mp.mag(x)) if mp.isnormal(x) else 0
+def floor(x): return Fraction(int(mp.floor(mp.re(x) + mp.mpf("1e-50"))))
 
 def power(a, b):
-    if abs(mp().convert(b)) * (bits(a) + 1) > MAX_BITS:
+    if abs(mp.convert(b)) * (bits(a) + 1) > MAX_BITS:
         raise Unparsed("power too big")
     if exact(a, b) and b.denominator == 1:
         return a ** int(b)
-    if exact(b) and b.denominator % 2 and not mp().im(a) and mp().re(a) < 0:
-        return mp().power(-a, b) * (-1) ** b.numerator  # a real odd root
-    return mp().power(a, b)
+    if exact(b) and b.denominator % 2 and not mp.im(a) and mp.re(a) < 0:
+        return mp.power(-a, b) * (-1) ** b.numerator  # a real odd root
+    return mp.power(a, b)
 
 def factorial(n):
-    if not abs(mp().convert(n)) < 4096:
+    if not abs(mp.convert(n)) < 4096:
         raise Unparsed("factorial too big")
-    return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp().gamma(n + 1)
+    return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp.gamma(n + 1)
 
 TABLE = {
     "+": operator.add, "-": lambda a, b: a + -b, "*": operator.mul, "/": (divide := lambda a, b: a * (1 / b)), "^": power,
     ":": divide, "\\frac": divide, "!": factorial, "\\abs": abs, "\\floor": floor, "\\ceil": lambda x: -floor(-x),
-    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\exp": lambda x: power(mp().e, x),
+    "\\binom": lambda n, k: factorial(n) / (factorial(k) * factorial(n - k)), "\\exp": lambda x: power(mp.e, x),
     "\\bmod": lambda a, b: a - b * floor(a * (1 / b)), "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n),
-    "\\log": lambda x, base=None: mp().log(x) / (mp().log(base) if base else 1) if x else 1 / x,
-    "\\lg": lambda x: mp().log(x, 10), "\\max": lambda *xs: max(xs, key=mp().re), "\\min": lambda *xs: min(xs, key=mp().re),
+    "\\log": lambda x, base=None: mp.log(x) / (mp.log(base) if base else 1) if x else 1 / x,
+    "\\lg": lambda x: mp.log(x, 10), "\\max": lambda *xs: max(xs, key=mp.re), "\\min": lambda *xs: min(xs, key=mp.re),
     "\\gcd": (gcd := lambda *xs: Fraction(math.gcd(*(x.numerator for x in xs)), math.lcm(*(x.denominator for x in xs)))),
     "\\lcm": lambda *xs: 1 / gcd(*(1 / x for x in xs)),
-    "\\det": lambda *xs: mp().det([xs[k:k + math.isqrt(len(xs))] for k in range(0, len(xs), math.isqrt(len(xs)))])}
+    "\\det": lambda *xs: mp.det([xs[k:k + math.isqrt(len(xs))] for k in range(0, len(xs), math.isqrt(len(xs)))])}
 
 # --- from tokens to values
 # A number has xs: one value, or one for each point, NaN where it is undefined; digits, the significant ones, if it is written
@@ -200,7 +198,7 @@ def collection(items, brackets=""): return Value(brackets=brackets, items=items)
 
 def plain(value):
     "50% as 0.5, 180 degrees as pi"
-    unit = {"%": Fraction(1, 100), "°": mp().pi / 180}.get(value.unit, 1)
+    unit = {"%": Fraction(1, 100), "°": mp.pi / 180}.get(value.unit, 1)
     return value._replace(xs=[x * unit for x in value.xs], unit="")
 
 def scale(factor, value):
@@ -213,7 +211,7 @@ def scale(factor, value):
 
 def compute(name, *args):
     "a function of numbers, point by point"
-    function = TABLE.get(name) or getattr(mp(), name[1:], None)
+    function = TABLE.get(name) or getattr(mp, name[1:], None)
     if not function or any(not a.xs or bits(x) > MAX_BITS for a in args for x in a.xs or [0]):
         raise Unparsed(name)
     args, xs = [plain(a).xs if a.unit else a.xs for a in args], []
@@ -221,17 +219,17 @@ def compute(name, *args):
         column = [a[k % len(a)] for a in args]
         try:
             x = function(*column)
-            if k > 1 and not exact(x) and mp().im(x) and not any(map(mp().im, column)):
-                x = mp().nan  # where variables are negative, a complex value of real arguments depends on the branch
+            if k > 1 and not exact(x) and mp.im(x) and not any(map(mp.im, column)):
+                x = mp.nan  # where variables are negative, a complex value of real arguments depends on the branch
         except (ArithmeticError, TypeError, ValueError, AttributeError):  # no value there, or not for such arguments
-            x = mp().nan
+            x = mp.nan
         xs.append(x)
     return Value(xs)
 
 def variable(name):
     "a random rational for each of four points, which depends on the name only; positive at the first two"
     if name in ("i", "e", "\\pi", "\\infty"):
-        return Value([{"i": mp().mpc(0, 1), "e": mp().e, "\\pi": mp().pi, "\\infty": mp().inf}[name]])
+        return Value([{"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf}[name]])
     draws = [zlib.crc32(f"{name} {k}".encode()) for k in range(4)]
     return Value([Fraction(d % 2200 + 300, 997) * (-1 if k > 1 and d >> 16 & 1 else 1) for k, d in enumerate(draws)])
 
@@ -282,7 +280,7 @@ def expression(tokens, lowest=0):
 
 def without(x, point):
     "what is left of a member of a set, an interval or not, without this point"
-    ends = [mp().re(y.xs[0]) for y in (*x.items[:1], point, *x.items[1:]) if y.xs]
+    ends = [mp.re(y.xs[0]) for y in (*x.items[:1], point, *x.items[1:]) if y.xs]
     if x.brackets and len(ends) == 3 and ends[0] < ends[1] < ends[2]:
         return [collection([x.items[0], point], x.brackets[0] + ")"), collection([point, x.items[1]], "(" + x.brackets[1])]
     return [] if equal(x, point) else [x]
@@ -367,36 +365,36 @@ def parse(text):
 
 # --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
 def close(x, y, tolerance="1e-50"):
-    if exact(x, y) and tolerance == "1e-50" or not mp().isfinite(x) or not mp().isfinite(y):
+    if exact(x, y) and tolerance == "1e-50" or not mp.isfinite(x) or not mp.isfinite(y):
         return x == y
-    x, y = mp().convert(x), mp().convert(y)
-    return abs(x - y) <= max(abs(x), abs(y)) * mp().mpf(tolerance) + mp().mpf("1e-60")
+    x, y = mp.convert(x), mp.convert(y)
+    return abs(x - y) <= max(abs(x), abs(y)) * mp.mpf(tolerance) + mp.mpf("1e-60")
 
 def same_number(g, a, parity=False, tolerance=None):
     n = max(len(g.xs), len(a.xs))
-    both = [xy for xy in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if not any(map(mp().isnan, xy))]
+    both = [xy for xy in zip(g.xs * (n // len(g.xs)), a.xs * (n // len(a.xs))) if not any(map(mp.isnan, xy))]
     if n > 1 or not both or close(*both[0]):
         return len(both) >= min(n, 2) and all(close(x, y) for x, y in both)
     x, y = both[0]
     if parity and any(close(x * k, y, "1e-4") for k in (1, 100, Fraction(1, 100))):
         return True
-    digit = Fraction(10) ** (math.floor(mp().log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # its last one
+    digit = Fraction(10) ** (math.floor(mp.log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # its last one
     granted = max(tolerance or 0, digit / 2, abs(x) / 10000 if g.digits else 0)
-    return abs(mp().convert(x + -y)) <= granted * (1 + mp().mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
+    return abs(mp.convert(x + -y)) <= granted * (1 + mp.mpf("1e-50")) or a.digits >= 12 and close(x, y, "1e-12")
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one, chains side by side"
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.items + a.items):
         return g.signs == a.signs and all(map(equal, g.items, a.items))
-    ratio = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp().isnan(r)]
-    return len(ratio) > 1 and (g.signs[0][0] != "<" or mp().re(ratio[0]) > 0) and all(r and close(r, ratio[0]) for r in ratio)
+    ratio = [r for r in compute("/", compute("-", *g.items), compute("-", *a.items)).xs if not mp.isnan(r)]
+    return len(ratio) > 1 and (g.signs[0][0] != "<" or mp.re(ratio[0]) > 0) and all(r and close(r, ratio[0]) for r in ratio)
 
 def named(value):
     "(name, value) of an equation like x = 5, f(2) = 1 + 1 = 2, |AB| = sqrt 3 ~ 1.7, and (x, the interval) of 1 <= x < 2"
     names, signs = [n for n in value.names if n is not None] or [None], set(value.signs)
     if signs and signs <= {"<", "<="} and len(names) == 1 and names[0]:
         k = value.names.index(names[0]) + 1
-        ends, signs = [Value([-mp().inf]), *value.items, Value([mp().inf])], ["<", *value.signs, "<"]
+        ends, signs = [Value([-mp.inf]), *value.items, Value([mp.inf])], ["<", *value.signs, "<"]
         return names[0], collection([ends[k - 1], ends[k + 1]], "[("[signs[k - 1] == "<"] + "])"[signs[k] == "<"])
     trivial = all(equal(value.items[-1], side) for side in value.items[:-1]) if signs == {"="} and names == [None] else True
     if not signs or signs - {"=", "~", "\\in"} or not trivial:
@@ -514,9 +512,10 @@ def grade_items(memory_mb):
     PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: dies with its parent even while it is busy
     with contextlib.suppress(ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    mp()  # loads what the first item would wait for
     for item, reply in requests():
         value, unparsed = 0.0, False
+
+import mpmath  # sympy's arithmetic
         try:
             if item["ability"] == "code":
                 value = grade_code(item["response"], item["ground_truth"], item["timeout"])

@@ -1,4 +1,5 @@
 """Tool-integrated reasoning: the conversation with a Python tool, in sampling, fine-tuning, PRIME and evaluation."""
+import itertools
 import json
 
 import pytest
@@ -10,10 +11,8 @@ import generate
 import metrics
 import prime
 import sft
-import tir
 from conftest import call, read_jsonl, write_jsonl
-from generate import Sample
-from tir import run_tool, sample
+from generate import Sample, run_tool, sample
 
 CPU = torch.device("cpu")
 
@@ -24,20 +23,26 @@ def tok(world):
 
 
 class Script:
-    """An engine that says what it is told to: `lines` of each conversation, known by its first prompt token, one a call."""
+    """An engine that says what it is told to: `lines` of each conversation, known by its first prompt token, one a request.
+    It answers all that it can get, as transformers' engine does, then asks again."""
     def __init__(self, tok, lines):
         self.tok, self.lines, self.asked = tok, [list(x) for x in lines], []
 
     def sample(self, requests, max_tokens, stop=None, **_):
-        requests = list(requests)
-        self.asked.append(requests)
-        for i, (prompt, seed, limit) in reversed(list(enumerate(requests))):    # they finish in any order
-            text = self.lines[prompt[0]].pop(0)
-            called = stop in text
-            tokens = self.tok(text.split(stop)[0] + stop if called else text, add_special_tokens=False).input_ids
-            tokens += [] if called else [self.tok.eos_token_id]
-            reason = "length" if len(tokens) > limit else "tool" if called else "stop"
-            yield i, Sample(tokens[:limit], [-0.5] * len(tokens[:limit]), reason)
+        first = 0
+        while batch := list(itertools.takewhile(bool, requests)):
+            self.asked.append(batch)
+            for i, request in reversed(list(enumerate(batch, first))):          # they finish in any order
+                yield i, self.answer(*request, stop)
+            first += len(batch)
+
+    def answer(self, prompt, seed, limit, stop):
+        text = self.lines[prompt[0]].pop(0)
+        called = stop in text
+        tokens = self.tok(text.split(stop)[0] + stop if called else text, add_special_tokens=False).input_ids
+        tokens += [] if called else [self.tok.eos_token_id]
+        reason = "length" if len(tokens) > limit else "tool" if called else "stop"
+        return Sample(tokens[:limit], [-0.5] * len(tokens[:limit]), reason)
 
 
 def talks(tok, lines, max_tokens=2000, rounds=4, **kwargs):
@@ -232,17 +237,17 @@ def test_votes():
 
 def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
     import sandbox
-    tir.announce_sandbox("auto", True)
+    generate.announce_sandbox("auto", True)
     assert capsys.readouterr().out.split()[-1] == sandbox.isolation()
-    tir.announce_sandbox("required", False)                # no program, no word
+    generate.announce_sandbox("required", False)                # no program, no word
     assert not capsys.readouterr().out
-    with pytest.raises(tir.UserError, match="sandbox='off'"):
-        tir.announce_sandbox("off", False)
+    with pytest.raises(generate.UserError, match="sandbox='off'"):
+        generate.announce_sandbox("off", False)
     sandbox.isolation.cache_clear()
     monkeypatch.setattr(sandbox, "bubblewrap", lambda: ["/nowhere/bwrap"])
     monkeypatch.setattr(sandbox, "IDLE", {})
     try:
-        with pytest.raises(tir.UserError, match="apt install bubblewrap"):
-            tir.announce_sandbox("required", True)
+        with pytest.raises(generate.UserError, match="apt install bubblewrap"):
+            generate.announce_sandbox("required", True)
     finally:
         sandbox.isolation.cache_clear()

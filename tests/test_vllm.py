@@ -108,13 +108,13 @@ def test_evaluate_with_vllm(tmp_path, guesser, guess_data):
 TOOL = '''
 import sys, torch
 sys.path.insert(0, ".")
-import generate, tir
+import generate
 tok, cpu = generate.load_tokenizer(sys.argv[1]), torch.device("cpu")
 asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k) for k in range(10, 30)]
 found = []
 for kind in ("hf", "vllm"):
     engine = generate.make_engine(kind, sys.argv[1], tok, cpu, torch.float32, 256)
-    found.append(dict(tir.sample(engine, tok, asked, temperature=0.0, max_tokens=100, rounds=3)))
+    found.append(dict(generate.sample(engine, tok, asked, temperature=0.0, max_tokens=100, rounds=3)))
 hf, vllm = found
 assert all(hf[i].tokens == vllm[i].tokens and hf[i].mask == vllm[i].mask and hf[i].finish_reason == vllm[i].finish_reason for i in hf)
 assert max(abs(a - b) for i in hf for a, b in zip(hf[i].logprobs, vllm[i].logprobs)) < 1e-3

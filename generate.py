@@ -5,16 +5,15 @@ Sample a teacher, grade the answers, keep the correct ones: the data set of supe
     python generate.py config/toy_generate.py                      # a laptop: the built-in world
 
 Every answer is one row of `samples.jsonl`, written when it is finished. Started again, the script goes on where it was.
-The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads. What prime.py and evaluate.py
-share is here, too: problems, engines, answers that call Python. Left out on purpose: batch files, several nodes, a server.
+The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads. prime.py and evaluate.py
+share what is here: problems, engines, answers that call Python. Left out on purpose: batch files, several nodes, a server.
 """
 import ast, contextlib, gzip, hashlib, importlib.util, json, os, re
-from collections import deque
+from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, takewhile
-from types import SimpleNamespace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -36,7 +35,6 @@ sft_system_prompt = (               # published: what the student is told
     'I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.')
 system_prompt = (                   # published: the teacher hears of multiple choice, too
     sft_system_prompt + ' If it is a multiple choice question, [answer] is the letter of your choice.')
-user_suffix = ''                    # appended to every problem
 # --- teacher
 model = 'Qwen/QwQ-32B-Preview'      # hub id or folder
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
@@ -58,14 +56,13 @@ sandbox = 'auto'                    # of programs: 'auto' (the best there is, sa
 tir_numina = False                  # the very rules of Numina's notebook: see sample()
 # --- grading and output
 grade_workers = None                # processes; None: one a core
-grade_timeout = 5.0                 # seconds an answer
 out_dir = 'out/generate'            # samples.jsonl and sft.jsonl
 sft_max_tokens = 4500               # longer answers stay out of sft.jsonl (published: unknown; the script's 512 drops most)
 
 def read_rows(source, split="train", config=None, max_bad_share=0.01):
     """List of (where, row) of a .jsonl[.gz], .json or .parquet file or a data set of the Hugging Face hub; `where` names the
     row ("file.jsonl line 7"). Rows that are no JSON object are reported and skipped. UserError: nothing there, too many bad."""
-    name, rows = os.fspath(source), []
+    name = os.fspath(source)
     try:
         if name.endswith((".jsonl", ".jsonl.gz")):
             with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8", errors="replace") as f:
@@ -73,9 +70,9 @@ def read_rows(source, split="train", config=None, max_bad_share=0.01):
         elif name.endswith(".json"):            # not by `datasets`, which makes dates of strings like 2020-01-01
             rows = [(f"{name} row {number}", row) for number, row in enumerate(json.loads(Path(name).read_text("utf-8")))]
         else:
-            from datasets import load_dataset
-            what = dict(path="parquet", data_files=name) if name.endswith(".parquet") else dict(path=name, name=config)
-            rows = [(f"{name} row {number}", row) for number, row in enumerate(load_dataset(split=split, **what))]
+            from datasets import Dataset, load_dataset
+            table = Dataset.from_parquet(name) if name.endswith(".parquet") else load_dataset(name, config, split=split)
+            rows = [(f"{name} row {number}", row) for number, row in enumerate(table)]
     except Exception as e:                      # `datasets` raises a dozen kinds: not found, no network, no such split
         raise UserError(f"cannot load the data set {name!r} (split {split!r}): {e!s:.200}") from None
     if not rows:
@@ -97,24 +94,22 @@ def report_bad(bad, total, max_share, what):
 
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
                   user_suffix="", max_problems=None, max_bad_share=0.01, rows=None, code_suffix=None):
-    """List of problems: dicts with id, problem (the user's text), messages, ability ("math" | "code") and ground_truth. Knows
-    the columns of NuminaMath (problem; ground_truth or a solution that ends in a box), GSM8K (answer after "####") and
-    Eurus-2-RL-Data (prompt messages, ability, reward_model.ground_truth). system_prompt takes the place of the row's; None
-    leaves it. code_suffix: the user_suffix of code. rows: read_rows(source), if they are there. UserError: column, file."""
+    """List of dicts: id, problem (the user's text), messages, ability ("math" | "code"), ground_truth. Knows the columns of
+    NuminaMath (its solution ends in a box), GSM8K (answer after "####") and Eurus-2-RL-Data. system_prompt replaces the row's,
+    None leaves it; code_suffix: the user_suffix of code; rows: those of read_rows(source). UserError: column, file."""
     rows = rows or read_rows(source, split, config, max_bad_share)
-
-    def find(column, names, what):
-        if there := [name for name in ([column] if column else names) if name in rows[0][1]]:
-            return there[0]
-        raise UserError(f"{source} has no column {column or ' or '.join(names)} for the {what}; it has "
-                        f"{', '.join(sorted(rows[0][1]))}: set --{what}_column")
-
-    prompt_key = find(problem_column, ["prompt", "problem", "question", "instruction", "Problem"], "problem")
-    answer_key = find(answer_column, ["ground_truth", "reward_model", "answer", "final_answer", "solution", "Answer"], "answer")
-    problems, bad = [], []
+    columns, problems, bad = rows[0][1].keys(), [], []
+    def find(column, *names):
+        return column or next((name for name in names if name in columns), names[0])
+    prompt_key = find(problem_column, "prompt", "problem", "question", "instruction", "Problem")
+    answer_key = find(answer_column, "ground_truth", "reward_model", "answer", "final_answer", "solution", "Answer")
+    if missing := {prompt_key, answer_key} - columns:
+        raise UserError(f"{source} has no column {' and no '.join(sorted(missing))}; it has {', '.join(sorted(columns))}: "
+                        "set --problem_column and --answer_column")
     for index, (where, row) in enumerate(rows[:max_problems]):
         prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability", "math")
-        truth = truth.get("ground_truth") if isinstance(truth, dict) else truth
+        if isinstance(truth, dict):                                     # Eurus-2-RL-Data's reward_model
+            truth = truth.get("ground_truth")
         if isinstance(truth, str) and "####" in truth:                  # GSM8K
             truth = truth.rsplit("####", 1)[1].strip().replace(",", "")
         if isinstance(truth, float) and truth.is_integer():             # AMC's golds are floats: 36.0
@@ -136,21 +131,15 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
 def load_tokenizer(path, chat_template=None):
     """The tokenizer of a folder or hub id; chat_template: a .jinja file that replaces its own. UserError: not found, none."""
     from transformers import AutoTokenizer
-    check_model(path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if chat_template and not os.path.exists(chat_template):
-        raise UserError(f"no such file: {chat_template} (--chat_template)")
-    if chat_template:
-        tokenizer.chat_template = Path(chat_template).read_text("utf-8")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if chat_template:
+            tokenizer.chat_template = Path(chat_template).read_text("utf-8")
+    except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
+        raise UserError(f"cannot load the tokenizer of {path!r}: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file")
     return tokenizer
-
-def check_model(path):
-    """UserError unless path is a hub id or a folder with a config.json; downloads nothing."""
-    hub_id = path.count("/") == 1 and not path.startswith((".", "/", "out/", "data/")) and not os.path.isdir(path)
-    if not hub_id and not os.path.exists(os.path.join(path, "config.json")):
-        raise UserError(f"no such model: {path} is neither a folder with a config.json nor a hub id")
 
 def encode(tokenizer, text):
     """Token ids of rendered text, with the one begin-of-sequence token that the tokenizer would put there."""
@@ -175,33 +164,18 @@ def sample_seed(*parts):
     """A seed made of anything that names a sample, (seed, problem id, k) say: the same whatever runs beside it."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
-def pick_device(device, dtype):
-    """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
-    Raises UserError for another name, and for cuda without a GPU."""
-    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "bfloat16", "float32"):
-        raise UserError(f"device={device!r}, dtype={dtype!r}: 'auto', 'cpu' or 'cuda'; 'auto', 'bfloat16' or 'float32'")
-    cuda = device != "cpu" and torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if cuda else "float32")
-
 # ------------------------------------------------------------ engines
-class Sample(NamedTuple):
-    tokens: list                    # ids of the answer, the end token included
-    logprobs: list                  # of each token, under the temperature it was sampled at
-    finish_reason: str              # "stop": ended by itself; "length": cut; "tool": at the stop string; more in sample()
-    mask: list = None               # 1 where the model wrote, 0 where its tool did; None: the model wrote all
+# tokens: ids, the end token included; logprobs: of each, under the temperature it was sampled at; finish_reason: "stop" (ended
+# by itself), "length" (cut), "tool" (at the stop string), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
+Sample = namedtuple("Sample", "tokens logprobs finish_reason mask", defaults=[None])
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
-    """A vLLM engine or one of transformers. colocated: it shares process and card with a trainer (prime.py), takes new weights
-    from an iterator, and sleeps while the trainer works. UserError: another kind, or vLLM where it is not installed."""
-    there = ["vllm"] if importlib.util.find_spec("vllm") else []
-    if kind not in ("auto", "hf", *there):
+    """A vLLM engine or one of transformers. colocated: it shares process and card with a trainer (prime.py), which hands it
+    new weights. UserError: another kind, or vLLM where it is not installed."""
+    installed = importlib.util.find_spec("vllm") is not None
+    if kind not in ("auto", "hf") and not (kind == "vllm" and installed):
         raise UserError(f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt")
-    if kind == "hf" or not there:
+    if kind == "hf" or not installed:
         return HFEngine(path, tokenizer, device, dtype, max_model_len)
     return VLLMEngine(path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated)
 
@@ -227,41 +201,24 @@ class VLLMEngine:
         self.device, self.dtype, self.stop = device, dtype, stop_tokens(tokenizer, path)
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
-        """requests: iterator of (prompt ids, seed[, max_tokens]). It is asked for more whenever fewer than `window` run; None
-        says "nothing just now", or the end if nothing runs. Yields (index of the request, Sample) as they finish. stop: a
-        string that ends an answer, too, and stays in it."""
+        """requests: (prompt ids, seed[, max_tokens]); asked for whenever fewer than `window` run. None instead of one: nothing
+        just now; or the end, if none runs. Yields (index of the request, Sample) as they finish. stop: a string that ends an
+        answer, too, and stays in it."""
         from vllm import SamplingParams
-        engine, waiting, added, running = self.llm.llm_engine, iter(requests), 0, 0
+        engine, waiting, index = self.llm.llm_engine, iter(requests), count()
         while True:
-            for ids, seed, *limit in islice(takewhile(bool, waiting), window - running):
+            for ids, seed, *limit in islice(takewhile(bool, waiting), window - engine.get_num_unfinished_requests()):
                 params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=min([max_tokens, *limit]), seed=seed,
                                         logprobs=0, flat_logprobs=True, stop_token_ids=self.stop, stop=stop,
                                         include_stop_str_in_output=True, detokenize=stop is not None)
-                engine.add_request(str(added), {"prompt_token_ids": list(ids)}, params)
-                added, running = added + 1, running + 1
-            if not running:
+                engine.add_request(str(next(index)), {"prompt_token_ids": list(ids)}, params)
+            if not engine.has_unfinished_requests():
                 return
             for out in engine.step():
                 if out.finished:
-                    running -= 1
                     answer = out.outputs[0]
                     reason = "tool" if stop and answer.stop_reason == stop else answer.finish_reason
                     yield int(out.request_id), Sample(list(answer.token_ids), list(answer.logprobs.logprobs), reason)
-
-    def load_weights(self, named):
-        """Replace the weights by an iterator of (Hugging Face name, full tensor), one tensor in memory at a time."""
-        cast = ((name, tensor.to(self.dtype)) for name, tensor in named)
-        if self.device.type == "cuda":
-            self.llm.wake_up(tags=["weights"])      # weights first, cache last: both and the trainer's copy do not fit
-            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=cast))
-            self.llm.wake_up(tags=["kv_cache"])
-        else:                                       # eager kernels on plain weights: no post-processing to repeat
-            self.llm.apply_model(lambda model: model.load_weights(cast) and None)
-        self.llm.reset_prefix_cache()               # cached prefixes belong to the old weights
-
-    def sleep(self):
-        if self.device.type == "cuda":
-            self.llm.sleep(level=2)                 # weights and cache are dropped: new weights come before the next sample
 
     def close(self):
         self.llm.llm_engine.engine_core.shutdown()  # also destroys torch's process group: the last thing a script does
@@ -280,13 +237,11 @@ class HFEngine:
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
         """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike lengths together, then it asks."""
-        waiting, taken = iter(requests), 0
+        waiting, index = iter(requests), count()
         rows = max(1, min(256, 2**17 // min(self.max_model_len, max_tokens + 1)))               # tokens that fit in memory
-        while pulled := list(islice(takewhile(bool, waiting), window)):
-            jobs = [(index, ids, seed, min(*limit, max_tokens, self.max_model_len - len(ids)))
-                    for index, (ids, seed, *limit) in enumerate(pulled, taken)]
+        while jobs := [(next(index), ids, seed, min(*limit, max_tokens, self.max_model_len - len(ids)))
+                       for ids, seed, *limit in islice(takewhile(bool, waiting), window)]:
             jobs.sort(key=lambda job: len(job[1]))
-            taken += len(jobs)
             for start in range(0, len(jobs), rows):
                 yield from self._sample_batch(*zip(*jobs[start:start + rows]), temperature, top_p, stop)
 
@@ -305,7 +260,6 @@ class HFEngine:
             token = token if temperature else logp.argmax(-1, keepdim=True)
             logprobs.append(logp.gather(-1, token).squeeze(-1))
             return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
-
         warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
         out = self.model.generate(ids.clamp(min=0), attention_mask=(ids >= 0).long(), logits_processor=[*warp, choose],
                                   max_new_tokens=max(limits), eos_token_id=self.stop, pad_token_id=self.stop[0],
@@ -319,16 +273,9 @@ class HFEngine:
             length += reason == "stop"
             yield number, Sample(tokens[:length], values[:length], reason)
 
-    def load_weights(self, named):
-        """Replace the weights by an iterator of (name, full tensor)."""
-        for name, tensor in named:
-            self.model.get_parameter(name).data.copy_(tensor)
+    close = lambda self: None                       # there is nothing to hand back
 
-    sleep = close = lambda self: None               # there is nothing to hand back
-
-# ------------------------------------------------------------ answers that call Python, as those of NuminaMath-7B-TIR
-# The model writes a ```python block and "```output\n", and stops; the program runs; its output and "\n```" are put behind, and
-# the model goes on. Source: notebook, model card and training set in github.com/project-numina/aimo-progress-prize.
+# ------------------------------------------------------------ answers that call Python
 TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
 TOOL_IMPORTS = "import math, contextlib, io\nimport numpy as np\nimport sympy as sp\n"          # as in Numina's notebook
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
@@ -385,18 +332,14 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
     """engine.sample() with a Python interpreter in the loop, as NuminaMath-7B-TIR has it: an answer stops at ```output, its
     last program runs, the result goes on the answer, and so on for `rounds` rounds (0: no tool). Up to `live` conversations
     advance, each on its own; programs run while the engine works. Yields (number of the request, Sample) as they end.
-
     max_tokens: of an answer, the tool's words included. finish_reason: "stop" (ended by itself), "length", "rounds" (still
-    calling in the last round, where no program runs), "malformed" (a call without a new program). numina=True: the rules of
-    its notebook (aimo-progress-prize, kaggle-solution.ipynb). An answer without a program, or that ends without a box in its
-    last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; one that is
+    calling in the last round, where no program runs), "malformed" (a call without a new program). numina: by the notebook,
+    kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize: an answer without a program, or without a box in
+    its last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; one that is
     answered is sampled on, and may change its answer: the text is then that of its last answer."""
-    if not rounds:
-        yield from engine.sample(requests, max_tokens=max_tokens, **sampling)
-        return
-    new = (SimpleNamespace(number=number, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[])
-           for number, (prompt, seed) in enumerate(requests))
-    ready, asked, programs, index = deque(), {}, {}, count()        # who can go on, {request: who}, {future: who}
+    ready = deque(SimpleNamespace(number=number, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[])
+                  for number, (prompt, seed) in enumerate(requests))
+    asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future
 
     def next_requests():
         while True:
@@ -406,17 +349,14 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
                 words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
                 talk.tape += [(token, 0.0, 0) for token in words[:max_tokens - len(talk.tape) - 1]]
                 talk.earlier += [talk.code] * ok
-                ready.append(talk)
-            if not ready and len(asked) + len(programs) < live:
-                ready.extend(islice(new, 1))
-            if ready:
+                ready.appendleft(talk)              # before those that have not begun
+            if ready and len(asked) + len(programs) < live:
                 talk = asked[next(index)] = ready.popleft()
                 yield talk.prompt + [token for token, *_ in talk.tape], talk.seed + talk.turn, max_tokens - len(talk.tape)
             else:
                 yield None
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, answer in engine.sample(next_requests(), max_tokens=max_tokens, stop=TOOL_STOP, **sampling):
+        for i, answer in engine.sample(next_requests(), max_tokens=max_tokens, stop=TOOL_STOP if rounds else None, **sampling):
             talk = asked.pop(i)
             talk.turn += 1
             talk.tape += [(*pair, 1) for pair in zip(answer.tokens, answer.logprobs)]               # (token, logprob, mask)
@@ -433,7 +373,7 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
                 programs[pool.submit(run_tool, talk.code, talk.earlier, tool_timeout, numina)] = talk
             elif move in ("on", "again"):
                 talk.tape = talk.tape if move == "on" else []
-                ready.append(talk)
+                ready.appendleft(talk)
             else:
                 tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
                 yield talk.number, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
@@ -455,11 +395,9 @@ def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
             while pending and pending[0][1].done():
                 yield pending.popleft()
         yield from pending
-
     right = tokens = 0
-    bar = tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05)
     with open(path, "a", encoding="utf-8", buffering=1) as out:
-        for n, (row, score) in enumerate(bar, 1):
+        for n, (row, score) in enumerate(bar := tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05), 1):
             row["correct"] = score.result() == 1.0
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             right, tokens = right + row["correct"], tokens + row["n_tokens"]
@@ -491,45 +429,38 @@ def write_sft_set(rows):
             messages = [dict(role=role, content=text) for role, text in talk.items() if text]
             row = dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    n = max(1, len(rows))
-    counts = {"kept": len(kept), "wrong": len(ended) - len(right) - no_box, "no box": no_box,
-              "truncated": len(rows) - len(ended), "too long": len(right) - len(kept)}
-    print(f"{len(rows)} answers, {sum(row['n_tokens'] for row in rows) / n:.0f} tokens on average: "
-          + ", ".join(f"{number} {name} ({number / n:.1%})" for name, number in counts.items()) + f"; wrote {out.name}")
+    print(f"{len(rows)} answers: {len(kept)} kept, {len(ended) - len(right) - no_box} wrong, {no_box} no box, "
+          f"{len(rows) - len(ended)} truncated, {len(right) - len(kept)} too long; wrote {out.name}")
     if not kept:
         raise UserError(f"no answer is right: {out.name} is empty; try more samples_per_problem or another model")
 
 def main():
     from grader import Grader
+    from sft import pick_device
     if min(samples_per_problem, max_tokens, tir_rounds) < 1:
         raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
     torch_device, torch_dtype = pick_device(device, dtype)
-    problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt, user_suffix,
-                             max_problems, max_bad_share)
+    problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt,
+                             max_problems=max_problems, max_bad_share=max_bad_share)
     tokenizer = load_tokenizer(model)
     announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems))
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "samples.jsonl")
-    sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-    sampling |= dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
+    tool = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
+    sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool
     same = dict(model=model, sampling=sampling)
     done = {(str(row["problem_id"]), row["sample"]) for row in resume_rows(path, same)}
-    jobs, skipped = [], 0
-    for p in problems:
-        ids = render_prompt(tokenizer, p["messages"])
-        if len(ids) > max_prompt_tokens:
-            skipped += 1
-            continue
-        row = same | dict(problem=p["messages"][-1]["content"])
-        jobs += [(ids, p, row | dict(sample=k, seed=sample_seed(seed, str(p["id"]), k)))
-                 for k in range(samples_per_problem) if (str(p["id"]), k) not in done]
-    print(f"{len(problems)} problems x {samples_per_problem} samples; {len(done)} rows are there, {len(jobs)} to sample; "
-          f"{skipped} problems skipped: their prompt is longer than max_prompt_tokens={max_prompt_tokens}")
+    prompts = [(p, render_prompt(tokenizer, p["messages"])) for p in problems]
+    fitting = [(p, ids) for p, ids in prompts if len(ids) <= max_prompt_tokens]
+    jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k)))
+            for p, ids in fitting for k in range(samples_per_problem) if (str(p["id"]), k) not in done]
+    print(f"{len(fitting)} problems x {samples_per_problem} samples, {len(problems) - len(fitting)} problems have more than "
+          f"max_prompt_tokens={max_prompt_tokens}; {len(done)} rows are there, {len(jobs)} to sample")
     if jobs:
         sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                               tensor_parallel, gpu_memory)
         print(f"engine: {sampler.name}; first prompt:\n{tokenizer.decode(jobs[0][0])}", flush=True)
-        with Grader(workers=grade_workers, timeout=grade_timeout) as grader:
+        with Grader(workers=grade_workers) as grader:
             stream_answers(sampler, grader, tokenizer, jobs, path, sampling)
         sampler.close()
     write_sft_set(resume_rows(path, same))

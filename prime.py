@@ -29,10 +29,10 @@ import torch.nn.functional as F
 
 import configurator
 from configurator import UserError
-from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer, make_engine, pick_device, render_prompt,
-                      sample, sample_seed)
+from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer, make_engine, render_prompt, sample,
+                      sample_seed)
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
-                 optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
+                 optimizer_step, pack, pick_device, save_checkpoint, save_model, setup_distributed, write_run_config)
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -247,6 +247,27 @@ def full_tensors(model):
         if not (tied and name == "lm_head.weight"):
             yield name, tensor.full_tensor()
 
+def hand_over(model, sampler):
+    """The engine takes the model's weights, one whole tensor in memory at a time. Collective: all ranks run it."""
+    named = full_tensors(model)
+    if sampler.name == "hf":
+        for name, tensor in named:
+            sampler.model.get_parameter(name).data.copy_(tensor)
+        return
+    cast = ((name, tensor.to(sampler.dtype)) for name, tensor in named)
+    if sampler.device.type == "cuda":
+        sampler.llm.wake_up(tags=["weights"])       # weights first, cache last: both and the trainer's copy do not fit
+        sampler.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=cast))
+        sampler.llm.wake_up(tags=["kv_cache"])
+    else:                                           # eager kernels on plain weights: no post-processing to repeat
+        sampler.llm.apply_model(lambda model: model.load_weights(cast) and None)
+    sampler.llm.reset_prefix_cache()                # cached prefixes belong to the old weights
+
+def put_to_sleep(sampler):
+    """The engine leaves the card to the trainer: vLLM drops its weights and cache, hand_over() comes before the next sample."""
+    if sampler.name == "vllm" and sampler.device.type == "cuda":
+        sampler.llm.sleep(level=2)
+
 def to_rows(flat, mask):
     """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
     out = flat.new_zeros(mask.shape)
@@ -401,7 +422,7 @@ def main():
     # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
     sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                           gpu_memory=gpu_memory, colocated=True)
-    sampler.sleep()
+    put_to_sleep(sampler)
     loading = dict(device=torch_device, dtype=torch_dtype, attention=attention)
     policy = load_model(model, checkpointing=checkpointing, **loading)
     prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
@@ -463,7 +484,7 @@ def main():
         dist.all_reduce(out)
         return out
 
-    sampler.load_weights(full_tensors(policy))
+    hand_over(policy, sampler)
     sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
         dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
     ended = False
@@ -509,7 +530,7 @@ def main():
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
-            sampler.sleep()
+            put_to_sleep(sampler)
 
             prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
             responses, written = [tokens for g in kept for tokens in g["tokens"]], [m for g in kept for m in g["mask"]]
@@ -594,7 +615,7 @@ def main():
 
             # 6. The new weights go to the engine, before the next rollout.
             with phase("sync"):
-                sampler.load_weights(full_tensors(policy))
+                hand_over(policy, sampler)
 
             # What happened.
             drawn, drawn_rows = len(drawn_groups), len(drawn_groups) * samples_per_prompt

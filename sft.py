@@ -23,8 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
-from generate import (TOOL_END, TOOL_STOP, check_model, encode, load_tokenizer, pick_device, read_rows, report_bad,
-                      stop_tokens)
+from generate import TOOL_END, TOOL_STOP, encode, load_tokenizer, read_rows, report_bad, stop_tokens
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
@@ -65,6 +64,19 @@ log_interval = 1                    # steps
 val_interval = 300                  # steps
 save_interval = 300                 # steps between checkpoints to resume from (published: 300); 0: none
 keep_checkpoints = 2                # the newest so many stay
+
+def pick_device(device, dtype):
+    """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
+    UserError: another name, cuda without a GPU."""
+    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "bfloat16", "float32"):
+        raise UserError(f"device={device!r}, dtype={dtype!r}: 'auto', 'cpu' or 'cuda'; 'auto', 'bfloat16' or 'float32'")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if cuda else "float32")
 
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
@@ -165,7 +177,9 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     weights and computes in `dtype`; one that is not trained holds `dtype`. UserError: no such model, or kernel of attention."""
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-    check_model(path)
+    hub_id = path.count("/") == 1 and not path.startswith((".", "/", "out/", "data/")) and not os.path.isdir(path)
+    if not hub_id and not os.path.exists(os.path.join(path, "config.json")):
+        raise UserError(f"no such model: {path} is neither a folder with a config.json nor a hub id")
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):

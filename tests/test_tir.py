@@ -1,6 +1,7 @@
 """Tool-integrated reasoning: the conversation with a Python tool, in sampling, fine-tuning, PRIME and evaluation."""
 import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -52,6 +53,25 @@ def talks(tok, lines, max_tokens=2000, rounds=4, **kwargs):
     return [(tok.decode(found[n].tokens), found[n].finish_reason, found[n]) for n in range(len(lines))], engine
 
 
+class Places(Script):
+    """An engine with so many places, which ends its oldest request when all are taken or no request is left to come."""
+    def __init__(self, tok, lines, places):
+        super().__init__(tok, lines)
+        self.places, self.deadline = places, time.monotonic() + 60
+
+    def sample(self, requests, max_tokens, stop=None, **_):
+        running, left, numbers = {}, sum(map(len, self.lines)), itertools.count()
+        while left or running:
+            while left and len(running) < self.places:
+                assert time.monotonic() < self.deadline, "it waits for a request that does not come"
+                if request := next(requests):
+                    running[next(numbers)] = request
+                    self.asked.append([seed for _, seed, _ in running.values()])
+                    left -= 1
+            oldest = min(running)
+            yield oldest, self.answer(*running.pop(oldest), stop)
+
+
 def program(code):
     return f"First I count.\n```python\n{code}\n```\n```output\n"
 
@@ -91,6 +111,21 @@ def test_output_that_leaves_no_room(tok):
     for extra in (0, 1, 2, 50):
         (_, reason, answer), = talks(tok, [[text, "y" * 99]], max_tokens=n + extra)[0]
         assert reason == "length" and len(answer.tokens) == n + (extra if extra >= 2 else 0) and sum(answer.mask) == n + (extra >= 2)
+
+
+def test_conversations_advance_on_their_own(tok):
+    """A second round is sampled beside a first; continuations go before new conversations, which are begun up to a limit."""
+    engine = Places(tok, [[program("1"), "\\boxed{0}"], ["\\boxed{1}"]], places=2)
+    found = dict(sample(engine, tok, [([0], 0), ([1], 100)], max_tokens=500, rounds=4))
+    assert engine.asked == [[0], [0, 100], [100, 1]]         # 100 n + round; conversation 1 was in the engine all the time
+    assert [found[n].finish_reason for n in (0, 1)] == ["stop", "stop"]
+    calls = [[program(f"{n}"), f"\\boxed{{{n}}}"] for n in range(5)]
+    engine = Places(tok, calls[:3], places=1)
+    assert len(list(sample(engine, tok, [([n], 100 * n) for n in range(3)], max_tokens=500, rounds=4))) == 3
+    assert engine.asked == [[0], [1], [100], [101], [200], [201]]
+    found, engine = talks(tok, calls, live=2)
+    assert [len(requests) for requests in engine.asked] == [2, 2, 2, 2, 1, 1]
+    assert [text[-9:] for text, _, _ in found] == [f"{n}}}<|im_end|>"[-9:] for n in range(5)]
 
 
 def test_programs_share_their_state(tok):

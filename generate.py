@@ -5,18 +5,13 @@ Sample a teacher, grade the answers, keep the correct ones: the data set of supe
     python generate.py config/toy_generate.py                      # a laptop: the built-in world
 
 Every answer is one row of `samples.jsonl`, written when it is finished. Started again, the script goes on where it was.
-The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads. prime.py and evaluate.py
-share what is here: problems, engines, answers that call Python. Left out on purpose: batch files, several nodes, a server.
+The rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads.
+What is left out on purpose: batch files, several nodes, an HTTP server.
 """
-import ast, contextlib, gzip, hashlib, importlib.util, json, os, re
-from collections import deque, namedtuple
-from concurrent.futures import ThreadPoolExecutor
+import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importlib.util, json, os, pathlib, re, types
 from itertools import count, islice, takewhile
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 import configurator
 from configurator import UserError
@@ -33,8 +28,7 @@ sft_system_prompt = (               # published: what the student is told
     'Solve the following math problem efficiently and clearly. Think carefully and step by step about your response and reason '
     'before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. '
     'I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.')
-system_prompt = (                   # published: the teacher hears of multiple choice, too
-    sft_system_prompt + ' If it is a multiple choice question, [answer] is the letter of your choice.')
+system_prompt = sft_system_prompt + ' If it is a multiple choice question, [answer] is the letter of your choice.'  # published
 # --- teacher
 model = 'Qwen/QwQ-32B-Preview'      # hub id or folder
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
@@ -68,7 +62,7 @@ def read_rows(source, split="train", config=None, max_bad_share=0.01):
             with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8", errors="replace") as f:
                 rows = [(f"{name} line {number}", parse(line)) for number, line in enumerate(f, 1) if line.strip()]
         elif name.endswith(".json"):            # not by `datasets`, which makes dates of strings like 2020-01-01
-            rows = [(f"{name} row {number}", row) for number, row in enumerate(json.loads(Path(name).read_text("utf-8")))]
+            rows = [(f"{name} row {number}", row) for number, row in enumerate(json.loads(pathlib.Path(name).read_bytes()))]
         else:
             from datasets import Dataset, load_dataset
             table = Dataset.from_parquet(name) if name.endswith(".parquet") else load_dataset(name, config, split=split)
@@ -108,12 +102,10 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
                         "set --problem_column and --answer_column")
     for index, (where, row) in enumerate(rows[:max_problems]):
         prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability", "math")
-        if isinstance(truth, dict):                                     # Eurus-2-RL-Data's reward_model
-            truth = truth.get("ground_truth")
+        truth = truth.get("ground_truth") if isinstance(truth, dict) else truth
         if isinstance(truth, str) and "####" in truth:                  # GSM8K
             truth = truth.rsplit("####", 1)[1].strip().replace(",", "")
-        if isinstance(truth, float) and truth.is_integer():             # AMC's golds are floats: 36.0
-            truth = int(truth)
+        truth = int(truth) if isinstance(truth, float) and truth.is_integer() else truth        # AMC's golds are floats: 36.0
         prompt = [dict(role="user", content=prompt)] if isinstance(prompt, str) and prompt.strip() else prompt
         usable = isinstance(prompt, list) and all(isinstance(m, dict) and m.get("role") and m.get("content") for m in prompt)
         if not usable or not prompt or truth in (None, "", []) or ability not in ("math", "code"):
@@ -134,7 +126,7 @@ def load_tokenizer(path, chat_template=None):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         if chat_template:
-            tokenizer.chat_template = Path(chat_template).read_text("utf-8")
+            tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
     except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
         raise UserError(f"cannot load the tokenizer of {path!r}: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
@@ -167,11 +159,10 @@ def sample_seed(*parts):
 # ------------------------------------------------------------ engines
 # tokens: ids, the end token included; logprobs: of each, under the temperature it was sampled at; finish_reason: "stop" (ended
 # by itself), "length" (cut), "tool" (at the stop string), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
-Sample = namedtuple("Sample", "tokens logprobs finish_reason mask", defaults=[None])
+Sample = collections.namedtuple("Sample", "tokens logprobs finish_reason mask", defaults=[None])
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
-    """A vLLM engine or one of transformers. colocated: it shares process and card with a trainer (prime.py), which hands it
-    new weights. UserError: another kind, or vLLM where it is not installed."""
+    """A vLLM engine or one of transformers. colocated: it shares process and card with prime.py. UserError: not installed."""
     installed = importlib.util.find_spec("vllm") is not None
     if kind not in ("auto", "hf") and not (kind == "vllm" and installed):
         raise UserError(f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt")
@@ -181,8 +172,6 @@ def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_para
 
 class VLLMEngine:
     """vLLM in this process (colocated) or as vLLM likes it."""
-    name = "vllm"
-
     def __init__(self, path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated):
         cuda = device.type == "cuda"
         if colocated or not cuda:
@@ -198,12 +187,11 @@ class VLLMEngine:
                        tensor_parallel_size=tensor_parallel or (1 if colocated else max(1, torch.cuda.device_count())),
                        distributed_executor_backend="external_launcher" if colocated else None,
                        enable_sleep_mode=colocated and cuda, enable_prefix_caching=True, **more)
-        self.device, self.dtype, self.stop = device, dtype, stop_tokens(tokenizer, path)
+        self.name, self.device, self.dtype, self.stop = "vllm", device, dtype, stop_tokens(tokenizer, path)
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
-        """requests: (prompt ids, seed[, max_tokens]); asked for whenever fewer than `window` run. None instead of one: nothing
-        just now; or the end, if none runs. Yields (index of the request, Sample) as they finish. stop: a string that ends an
-        answer, too, and stays in it."""
+        """requests: (prompt ids, seed[, max_tokens]), taken while fewer than `window` run; a None: no more just now, or ever if
+        none runs. Yields (index of the request, Sample) as they finish. stop: a string that ends an answer, and stays in it."""
         from vllm import SamplingParams
         engine, waiting, index = self.llm.llm_engine, iter(requests), count()
         while True:
@@ -214,26 +202,22 @@ class VLLMEngine:
                 engine.add_request(str(next(index)), {"prompt_token_ids": list(ids)}, params)
             if not engine.has_unfinished_requests():
                 return
-            for out in engine.step():
-                if out.finished:
-                    answer = out.outputs[0]
-                    reason = "tool" if stop and answer.stop_reason == stop else answer.finish_reason
-                    yield int(out.request_id), Sample(list(answer.token_ids), list(answer.logprobs.logprobs), reason)
+            for out in [out for out in engine.step() if out.finished]:
+                answer = out.outputs[0]
+                reason = "tool" if stop and answer.stop_reason == stop else answer.finish_reason
+                yield int(out.request_id), Sample(list(answer.token_ids), list(answer.logprobs.logprobs), reason)
 
     def close(self):
         self.llm.llm_engine.engine_core.shutdown()  # also destroys torch's process group: the last thing a script does
 
 class HFEngine:
     """transformers' generate() with random numbers of our own: slower than vLLM, runs everywhere."""
-    name = "hf"
-
     def __init__(self, path, tokenizer, device, dtype, max_model_len):
-        from transformers import AutoModelForCausalLM, GenerationConfig, logging
-        logging.disable_progress_bar()
+        from transformers import AutoModelForCausalLM, GenerationConfig
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.device, self.max_model_len, self.tokenizer = device, max_model_len, tokenizer
-        self.stop = stop_tokens(tokenizer, path)
+        self.name, self.device, self.max_model_len = "hf", device, max_model_len
+        self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
 
     def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
         """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike lengths together, then it asks."""
@@ -247,8 +231,8 @@ class HFEngine:
 
     def _sample_batch(self, numbers, prompts, seeds, limits, temperature, top_p, stop):
         from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
-        ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True, padding_value=-1, padding_side="left")
-        ids, logprobs = ids.to(self.device), []                                                                     # [B, P]
+        P, logprobs = max(map(len, prompts)), []
+        ids = torch.tensor([[-1] * (P - len(prompt)) + prompt for prompt in prompts], device=self.device)           # [B, P]
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
         uniform = torch.stack([torch.rand(max(limits), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
                                for seed in seeds]).to(self.device)                                                  # [B, T]
@@ -263,13 +247,12 @@ class HFEngine:
         warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
         out = self.model.generate(ids.clamp(min=0), attention_mask=(ids >= 0).long(), logits_processor=[*warp, choose],
                                   max_new_tokens=max(limits), eos_token_id=self.stop, pad_token_id=self.stop[0],
-                                  stop_strings=stop, tokenizer=self.tokenizer if stop else None)[:, ids.shape[1]:].tolist()
+                                  stop_strings=stop, tokenizer=self.tokenizer if stop else None)[:, P:].tolist()
         for number, limit, tokens, values in zip(numbers, limits, out, torch.stack(logprobs, 1).tolist()):
             tokens = tokens[:limit]
             length = next((t for t, token in enumerate(tokens) if token in self.stop), len(tokens))
-            reason = "stop" if length < len(tokens) else "length"
-            if stop and stop in self.tokenizer.decode(tokens[:length]):             # what follows the string is padding
-                reason = "tool"
+            called = stop and stop in self.tokenizer.decode(tokens[:length])        # if so, padding follows
+            reason = "tool" if called else "stop" if length < len(tokens) else "length"
             length += reason == "stop"
             yield number, Sample(tokens[:length], values[:length], reason)
 
@@ -281,8 +264,7 @@ TOOL_IMPORTS = "import math, contextlib, io\nimport numpy as np\nimport sympy as
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
 def announce_sandbox(sandbox, needed):
-    """Say once what separates a model's programs from this machine (grader.isolation), if there will be any. UserError: an
-    unknown sandbox; 'required', and bubblewrap is not there or does not work."""
+    """Say once what separates a model's programs from this machine, if there will be any. UserError: not what is required."""
     from grader import isolation
     if sandbox not in ("auto", "required"):
         raise UserError(f"sandbox={sandbox!r}: 'auto' or 'required'")
@@ -298,10 +280,9 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     numina: the last line becomes print(line) unless it prints (a syntax error if it is no expression); nothing is left."""
     from grader import run_python
     lines, before = code.rstrip().split("\n"), TOOL_IMPORTS
-    if numina:
-        if "print(" not in lines[-1]:
-            lines[-1] = f"print({lines[-1].split('#')[0]})"
-    else:
+    if numina and "print(" not in lines[-1]:
+        lines[-1] = f"print({lines[-1].split('#')[0]})"
+    if not numina:
         before += f"with contextlib.redirect_stdout(io.StringIO()): exec({chr(10).join(earlier)!r})"
         with contextlib.suppress(SyntaxError, ValueError):          # the model shall see it from the run
             *_, last = ast.parse(code).body
@@ -332,13 +313,13 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
     """engine.sample() with a Python interpreter in the loop, as NuminaMath-7B-TIR has it: an answer stops at ```output, its
     last program runs, the result goes on the answer, and so on for `rounds` rounds (0: no tool). Up to `live` conversations
     advance, each on its own; programs run while the engine works. Yields (number of the request, Sample) as they end.
-    max_tokens: of an answer, the tool's words included. finish_reason: "stop" (ended by itself), "length", "rounds" (still
-    calling in the last round, where no program runs), "malformed" (a call without a new program). numina: by the notebook,
-    kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize: an answer without a program, or without a box in
-    its last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; one that is
-    answered is sampled on, and may change its answer: the text is then that of its last answer."""
-    ready = deque(SimpleNamespace(number=number, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[])
-                  for number, (prompt, seed) in enumerate(requests))
+    finish_reason: "stop" (ended by itself), "length" (max_tokens, the tool's words included), "rounds" (calls in the last one,
+    where no program runs), "malformed" (a call without a new program). numina: the rules of kaggle-solution.ipynb of
+    github.com/project-numina/aimo-progress-prize: an answer without a program, or without a box in its last 100 characters,
+    is begun again, at the cost of a round; one that made up its output is malformed; an answered one is sampled on, and may
+    change its answer: the text is that of its last answer."""
+    ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[])
+                              for n, (prompt, seed) in enumerate(requests))
     asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future
 
     def next_requests():
@@ -355,7 +336,7 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
                 yield talk.prompt + [token for token, *_ in talk.tape], talk.seed + talk.turn, max_tokens - len(talk.tape)
             else:
                 yield None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, answer in engine.sample(next_requests(), max_tokens=max_tokens, stop=TOOL_STOP if rounds else None, **sampling):
             talk = asked.pop(i)
             talk.turn += 1
@@ -376,16 +357,14 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
                 ready.appendleft(talk)
             else:
                 tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
-                yield talk.number, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
+                yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
 
-# ------------------------------------------------------------ the script
 def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
     """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
     row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens and correct."""
     from tqdm import tqdm
-
     def graded():                                   # rows and their scores to be, in the order they were sampled
-        pending = deque()
+        pending = collections.deque()
         for number, answer in sample(engine, tokenizer, [(ids, row["seed"]) for ids, _, row in jobs], **sampling):
             _, problem, row = jobs[number]
             text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
@@ -396,16 +375,17 @@ def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
                 yield pending.popleft()
         yield from pending
     right = tokens = 0
+    bar = tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05)
     with open(path, "a", encoding="utf-8", buffering=1) as out:
-        for n, (row, score) in enumerate(bar := tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05), 1):
+        for n, (row, score) in enumerate(bar, 1):
             row["correct"] = score.result() == 1.0
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             right, tokens = right + row["correct"], tokens + row["n_tokens"]
             bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tok/s, {right / n:.1%} right", refresh=False)
 
 def resume_rows(path, same):
-    """The rows that are in a .jsonl file (made if it is not there); a last line that a kill cut short is removed.
-    UserError: a row was made with other settings than `same`, {name: value}."""
+    """The rows of a .jsonl file, made if it is not there; a last line that a kill cut short is removed. UserError: a row was
+    made with other settings than `same`, {name: value}."""
     with open(path, "ab+") as f:
         f.seek(0)
         lines = f.read().split(b"\n")

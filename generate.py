@@ -121,14 +121,15 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
     return problems
 
 def load_tokenizer(path, chat_template=None):
-    """The tokenizer of a folder or hub id; chat_template: a .jinja file that replaces its own. UserError: not found, none."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model, folder or hub id; chat_template: a .jinja file that replaces its own. UserError: not found."""
+    from transformers import AutoConfig, AutoTokenizer
     try:
+        AutoConfig.from_pretrained(path)            # a folder without config.json is no model
         tokenizer = AutoTokenizer.from_pretrained(path)
         if chat_template:
             tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
     except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
-        raise UserError(f"cannot load the tokenizer of {path!r}: {str(e).partition(chr(10))[0]}") from None
+        raise UserError(f"cannot load {path!r}: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file")
     return tokenizer

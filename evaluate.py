@@ -22,10 +22,10 @@ import torch
 
 import configurator
 from configurator import UserError
-from generate import (load_problems, load_tokenizer, make_engine, pick_device, read_rows, render_prompt, resume_rows,
-                      sample_seed, stream_answers)
+from generate import (announce_sandbox, load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows,
+                      sample, sample_seed, stream_answers)
 from metrics import accuracy, average, by_problem, mcnemar, ngrams, paired_interval, shares, summarize
-from tir import announce_sandbox, sample
+from sft import pick_device
 
 # --- what
 models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each

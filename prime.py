@@ -29,10 +29,10 @@ import torch.nn.functional as F
 
 import configurator
 from configurator import UserError
-from generate import load_problems, load_tokenizer, make_engine, pick_device, render_prompt, sample_seed
+from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer, make_engine, render_prompt, sample,
+                      sample_seed)
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
-                 optimizer_step, pack, save_checkpoint, save_model, setup_distributed, write_run_config)
-from tir import TOOL_STOP, announce_sandbox, sample
+                 optimizer_step, pack, pick_device, save_checkpoint, save_model, setup_distributed, write_run_config)
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -70,7 +70,7 @@ filter_low = 0.2                    # prompts are kept if low <= mean outcome <=
 filter_high = 0.8
 filter_truncated = False            # reject a prompt if one of its answers was cut (recipe: True)
 max_draws = 50                      # draws a step before the run gives up: too few prompts pass the filter
-tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see tir.py
+tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see generate.sample()
 tir_rounds = 4                      # times the model writes: one more than programs run
 tir_timeout = 5.0                   # seconds a program
 sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
@@ -123,7 +123,6 @@ micro_batch_tokens = 16384          # tokens a forward pass and process; a longe
 checkpointing = True                # recompute activations in the backward pass
 timeout_minutes = 60                # a collective that waits longer ends the run
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # the algorithm's formulas, in the order of main()
 
@@ -132,7 +131,6 @@ def keep_group(outcomes, low=0.2, high=0.8):
     trainer/ppo/ray_trainer.py filter).    keep_group([1, 0, 0, 0]) is True, keep_group([1, 1, 1, 1]) is False."""
     mean = torch.as_tensor(outcomes, dtype=torch.float32).mean()
     return bool((mean >= low) & (mean <= high))
-
 
 def suffix_sum(x, gamma=1.0):
     """R_t = sum over k >= t of gamma^(k-t) x_k along the last dimension."""
@@ -144,12 +142,10 @@ def suffix_sum(x, gamma=1.0):
         out[..., t] = running
     return out
 
-
 def last_token(mask):
     """[N, T] mask -> [N, T] bool, True on the last valid token of each row."""
     mask = mask.bool()
     return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
 
 def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", normalize="batch", divisor=None):
     """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t) on valid tokens, 0 elsewhere.
@@ -165,7 +161,6 @@ def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", norma
     if divisor is None and normalize == "batch":
         divisor = suffix_sum(rewards).abs().max() + 1e-6
     return rewards if divisor is None else rewards / divisor
-
 
 def rloo(rewards, mask, n_samples, gamma=1.0):
     """Discounted leave-one-out returns [N, T] of one source of rewards (paper Eq. 5; original core_algos.py).
@@ -190,7 +185,6 @@ def rloo(rewards, mask, n_samples, gamma=1.0):
     left_out = (n_samples * rewards - group_sum[:, None]) / (n_samples - 1)
     return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
 
-
 def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coef=1.0, outcome_gamma=1.0, process_gamma=1.0,
                whiten=True):
     """Advantages [N, T], zero outside mask: the sources' returns added, then whitened over all valid tokens of the batch.
@@ -208,14 +202,12 @@ def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coe
         returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
     return torch.where(mask, returns, 0.0)
 
-
 def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta=0.05):
     """Mean over rows of the cross-entropy of sigmoid(beta * sum_t log-ratio) against the outcomes [N] (soft labels allowed).
 
     Paper Eq. 4; original core_algos.py compute_ce_dpo_loss_rm. Starts at ln 2 when PRM and reference are equal."""
     logit = beta * torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0).sum(-1)           # [N]
     return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
-
 
 def pair_accuracy(scores, outcomes, n_samples):
     """Share of a prompt's pairs that the PRM's scores [N] order as the outcomes [N] do, weighted by the difference of
@@ -227,7 +219,6 @@ def pair_accuracy(scores, outcomes, n_samples):
     right = (weight * ((ds > 0) == (do > 0))).sum((1, 2))
     total = weight.sum((1, 2))
     return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
-
 
 def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
     """(loss, stats): mean over rows of the row's token mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
@@ -246,7 +237,6 @@ def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
                  ratio_max=ratio.max().detach())
     return mean(torch.maximum(surrogate, clipped)), stats
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # rollouts
 
@@ -257,13 +247,32 @@ def full_tensors(model):
         if not (tied and name == "lm_head.weight"):
             yield name, tensor.full_tensor()
 
+def hand_over(model, sampler):
+    """The engine takes the model's weights, one whole tensor in memory at a time. Collective: all ranks run it."""
+    named = full_tensors(model)
+    if sampler.name == "hf":
+        for name, tensor in named:
+            sampler.model.get_parameter(name).data.copy_(tensor)
+        return
+    cast = ((name, tensor.to(sampler.dtype)) for name, tensor in named)
+    if sampler.device.type == "cuda":
+        sampler.llm.wake_up(tags=["weights"])       # weights first, cache last: both and the trainer's copy do not fit
+        sampler.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=cast))
+        sampler.llm.wake_up(tags=["kv_cache"])
+    else:                                           # eager kernels on plain weights: no post-processing to repeat
+        sampler.llm.apply_model(lambda model: model.load_weights(cast) and None)
+    sampler.llm.reset_prefix_cache()                # cached prefixes belong to the old weights
+
+def put_to_sleep(sampler):
+    """The engine leaves the card to the trainer: vLLM drops its weights and cache, hand_over() comes before the next sample."""
+    if sampler.name == "vllm" and sampler.device.type == "cuda":
+        sampler.llm.sleep(level=2)
 
 def to_rows(flat, mask):
     """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
     out = flat.new_zeros(mask.shape)
     out[mask] = flat
     return out
-
 
 class PromptStream:
     """Prompts in a seeded order, epoch after epoch; prompts put back come first. Its state is what a resume needs."""
@@ -294,13 +303,12 @@ class PromptStream:
         self.drawn += 1
         return self.order[position]
 
-
 def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampling):
     """Sample and grade on every rank its share of `prompts` [(index, ids)]; all ranks get all groups, in the order given.
 
     A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
     finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
-    seed: what is sampled does not depend on the number of ranks. sampling: keywords of tir.sample()."""
+    seed: what is sampled does not depend on the number of ranks. sampling: keywords of sample()."""
     from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
@@ -327,7 +335,6 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     merged = {i: group for part in gathered for i, group in part.items()}
     return [merged[i] for i in sorted(merged)]
 
-
 def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, sampling):
     """(greedy accuracy, mean accuracy at temperature 1) on held-out problems."""
     prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
@@ -335,7 +342,6 @@ def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_toke
     groups = [rollout(engine, grader, tokenizer, problems, prompts, k, (seed, name), sampling | dict(temperature=temperature))
               for name, k, temperature in (("greedy", 1, 0.0), ("eval", samples, 1.0))]
     return [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in part) / len(problems) for part in groups]
-
 
 def log_samples(file, step, kept, problems, rewards, A):
     """A few rows of the step to samples.jsonl: what was written, how it was graded, what each token was paid."""
@@ -350,7 +356,6 @@ def log_samples(file, step, kept, problems, rewards, A):
             process_rewards=[round(x, 4) for x in rewards[i, :n].tolist()],
             advantages=[round(x, 3) for x in A[i, :n].tolist()]), ensure_ascii=False) + "\n")
     file.flush()
-
 
 def plot_curves(metrics_path, path):
     """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
@@ -376,7 +381,6 @@ def plot_curves(metrics_path, path):
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
-
 def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
     choices = dict(prm_update=("after", "before", "none"), collect=("until_full", "once"), ref_type=("freeze", "policy"),
@@ -395,7 +399,6 @@ def check_settings():
     rows = prompts_per_step * samples_per_prompt
     if rows % normalize_chunks:
         raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {rows} rows of a step")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -419,7 +422,7 @@ def main():
     # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
     sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                           gpu_memory=gpu_memory, colocated=True)
-    sampler.sleep()
+    put_to_sleep(sampler)
     loading = dict(device=torch_device, dtype=torch_dtype, attention=attention)
     policy = load_model(model, checkpointing=checkpointing, **loading)
     prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
@@ -481,7 +484,7 @@ def main():
         dist.all_reduce(out)
         return out
 
-    sampler.load_weights(full_tensors(policy))
+    hand_over(policy, sampler)
     sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
         dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
     ended = False
@@ -527,7 +530,7 @@ def main():
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
-            sampler.sleep()
+            put_to_sleep(sampler)
 
             prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
             responses, written = [tokens for g in kept for tokens in g["tokens"]], [m for g in kept for m in g["mask"]]
@@ -612,7 +615,7 @@ def main():
 
             # 6. The new weights go to the engine, before the next rollout.
             with phase("sync"):
-                sampler.load_weights(full_tensors(policy))
+                hand_over(policy, sampler)
 
             # What happened.
             drawn, drawn_rows = len(drawn_groups), len(drawn_groups) * samples_per_prompt
@@ -680,7 +683,6 @@ def main():
     sampler.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     configurator.run(main, globals())

@@ -1,5 +1,7 @@
 """Tool-integrated reasoning: the conversation with a Python tool, in sampling, fine-tuning, PRIME and evaluation."""
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -10,10 +12,8 @@ import generate
 import metrics
 import prime
 import sft
-import tir
 from conftest import call, read_jsonl, write_jsonl
-from generate import Sample
-from tir import run_tool, sample
+from generate import Sample, run_tool, sample
 
 CPU = torch.device("cpu")
 
@@ -24,20 +24,26 @@ def tok(world):
 
 
 class Script:
-    """An engine that says what it is told to: `lines` of each conversation, known by its first prompt token, one a call."""
+    """An engine that says what it is told to: `lines` of each conversation, known by its first prompt token, one a request.
+    It answers all that it can get, as transformers' engine does, then asks again."""
     def __init__(self, tok, lines):
         self.tok, self.lines, self.asked = tok, [list(x) for x in lines], []
 
     def sample(self, requests, max_tokens, stop=None, **_):
-        requests = list(requests)
-        self.asked.append(requests)
-        for i, (prompt, seed, limit) in reversed(list(enumerate(requests))):    # they finish in any order
-            text = self.lines[prompt[0]].pop(0)
-            called = stop in text
-            tokens = self.tok(text.split(stop)[0] + stop if called else text, add_special_tokens=False).input_ids
-            tokens += [] if called else [self.tok.eos_token_id]
-            reason = "length" if len(tokens) > limit else "tool" if called else "stop"
-            yield i, Sample(tokens[:limit], [-0.5] * len(tokens[:limit]), reason)
+        first = 0
+        while batch := list(itertools.takewhile(bool, requests)):
+            self.asked.append(batch)
+            for i, request in reversed(list(enumerate(batch, first))):          # they finish in any order
+                yield i, self.answer(*request, stop)
+            first += len(batch)
+
+    def answer(self, prompt, seed, limit, stop):
+        text = self.lines[prompt[0]].pop(0)
+        called = stop in text
+        tokens = self.tok(text.split(stop)[0] + stop if called else text, add_special_tokens=False).input_ids
+        tokens += [] if called else [self.tok.eos_token_id]
+        reason = "length" if len(tokens) > limit else "tool" if called else "stop"
+        return Sample(tokens[:limit], [-0.5] * len(tokens[:limit]), reason)
 
 
 def talks(tok, lines, max_tokens=2000, rounds=4, **kwargs):
@@ -45,6 +51,25 @@ def talks(tok, lines, max_tokens=2000, rounds=4, **kwargs):
     engine = Script(tok, lines)
     found = dict(sample(engine, tok, [([n], 100 * n) for n in range(len(lines))], max_tokens=max_tokens, rounds=rounds, **kwargs))
     return [(tok.decode(found[n].tokens), found[n].finish_reason, found[n]) for n in range(len(lines))], engine
+
+
+class Places(Script):
+    """An engine with so many places, which ends its oldest request when all are taken or no request is left to come."""
+    def __init__(self, tok, lines, places):
+        super().__init__(tok, lines)
+        self.places, self.deadline = places, time.monotonic() + 60
+
+    def sample(self, requests, max_tokens, stop=None, **_):
+        running, left, numbers = {}, sum(map(len, self.lines)), itertools.count()
+        while left or running:
+            while left and len(running) < self.places:
+                assert time.monotonic() < self.deadline, "it waits for a request that does not come"
+                if request := next(requests):
+                    running[next(numbers)] = request
+                    self.asked.append([seed for _, seed, _ in running.values()])
+                    left -= 1
+            oldest = min(running)
+            yield oldest, self.answer(*running.pop(oldest), stop)
 
 
 def program(code):
@@ -86,6 +111,21 @@ def test_output_that_leaves_no_room(tok):
     for extra in (0, 1, 2, 50):
         (_, reason, answer), = talks(tok, [[text, "y" * 99]], max_tokens=n + extra)[0]
         assert reason == "length" and len(answer.tokens) == n + (extra if extra >= 2 else 0) and sum(answer.mask) == n + (extra >= 2)
+
+
+def test_conversations_advance_on_their_own(tok):
+    """A second round is sampled beside a first; continuations go before new conversations, which are begun up to a limit."""
+    engine = Places(tok, [[program("1"), "\\boxed{0}"], ["\\boxed{1}"]], places=2)
+    found = dict(sample(engine, tok, [([0], 0), ([1], 100)], max_tokens=500, rounds=4))
+    assert engine.asked == [[0], [0, 100], [100, 1]]         # 100 n + round; conversation 1 was in the engine all the time
+    assert [found[n].finish_reason for n in (0, 1)] == ["stop", "stop"]
+    calls = [[program(f"{n}"), f"\\boxed{{{n}}}"] for n in range(5)]
+    engine = Places(tok, calls[:3], places=1)
+    assert len(list(sample(engine, tok, [([n], 100 * n) for n in range(3)], max_tokens=500, rounds=4))) == 3
+    assert engine.asked == [[0], [1], [100], [101], [200], [201]]
+    found, engine = talks(tok, calls, live=2)
+    assert [len(requests) for requests in engine.asked] == [2, 2, 2, 2, 1, 1]
+    assert [text[-9:] for text, _, _ in found] == [f"{n}}}<|im_end|>"[-9:] for n in range(5)]
 
 
 def test_programs_share_their_state(tok):
@@ -232,17 +272,17 @@ def test_votes():
 
 def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
     import grader
-    tir.announce_sandbox("auto", True)
+    generate.announce_sandbox("auto", True)
     assert capsys.readouterr().out.split()[-1] == grader.isolation()
-    tir.announce_sandbox("required", False)                # no program, no word
+    generate.announce_sandbox("required", False)                # no program, no word
     assert not capsys.readouterr().out
-    with pytest.raises(tir.UserError, match="sandbox='off'"):
-        tir.announce_sandbox("off", False)
+    with pytest.raises(generate.UserError, match="sandbox='off'"):
+        generate.announce_sandbox("off", False)
     grader.isolation.cache_clear()
     monkeypatch.setattr(grader, "box", lambda kind: ["/nowhere/bwrap"])
     monkeypatch.setattr(grader, "IDLE", {})
     try:
-        with pytest.raises(tir.UserError, match="apt install bubblewrap"):
-            tir.announce_sandbox("required", True)
+        with pytest.raises(generate.UserError, match="apt install bubblewrap"):
+            generate.announce_sandbox("required", True)
     finally:
         grader.isolation.cache_clear()

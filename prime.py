@@ -121,8 +121,9 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass
+compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60                # a collective that waits longer ends the run
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the algorithm's formulas, in the order of main()
@@ -132,7 +133,6 @@ def keep_group(outcomes, low=0.2, high=0.8):
     trainer/ppo/ray_trainer.py filter).    keep_group([1, 0, 0, 0]) is True, keep_group([1, 1, 1, 1]) is False."""
     mean = torch.as_tensor(outcomes, dtype=torch.float32).mean()
     return bool((mean >= low) & (mean <= high))
-
 
 def suffix_sum(x, gamma=1.0):
     """R_t = sum over k >= t of gamma^(k-t) x_k along the last dimension."""
@@ -144,12 +144,10 @@ def suffix_sum(x, gamma=1.0):
         out[..., t] = running
     return out
 
-
 def last_token(mask):
     """[N, T] mask -> [N, T] bool, True on the last valid token of each row."""
     mask = mask.bool()
     return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
 
 def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", normalize="batch", divisor=None):
     """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t) on valid tokens, 0 elsewhere.
@@ -165,7 +163,6 @@ def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", norma
     if divisor is None and normalize == "batch":
         divisor = suffix_sum(rewards).abs().max() + 1e-6
     return rewards if divisor is None else rewards / divisor
-
 
 def rloo(rewards, mask, n_samples, gamma=1.0):
     """Discounted leave-one-out returns [N, T] of one source of rewards (paper Eq. 5; original core_algos.py).
@@ -190,7 +187,6 @@ def rloo(rewards, mask, n_samples, gamma=1.0):
     left_out = (n_samples * rewards - group_sum[:, None]) / (n_samples - 1)
     return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
 
-
 def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coef=1.0, outcome_gamma=1.0, process_gamma=1.0,
                whiten=True):
     """Advantages [N, T], zero outside mask: the sources' returns added, then whitened over all valid tokens of the batch.
@@ -208,14 +204,12 @@ def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coe
         returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
     return torch.where(mask, returns, 0.0)
 
-
 def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta=0.05):
     """Mean over rows of the cross-entropy of sigmoid(beta * sum_t log-ratio) against the outcomes [N] (soft labels allowed).
 
     Paper Eq. 4; original core_algos.py compute_ce_dpo_loss_rm. Starts at ln 2 when PRM and reference are equal."""
     logit = beta * torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0).sum(-1)           # [N]
     return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
-
 
 def pair_accuracy(scores, outcomes, n_samples):
     """Share of a prompt's pairs that the PRM's scores [N] order as the outcomes [N] do, weighted by the difference of
@@ -227,7 +221,6 @@ def pair_accuracy(scores, outcomes, n_samples):
     right = (weight * ((ds > 0) == (do > 0))).sum((1, 2))
     total = weight.sum((1, 2))
     return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
-
 
 def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
     """(loss, stats): mean over rows of the row's token mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
@@ -246,7 +239,6 @@ def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
                  ratio_max=ratio.max().detach())
     return mean(torch.maximum(surrogate, clipped)), stats
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # rollouts
 
@@ -257,13 +249,11 @@ def full_tensors(model):
         if not (tied and name == "lm_head.weight"):
             yield name, tensor.full_tensor()
 
-
 def to_rows(flat, mask):
     """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
     out = flat.new_zeros(mask.shape)
     out[mask] = flat
     return out
-
 
 class PromptStream:
     """Prompts in a seeded order, epoch after epoch; prompts put back come first. Its state is what a resume needs."""
@@ -293,7 +283,6 @@ class PromptStream:
             random.Random(f"{self.seed} {epoch}").shuffle(self.order)
         self.drawn += 1
         return self.order[position]
-
 
 def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampling):
     """Sample and grade on every rank its share of `prompts` [(index, ids)]; all ranks get all groups, in the order given.
@@ -327,7 +316,6 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     merged = {i: group for part in gathered for i, group in part.items()}
     return [merged[i] for i in sorted(merged)]
 
-
 def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, sampling):
     """(greedy accuracy, mean accuracy at temperature 1) on held-out problems."""
     prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
@@ -335,7 +323,6 @@ def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_toke
     groups = [rollout(engine, grader, tokenizer, problems, prompts, k, (seed, name), sampling | dict(temperature=temperature))
               for name, k, temperature in (("greedy", 1, 0.0), ("eval", samples, 1.0))]
     return [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in part) / len(problems) for part in groups]
-
 
 def log_samples(file, step, kept, problems, rewards, A):
     """A few rows of the step to samples.jsonl: what was written, how it was graded, what each token was paid."""
@@ -350,7 +337,6 @@ def log_samples(file, step, kept, problems, rewards, A):
             process_rewards=[round(x, 4) for x in rewards[i, :n].tolist()],
             advantages=[round(x, 3) for x in A[i, :n].tolist()]), ensure_ascii=False) + "\n")
     file.flush()
-
 
 def plot_curves(metrics_path, path):
     """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
@@ -376,7 +362,6 @@ def plot_curves(metrics_path, path):
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
-
 def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
     choices = dict(prm_update=("after", "before", "none"), collect=("until_full", "once"), ref_type=("freeze", "policy"),
@@ -395,7 +380,6 @@ def check_settings():
     rows = prompts_per_step * samples_per_prompt
     if rows % normalize_chunks:
         raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {rows} rows of a step")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -420,7 +404,7 @@ def main():
     sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                           gpu_memory=gpu_memory, colocated=True)
     sampler.sleep()
-    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention)
+    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile)
     policy = load_model(model, checkpointing=checkpointing, **loading)
     prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
     ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
@@ -680,7 +664,6 @@ def main():
     sampler.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     configurator.run(main, globals())

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
@@ -58,6 +59,9 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute: 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass: a third more time, far less memory
+compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+shard = None                        # processes that share one copy of a model's state, copies between such groups are kept equal
+                                    # (HSDP; with --nnodes: the cards of a node); None: all processes share one
 timeout_minutes = 60                # a collective that waits longer ends the run
 # --- output
 out_dir = 'out/intellect_math_sft'  # the model at the end; metrics.jsonl, config.json, checkpoints/
@@ -65,7 +69,6 @@ log_interval = 1                    # steps
 val_interval = 300                  # steps
 save_interval = 300                 # steps between checkpoints to resume from (published: 300); 0: none
 keep_checkpoints = 2                # the newest so many stay
-
 
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
@@ -77,13 +80,11 @@ def setup_distributed(device, timeout_minutes=60):
         sys.stdout = open(os.devnull, "w")
     return dist.get_rank(), dist.get_world_size()
 
-
 def all_sum(value, device):
     """The sum of a number over all processes."""
     total = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.item()
-
 
 def catch_signals():
     """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. Asked twice: at once."""
@@ -95,7 +96,6 @@ def catch_signals():
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
     return received
-
 
 # ------------------------------------------------------------ a sharded model that maps packed rows to log-probabilities
 def pack(rows, device):
@@ -115,7 +115,6 @@ def pack(rows, device):
     return dict(input_ids=tokens[None], position_ids=position[None], predict=where - 1, targets=tokens[where],
                 cu_seq_lens_q=cu, cu_seq_lens_k=cu, max_length_q=longest, max_length_k=longest)
 
-
 def micro_batches(lengths, budget, world):
     """Deal rows to micro-batches of at most `budget` tokens (a longer row goes alone), the same number for each process.
     Returns one list per process of lists of row numbers; some may be empty: the process then runs a dummy row, because
@@ -130,7 +129,7 @@ def micro_batches(lengths, budget, world):
             bins = [rows for _, _, rows in sorted(bins, key=lambda b: b[1])]
             return [bins[rank::world] for rank in range(world)]
 
-
+@torch.compiler.disable             # its shapes depend on the rows: compiled layers go around it
 def packed_attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None,
                      kernel="padded", **_):
     """Causal attention inside each sequence of a packed row: query [1, H, T, D], key, value [1, G, T, D] -> [1, T, H, D]."""
@@ -152,12 +151,10 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
         out = out.transpose(1, 2)[row, col]                                                    # [T, H, D]
     return out[None], None
 
-
 def _chunk_logprobs(hidden, weight, targets, temperature):
     logits = (hidden @ weight.T).float() / temperature                                         # [t, V], here only
     lse = logits.logsumexp(-1)
     return logits.gather(-1, targets[:, None]).squeeze(-1) - lse, lse - (logits.softmax(-1) * logits).sum(-1)
-
 
 def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, chunk=2048, **kwargs):
     """forward() of the models that load_model makes: a pack() -> (log-probabilities [n], entropies [n]) of its n targets.
@@ -167,11 +164,11 @@ def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, chunk=2
              for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return tuple(map(torch.cat, zip(*parts)))
 
-
-def load_model(path, device, dtype, trained=True, checkpointing=False, attention="auto"):
+def load_model(path, device, dtype, trained=True, checkpointing=False, attention="auto", shard=None, compile=False):
     """A causal language model of a folder or hub id, sharded over all processes, its forward replaced (_logprob_forward).
     Weights go from the safetensors files straight into the shards; no process holds them all. A trained model has fp32
-    weights and computes in `dtype`; one that is not trained holds `dtype`. UserError: no such model, or kernel of attention."""
+    weights and computes in `dtype`; one that is not trained holds `dtype`. shard: processes that share one copy, consecutive
+    ranks; the groups hold equal copies (HSDP). UserError: no such model, or kernel of attention; shard does not divide."""
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
     check_model(path)
@@ -190,8 +187,14 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         raise UserError(f"{path} uses sliding-window attention, which packed_attention does not do")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
+    world = dist.get_world_size()
+    if world % (shard or world):
+        raise UserError(f"shard={shard} does not divide the {world} processes")
+    mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("copies", "shards")) if shard else None
+    for layer in model.model.layers if compile else ():
+        layer.compile(dynamic=True)
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
-        fully_shard(part, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
     tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
@@ -202,7 +205,6 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model.train(trained)                         # checkpointing works in train mode only
-
 
 def on_first_rank(function):
     """Call function() on rank 0, give its result (or its exception) to all."""
@@ -217,13 +219,11 @@ def on_first_rank(function):
         raise error or UserError(result[1])
     return result[0]
 
-
 def make_optimizer(model, learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.0):
     """AdamW on fp32 shards; no decay on biases and norms."""
     groups = [dict(params=[p for p in model.parameters() if (p.dim() >= 2) == matrix],
                    weight_decay=weight_decay if matrix else 0.0) for matrix in (True, False)]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=1e-8, fused=True)
-
 
 def optimizer_step(model, optimizer, learning_rate, grad_clip):
     """Clip, step, forget the gradients. Returns the gradient norm before clipping."""
@@ -233,7 +233,6 @@ def optimizer_step(model, optimizer, learning_rate, grad_clip):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
 
 def save_model(model, tokenizer, path, dtype, source):
     """Write a Hugging Face folder (safetensors in `dtype`, tokenizer, generation_config) to path, complete or not at all.
@@ -255,17 +254,14 @@ def save_model(model, tokenizer, path, dtype, source):
         put_in_place(path)
     on_first_rank(write)
 
-
 def put_in_place(path):
     """path.tmp, now complete, becomes path."""
     shutil.rmtree(path, ignore_errors=True)
     os.rename(path + ".tmp", path)
 
-
 def training_state(trained):
     """{name: {model, optimizer}} of {name: (model, optimizer)}: what dcp saves and loads, sharded."""
     return {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()}
-
 
 def save_checkpoint(folder, step, trained, extra, keep):
     """Write everything a run needs to go on to folder/step_<step>. trained: {name: (model, optimizer)}; extra: JSON-able.
@@ -276,7 +272,6 @@ def save_checkpoint(folder, step, trained, extra, keep):
     on_first_rank(lambda: put_in_place(path))
     for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep] if dist.get_rank() == 0 else []:
         shutil.rmtree(old, ignore_errors=True)
-
 
 def load_checkpoint(folder, trained):
     """Go back to the newest complete checkpoint in folder, on any number of processes. Returns (step, extra) or None."""
@@ -291,7 +286,6 @@ def load_checkpoint(folder, trained):
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
         return int(path[-6:]), json.loads(state["extra"])
 
-
 def write_run_config(out_dir, settings):
     """config.json of a run: all settings, versions, command, git commit."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
@@ -300,14 +294,12 @@ def write_run_config(out_dir, settings):
     about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
     Path(out_dir, "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
 
-
 def keep_lines(path, before):
     """Drop the rows of a .jsonl file whose `step` is `before` or later: they are made again after a resume."""
     if os.path.exists(path):
         lines = Path(path).read_text("utf-8").split("\n")[:-1]                                # a line without an end goes, too
         Path(path + ".tmp").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < before), "utf-8")
         os.replace(path + ".tmp", path)
-
 
 def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
     """A conversation -> (tokens, scored): the assistant's words and end token are scored (one is added where the template has
@@ -330,7 +322,6 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
     if not tokens:
         raise ValueError("no assistant message")
     return tokens, scored
-
 
 def load_sft_rows(source, tokenizer):
     """List of (tokens int32 [t], scored bool [t]) of the `messages` rows of a file or hub data set. UserError: no usable."""
@@ -358,14 +349,12 @@ def load_sft_rows(source, tokenizer):
           f"{sum(len(t) > max_length for t, _ in good)} rows beyond {max_length} tokens ({overlong})", flush=True)
     return rows
 
-
 def learning_rate_at(step, steps, peak, schedule, warmup_steps):
     """The learning rate of step 0 .. steps-1: linear warm-up, then `schedule` down to 0 (transformers' get_scheduler)."""
     if step < warmup_steps:
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return peak * {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
-
 
 def main():
     for name, known in dict(schedule=("linear", "cosine", "constant"), overlong=("truncate", "drop")).items():
@@ -383,7 +372,7 @@ def main():
     val = load_sft_rows(val_data, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
-    net = load_model(model, torch_device, torch_dtype, checkpointing=checkpointing, attention=attention)
+    net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
     start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
@@ -443,7 +432,6 @@ def main():
         save_model(net, tok, result, torch_dtype, model)
         print(f"wrote {result} after {timedelta(seconds=round(time.time() - began))}")
     dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     configurator.run(main, globals())

@@ -1,16 +1,18 @@
 """prime.py as a program: every setting, numbers of processes, resume, what it learns, bad input."""
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prime
-from conftest import ROOT, call, read_jsonl, run, torchrun, write_jsonl
+from conftest import ROOT, call, read_jsonl, run, torchrun, two_nodes, write_jsonl
 
 
 def weights(folder):
@@ -81,7 +83,9 @@ def test_every_setting_does_something(result, change, what):
 
 
 @pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
-                                    "--grade_timeout=9", "--tir=True"])      # this model never calls its tool
+                                    "--grade_timeout=9", "--shard=1", "--tir=True",       # this model never calls its tool
+                                    pytest.param("--compile=True", marks=pytest.mark.skipif(
+                                        not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler"))])
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
@@ -153,13 +157,14 @@ def test_metrics_of_the_first_step(result):
 
 
 def test_one_two_and_four_processes(tmp_path, arguments, result):
-    """The same prompts, samples and numbers on 1, 2 and 4 processes (weights to 1e-5 after 2 steps of 2 + 2 updates), also
+    """The same prompts, samples and numbers on 1, 2 and 4 processes and on two nodes (weights to 1e-5 after 2 steps of 2 + 2 updates), also
     when 5 prompts of 4 samples are shared by 4 processes, which keep different numbers of them."""
     changes = ["--prompts_per_step=5", "--learning_rate=2e-5", "--prm_learning_rate=2e-5"]
     runs = {1: result(*changes)[:3]}
-    for n in (2, 4):
+    for n, start, more in ((2, partial(torchrun, 2), []), (4, partial(torchrun, 4), []),
+                           ("nodes", partial(two_nodes, 2), ["--shard=2"])):    # a copy of the weights on each node
         out = tmp_path / str(n)
-        torchrun(n, "prime.py", *arguments, *changes, f"--out_dir={out}")
+        start("prime.py", *arguments, *changes, *more, f"--out_dir={out}")
         runs[n] = read_jsonl(out / "metrics.jsonl"), weights(out / "policy"), weights(out / "prm")
         for key in ("outcome", "prompts_drawn", "response_tokens", "prm_loss", "prm_pair_accuracy", "process_return", "outcome_return",
                     "policy_loss", "clipfrac", "approx_kl", "ratio_max", "entropy", "grad_norm", "prm_grad_norm", "advantage_std"):

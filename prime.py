@@ -123,7 +123,7 @@ micro_batch_tokens = 16384          # tokens a forward pass and process; a longe
 checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
 shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
-timeout_minutes = 60                # a collective that waits longer ends the run
+timeout_minutes = 60.0              # a collective that waits longer ends the run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the algorithm's formulas, in the order of main()
@@ -436,7 +436,13 @@ def main():
     @contextmanager
     def phase(name):
         began = time.time()
-        yield
+        try:
+            yield
+        except RuntimeError as e:       # gloo's; NCCL's watchdog ends the process itself and says which collective it was
+            if "imed out" in str(e):
+                raise UserError(f"step {step + 1}, {name}: a process did not come within timeout_minutes={timeout_minutes}",
+                                rank_local=True) from e
+            raise
         seconds[name] = seconds.get(name, 0.0) + time.time() - began
 
     def share(rows):

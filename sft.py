@@ -62,7 +62,7 @@ checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
 shard = None                        # processes that share one copy of a model's state, copies between such groups are kept equal
                                     # (HSDP; with --nnodes: the cards of a node); None: all processes share one
-timeout_minutes = 60                # a collective that waits longer ends the run
+timeout_minutes = 60.0              # a collective that waits longer ends the run
 # --- output
 out_dir = 'out/intellect_math_sft'  # the model at the end; metrics.jsonl, config.json, checkpoints/
 log_interval = 1                    # steps

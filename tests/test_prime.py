@@ -1,7 +1,10 @@
 """prime.py as a program: every setting, numbers of processes, resume, what it learns, bad input."""
 import json
+import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,7 +141,7 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"} | dict.fromkeys(
+    elsewhere = {"gpu_memory": "a card's memory"} | dict.fromkeys(
         ("tir", "tir_rounds", "tir_timeout", "sandbox"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
@@ -204,6 +207,25 @@ def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
     out = child.communicate(timeout=60)[0]
     assert child.returncode == 0, out
     assert "start again" in out and len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments):
+    """One of two processes is stopped (SIGSTOP) in the middle of the run: the other says so in a line, with code 2."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        env = os.environ | dict(OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    ranks = [subprocess.Popen([sys.executable, "prime.py", *arguments, "--max_steps=500", "--timeout_minutes=0.2", f"--out_dir={tmp_path}"],
+                              cwd=ROOT, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    log = tmp_path / "metrics.jsonl"
+    while ranks[0].poll() is None and not (log.exists() and log.stat().st_size > 10):
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGSTOP)
+    errors = ranks[0].communicate(timeout=120)[1]
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == 2 and "Traceback" not in errors, errors
+    assert re.search(r"^error: step \d+, \w+: .*timeout_minutes=0.2$", errors, re.M), errors
 
 
 def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):

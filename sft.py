@@ -5,7 +5,7 @@ Supervised fine-tuning with FSDP2 on packed sequences.
     torchrun --nproc_per_node 2 sft.py config/toy_sft.py           # a laptop: the built-in world
 
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
-changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
+changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism.
 """
 import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
 from datetime import timedelta

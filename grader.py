@@ -514,8 +514,6 @@ def grade_items(memory_mb):
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for item, reply in requests():
         value, unparsed = 0.0, False
-
-import mpmath  # sympy's arithmetic
         try:
             if item["ability"] == "code":
                 value = grade_code(item["response"], item["ground_truth"], item["timeout"])

@@ -121,7 +121,9 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass
-timeout_minutes = 60                # a collective that waits longer ends the run
+compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
+timeout_minutes = 60.0              # a collective that waits longer ends the run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the algorithm's formulas, in the order of main()
@@ -423,7 +425,7 @@ def main():
     sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
                           gpu_memory=gpu_memory, colocated=True)
     put_to_sleep(sampler)
-    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention)
+    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile)
     policy = load_model(model, checkpointing=checkpointing, **loading)
     prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
     ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
@@ -455,7 +457,13 @@ def main():
     @contextmanager
     def phase(name):
         began = time.time()
-        yield
+        try:
+            yield
+        except RuntimeError as e:       # gloo's; NCCL's watchdog ends the process itself and says which collective it was
+            if "imed out" in str(e):
+                raise UserError(f"step {step + 1}, {name}: a process did not come within timeout_minutes={timeout_minutes}",
+                                rank_local=True) from e
+            raise
         seconds[name] = seconds.get(name, 0.0) + time.time() - began
 
     def share(rows):

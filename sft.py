@@ -5,7 +5,7 @@ Supervised fine-tuning with FSDP2 on packed sequences.
     torchrun --nproc_per_node 2 sft.py config/toy_sft.py           # a laptop: the built-in world
 
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
-changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism, several nodes.
+changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism.
 """
 import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
 from datetime import timedelta
@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
@@ -57,7 +58,9 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute: 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass: a third more time, far less memory
-timeout_minutes = 60                # a collective that waits longer ends the run
+compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
+timeout_minutes = 60.0              # a collective that waits longer ends the run
 # --- output
 out_dir = 'out/intellect_math_sft'  # the model at the end; metrics.jsonl, config.json, checkpoints/
 log_interval = 1                    # steps
@@ -137,6 +140,7 @@ def micro_batches(lengths, budget, world):
             bins = [rows for _, _, rows in sorted(bins, key=lambda b: b[1])]
             return [bins[rank::world] for rank in range(world)]
 
+@torch.compiler.disable             # its shapes depend on the rows: compiled layers go around it
 def packed_attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None,
                      kernel="padded", **_):
     """Causal attention inside each sequence of a packed row: query [1, H, T, D], key, value [1, G, T, D] -> [1, T, H, D]."""
@@ -171,10 +175,11 @@ def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, chunk=2
              for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return tuple(map(torch.cat, zip(*parts)))
 
-def load_model(path, device, dtype, trained=True, checkpointing=False, attention="auto"):
+def load_model(path, device, dtype, trained=True, checkpointing=False, attention="auto", shard=None, compile=False):
     """A causal language model of a folder or hub id, sharded over all processes, its forward replaced (_logprob_forward).
     Weights go from the safetensors files straight into the shards; no process holds them all. A trained model has fp32
-    weights and computes in `dtype`; one that is not trained holds `dtype`. UserError: no such model, or kernel of attention."""
+    weights and computes in `dtype`; one that is not trained holds `dtype`. shard: processes that share one copy, consecutive
+    ranks; the groups hold equal copies (HSDP). UserError: no such model, or kernel of attention; shard does not divide."""
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
     hub_id = path.count("/") == 1 and not path.startswith((".", "/", "out/", "data/")) and not os.path.isdir(path)
@@ -195,8 +200,14 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         raise UserError(f"{path} uses sliding-window attention, which packed_attention does not do")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
+    world = dist.get_world_size()
+    if world % (shard or world):
+        raise UserError(f"shard={shard} does not divide the {world} processes")
+    mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("copies", "shards")) if shard else None
+    for layer in model.model.layers if compile else ():
+        layer.compile(dynamic=True)
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
-        fully_shard(part, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
     tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
@@ -374,7 +385,7 @@ def main():
     val = load_sft_rows(val_data, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
-    net = load_model(model, torch_device, torch_dtype, checkpointing=checkpointing, attention=attention)
+    net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
     start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)

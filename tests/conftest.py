@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -37,6 +38,19 @@ def torchrun(processes, *command, **kwargs):
     return run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command, **kwargs)
 
 
+def two_nodes(processes, *command):
+    """The same script on two "nodes" of this machine, with so many processes each, a rendezvous between them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc_per_node={processes}", "--master_addr=127.0.0.1",
+             f"--master_port={port}"]
+    nodes = [subprocess.Popen([*start, f"--node_rank={node}", *map(str, command)], cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for node in (0, 1)]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-3000:]
+
+
 def call(module, *argv):
     """Run a script's main() in this process with settings of the command line, and put its defaults back afterwards."""
     import configurator
@@ -51,6 +65,11 @@ def call(module, *argv):
         import torch.distributed as dist
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def children(pid):
+    """Process ids of a process's children."""
+    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def write_jsonl(path, rows):

@@ -1,16 +1,21 @@
 """prime.py as a program: every setting, numbers of processes, resume, what it learns, bad input."""
 import json
+import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prime
-from conftest import ROOT, call, read_jsonl, run, torchrun, write_jsonl
+from conftest import ROOT, call, read_jsonl, run, torchrun, two_nodes, write_jsonl
 
 
 def weights(folder):
@@ -81,7 +86,9 @@ def test_every_setting_does_something(result, change, what):
 
 
 @pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
-                                    "--grade_timeout=9", "--tir=True"])      # this model never calls its tool
+                                    "--grade_timeout=9", "--shard=1", "--tir=True",       # this model never calls its tool
+                                    pytest.param("--compile=True", marks=pytest.mark.skipif(
+                                        not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler"))])
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
@@ -134,7 +141,7 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory", "timeout_minutes": "a hung collective"} | dict.fromkeys(
+    elsewhere = {"gpu_memory": "a card's memory"} | dict.fromkeys(
         ("tir", "tir_rounds", "tir_timeout", "sandbox"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]
@@ -153,13 +160,14 @@ def test_metrics_of_the_first_step(result):
 
 
 def test_one_two_and_four_processes(tmp_path, arguments, result):
-    """The same prompts, samples and numbers on 1, 2 and 4 processes (weights to 1e-5 after 2 steps of 2 + 2 updates), also
+    """The same prompts, samples and numbers on 1, 2 and 4 processes and on two nodes (weights to 1e-5 after 2 steps of 2 + 2 updates), also
     when 5 prompts of 4 samples are shared by 4 processes, which keep different numbers of them."""
     changes = ["--prompts_per_step=5", "--learning_rate=2e-5", "--prm_learning_rate=2e-5"]
     runs = {1: result(*changes)[:3]}
-    for n in (2, 4):
+    for n, start, more in ((2, partial(torchrun, 2), []), (4, partial(torchrun, 4), []),
+                           ("nodes", partial(two_nodes, 2), ["--shard=2"])):    # a copy of the weights on each node
         out = tmp_path / str(n)
-        torchrun(n, "prime.py", *arguments, *changes, f"--out_dir={out}")
+        start("prime.py", *arguments, *changes, *more, f"--out_dir={out}")
         runs[n] = read_jsonl(out / "metrics.jsonl"), weights(out / "policy"), weights(out / "prm")
         for key in ("outcome", "prompts_drawn", "response_tokens", "prm_loss", "prm_pair_accuracy", "process_return", "outcome_return",
                     "policy_loss", "clipfrac", "approx_kl", "ratio_max", "entropy", "grad_norm", "prm_grad_norm", "advantage_std"):
@@ -199,6 +207,25 @@ def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
     out = child.communicate(timeout=60)[0]
     assert child.returncode == 0, out
     assert "start again" in out and len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments):
+    """One of two processes is stopped (SIGSTOP) in the middle of the run: the other says so in a line, with code 2."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        env = os.environ | dict(OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    ranks = [subprocess.Popen([sys.executable, "prime.py", *arguments, "--max_steps=500", "--timeout_minutes=0.2", f"--out_dir={tmp_path}"],
+                              cwd=ROOT, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    log = tmp_path / "metrics.jsonl"
+    while ranks[0].poll() is None and not (log.exists() and log.stat().st_size > 10):
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGSTOP)
+    errors = ranks[0].communicate(timeout=120)[1]
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == 2 and "Traceback" not in errors, errors
+    assert re.search(r"^error: step \d+, \w+: .*timeout_minutes=0.2$", errors, re.M), errors
 
 
 def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):

@@ -1,6 +1,13 @@
 """sft.py: packing, log-probabilities, sharded loading and saving, the loss, resume, bad input."""
+import functools
 import json
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2
 
 import prime
 import sft
-from conftest import SFT, call, read_jsonl, run, torchrun, write_jsonl
+from conftest import ROOT, SFT, call, children, read_jsonl, run, torchrun, two_nodes, write_jsonl
 
 CPU = torch.device("cpu")
 
@@ -105,6 +112,49 @@ def test_logits_never_exist_at_once(tmp_path, group):
     assert widths == {16, 199 % 16, 64}                     # 64: the head itself, transposed
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler here")
+def test_compiled_layers_change_nothing(tmp_path, group):
+    small_model(tmp_path / "m", True)
+    got = []
+    for compile, checkpointing in ((False, False), (True, False), (True, True)):
+        net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=checkpointing, compile=compile)
+        assert all((layer._compiled_call_impl is not None) == compile for layer in net.model.layers)
+        logprobs = [net(**sft.pack(rows, CPU))[0] for rows in (ROWS, ROWS[:2])]             # two lengths
+        torch.cat(logprobs).exp().sum().backward()
+        got.append([*logprobs, *(p.grad.full_tensor() for p in net.parameters())])
+    for compiled in got[1:]:
+        for a, b in zip(got[0], compiled):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells a process's peak memory")
+def test_no_process_holds_a_whole_model(tmp_path):
+    """Four processes load 276 M parameters: the peak of none grows by more than a third of the fp32 size and 256 MB."""
+    config = Qwen2Config(vocab_size=32000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16, num_attention_heads=16,
+                         num_key_value_heads=4, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.to_empty(device="cpu").save_pretrained(tmp_path / "m")
+    size = 4 * sum(p.numel() for p in model.parameters())
+    script = tmp_path / "load.py"
+    script.write_text(f"""
+import pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch, transformers, sft
+from transformers import Qwen2ForCausalLM
+def peak():
+    return 1024 * int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+rank, world = sft.setup_distributed(torch.device("cpu"))
+before = peak()
+sft.load_model({str(tmp_path / "m")!r}, torch.device("cpu"), torch.float32)
+pathlib.Path({str(tmp_path)!r}, f"{{rank}}.peak").write_text(str(peak() - before))
+torch.distributed.destroy_process_group()
+""")
+    torchrun(4, script)
+    peaks = [int((tmp_path / f"{rank}.peak").read_text()) for rank in range(4)]
+    assert min(peaks) > size / 4 and max(peaks) < size / 3 + 2 ** 28, (peaks, size)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_load_and_save_round_trip(tmp_path, group, tied, world):
     """Sharded loading is from_pretrained bit for bit; what is saved opens in transformers with the same weights."""
@@ -168,12 +218,15 @@ def test_schedules():
 
 
 def test_loss_is_the_token_mean_whatever_the_number_of_processes(tmp_path, guesser, guess_data):
-    """1, 2 and 4 processes, and any packing: the same losses (1e-5), gradient norms and weights (1e-5) after 5 steps."""
+    """1, 2 and 4 processes, two nodes with a copy of the weights each, and any packing: the same losses (1e-5), gradient norms
+    and weights (1e-5) after 5 steps."""
     args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=6", "--max_steps=5", "--learning_rate=1e-3"]
     runs = {}
-    for name, processes, extra in (("1", 1, []), ("2", 2, []), ("4", 4, []), ("tight", 1, ["--micro_batch_tokens=20"])):
+    for name, start, extra in (("1", functools.partial(torchrun, 1), []), ("2", functools.partial(torchrun, 2), []),
+                               ("4", functools.partial(torchrun, 4), []), ("nodes", functools.partial(two_nodes, 2), ["--shard=2"]),
+                               ("tight", functools.partial(torchrun, 1), ["--micro_batch_tokens=20"])):
         out = tmp_path / name
-        torchrun(processes, "sft.py", *args, *extra, f"--out_dir={out}")
+        start("sft.py", *args, *extra, f"--out_dir={out}")
         runs[name] = read_jsonl(out / "metrics.jsonl"), AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     for metrics, weights in runs.values():
         for key in ("loss", "grad_norm"):
@@ -207,6 +260,49 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, guesser, guess_data):
     assert [(r["step"], r["loss"]) for r in rows] == [(r["step"], r["loss"]) for r in other] and len(rows) == 8
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_0(tmp_path, guesser, guess_data, end):
+    """Two processes are told to stop: both save and end well, and the next start goes on there, as if nothing had been."""
+    args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=30", "--epochs=20", "--save_interval=0"]
+    child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "sft.py", *args,
+                              f"--out_dir={tmp_path}/stopped"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             env=os.environ | dict(OMP_NUM_THREADS="1"))
+    log = tmp_path / "stopped/metrics.jsonl"
+    while child.poll() is None and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    for pid in children(child.pid):
+        os.kill(pid, end)
+    output = child.communicate(timeout=120)[0]
+    assert child.returncode == 0 and "start again" in output, output[-2000:]
+    step = len(read_jsonl(log))
+    assert 3 < step < 80 and [p.name for p in (tmp_path / "stopped/checkpoints").iterdir()] == [f"step_{step:06d}"]
+    torchrun(2, "sft.py", *args, f"--out_dir={tmp_path}/stopped")
+    torchrun(2, "sft.py", *args, f"--out_dir={tmp_path}/whole")
+    got, want = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("stopped", "whole"))
+    assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or subprocess.run(
+    "unshare -rm mount -t tmpfs none /mnt", shell=True, capture_output=True).returncode, reason="no small file system can be made here")
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, guesser, guess_data):
+    """A file system with room for one checkpoint and not for two: one line, code 2, and the old checkpoint is whole."""
+    args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=30", "--epochs=2", "--save_interval=2", "--keep_checkpoints=1"]
+    call(sft, *args, "--max_steps=2", f"--out_dir={tmp_path}/big")
+    size = sum(f.stat().st_size for f in (tmp_path / "big/checkpoints").rglob("*"))
+    command = [sys.executable, "sft.py", *args, f"--out_dir={tmp_path}/small"]
+    (tmp_path / "small").mkdir()
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"mount -t tmpfs -o size={int(1.5 * size)} none {tmp_path}/small && "
+                           f"{shlex.join(command)}; code=$?; cp -r {tmp_path}/small {tmp_path}/seen; exit $code"], cwd=ROOT,
+                          capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: disk full: free space and start again with the same command"]
+    shutil.rmtree(tmp_path / "seen/checkpoints/step_000004.tmp", ignore_errors=True)
+    assert [p.name for p in (tmp_path / "seen/checkpoints").iterdir()] == ["step_000002"]
+    call(sft, *args, f"--out_dir={tmp_path}/seen")          # there is room now: it goes on from there
+    assert len(read_jsonl(tmp_path / "seen/metrics.jsonl")) == 8
+
+
 @pytest.mark.parametrize("change, words", [
     (["--data=nowhere.jsonl"], ["nowhere.jsonl"]),
     (["--model=out/nowhere"], ["out/nowhere"]),
@@ -215,6 +311,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, guesser, guess_data):
     (["--schedule=square"], ["schedule", "square"]),
     (["--chat_template=nowhere.jinja"], ["nowhere.jinja"]),
     (["--attention=varlen"], ["attention", "padded"]),
+    (["--shard=2"], ["shard=2", "1 processes"]),
 ])
 def test_mistakes_get_one_line(tmp_path, guesser, guess_data, change, words):
     if change == ["--device=cuda"] and torch.cuda.is_available():

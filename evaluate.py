@@ -4,20 +4,16 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
     python evaluate.py config/eval_eurus2.py                       # the model card's table, its numbers beside ours
     torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py  # an engine on each card; they share the questions
     python evaluate.py --models='["out/eurus2/policy"]' --ask='What is 6 times 7?'       # an answer to each of two prompts
-    python evaluate.py --against=out/generate/sft.jsonl            # which benchmark problems stand in a training file
 
 Every response is a row of <model>.responses.jsonl with all that grading needs; started again, the script goes on where it was,
 and --regrade=True grades what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
 """
-import collections, contextlib, difflib, glob, itertools, json, math, os, re, subprocess, sys, time
+import collections, contextlib, difflib, glob, itertools, json, math, os, re, statistics, subprocess, sys, time
 from datetime import timedelta
 from pathlib import Path
-
 import numpy as np
 import torch
-
-import configurator
-from configurator import UserError
+from configurator import UserError, run, values
 from generate import (load_problems, load_tokenizer, make_engine, pick_device, read_rows, render_prompt, resume_rows,
                       sample_seed, stream_answers)
 from grader import Grader, extract_answer, golds, is_equiv
@@ -35,6 +31,9 @@ user_suffix = ''                    # appended to maths problems
 code_suffix = (                     # appended to code problems
     '\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.')
 chat_template = None                # .jinja file; None: the tokenizer's own
+ask = None                          # a question: print the first model's answers to the two prompts of Eurus-2, and end
+against = None                      # a training file or hub id: print which benchmark problems stand in it, and end
+overlap = 0.5                       # share of a problem's 10-grams of words that must stand there (10: as for NuminaMath)
 # --- sampling
 greedy = True                       # one greedy answer a problem
 samples = 0                         # answers a problem at `temperature`: avg@k, pass@k, maj@k
@@ -58,11 +57,6 @@ parity = False                      # a second verdict by the published scripts'
 parity_golds = {}                   # {benchmark: .jsonl file with unique_id, expected_answer}: their golds where they differ
 resume = True                       # go on after the responses that are there; False: all are sampled anew and replace them
 regrade = False                     # grade the responses that are there once more, sample nothing
-# --- other things to do
-ask = None                          # a question: print the first model's answers to the two prompts of Eurus-2, and end
-against = None                      # a training file or hub id: print which benchmark problems stand in it, and end
-ngram = 10                          # words; published for NuminaMath: 10
-overlap = 0.5                       # share of a problem's n-grams that must stand there
 # --- system
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
 device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
@@ -92,12 +86,11 @@ BENCHMARKS = {
 def load_benchmark(name):
     """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with more keys: group, like
     ["subject Algebra", "level 3"], their_gold (of parity_golds) and tolerance. UserError: no such benchmark, bad file."""
-    known = BENCHMARKS.get(name)
+    known = name in BENCHMARKS
     if not known and not os.path.exists(name):
-        near = "".join(f"; did you mean {n!r}?" for n in difflib.get_close_matches(name, BENCHMARKS, 1))
-        raise UserError(f"benchmark {name!r} is neither a file nor one of {', '.join(BENCHMARKS)}{near}")
-    own_file = (None, None, name, None, "train", problem_column, answer_column, None)
-    count, file, source, part, split, problem, answer, rules = known or own_file
+        raise UserError(f"benchmark {name!r} is no file; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
+    count, file, source, part, split, problem, answer, rules = BENCHMARKS.get(
+        name, (None, None, name, None, "train", problem_column, answer_column, None))
     if known and data_dir:                                  # a file may have other usual columns than the hub
         found = [path for stem in (file or name, name) for path in sorted(Path(data_dir).glob(f"{stem}.*"))]
         source, problem, answer = found[0] if found else f"{data_dir}/{file or name}.jsonl", None, None
@@ -123,15 +116,14 @@ def load_benchmark(name):
     return name if known else Path(name).name.split(".")[0], problems
 
 def code_row(where, row):
-    """A row of HumanEval, MBPP or LeetCode as a row of load_problems: what is asked, and a check program for grade_code.
-    HumanEval's checks may use what its prompt defines before the function. MBPP shows the first assertion, as PRIME does."""
+    """A row of HumanEval, MBPP or LeetCode as one of load_problems: what is asked, and a check program for grade_code."""
     try:
-        if "entry_point" in row:
+        if "entry_point" in row:                            # the check may use what stands before the function
             asked, head = f"```python\n{row['prompt']}```", row["prompt"].rpartition(f"def {row['entry_point']}")[0]
             test = f"{head}\n{row['test']}\ncheck({row['entry_point']})" if row["test"] else ""
         elif "prompt_sft" in row:
             asked, test, row = row["prompt_sft"], row["test"], row | dict(row.get("meta") or {})
-        else:
+        else:                                               # the first assertion is shown, as PRIME does
             asked = f"{row.get('prompt') or row['text']}\n{row['test_list'][0]}"
             test = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", ""), *row["test_list"]])
     except (KeyError, IndexError, TypeError) as e:
@@ -144,22 +136,21 @@ def ngrams(text, n=10):
     return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))}
 
 def report_overlap(sets):
-    """Print and write (contamination.json) the problems of whose n-grams the share `overlap` or more stands in what the users
-    of the file `against` ask. sets: {benchmark: problems}"""
-    grams = {(name, str(p["id"])): ngrams(p["problem"], ngram) for name, problems in sets.items() for p in problems}
+    """Print and write (contamination.json) the problems of whose 10-grams a share `overlap` stands in prompts of `against`."""
+    grams = {(name, str(p["id"])): ngrams(p["problem"]) for name, problems in sets.items() for p in problems}
     seen, wanted, report = set(), set().union(*grams.values()), {}
     for where, row in read_rows(against):
         asked = row.get("messages") or row.get("problem") or row.get("question") or row.get("prompt") or row.get("instruction")
         if asked is None:
             raise UserError(f"{where} has none of the columns messages, problem, question, prompt, instruction")
         asked = asked if isinstance(asked, str) else " ".join(m["content"] for m in asked if m["role"] == "user")
-        seen |= ngrams(asked, ngram) & wanted
+        seen |= ngrams(asked) & wanted
     for name, problems in sets.items():
         share = {i: round(len(own & seen) / len(own), 3) for (of, i), own in grams.items() if of == name}
         ids = {i: share[i] for i in sorted(share, key=share.get, reverse=True) if share[i] >= overlap}
         report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
         print(f"{name}: {len(ids)} of {len(problems)} problems ({len(ids) / len(problems):.1%}) stand in {against}, with at "
-              f"least {overlap:.0%} of their {ngram}-grams: {', '.join(ids) or 'none'}")
+              f"least {overlap:.0%} of their 10-grams: {', '.join(ids) or 'none'}")
     write("contamination.json", json.dumps(report, indent=1))
 
 def published_answer(response, rules, benchmark=None):
@@ -175,14 +166,13 @@ def published_answer(response, rules, benchmark=None):
 
 def grade(pairs, grader):
     """Give each row of (row, problem) pairs its answer, with `regrade` a new verdict, with `parity` one by published rules."""
-    if regrade:
-        scores = grader.grade([row["response"] for row, _ in pairs], [p for _, p in pairs])
-        for (row, p), score in zip(pairs, scores):
-            row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=getattr(score, "failure", None))
+    scores = grader.grade([row["response"] for row, _ in pairs], [p for _, p in pairs]) if regrade else []
+    for (row, p), score in zip(pairs, scores):
+        row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=getattr(score, "failure", None))
     for row, p in pairs:
         response, (*_, rules) = row["response"], BENCHMARKS.get(row["benchmark"], [None])
-        program = re.search(r"```python.*", response, re.S)
-        row["answer"] = extract_answer(response) if p["ability"] == "math" else program and program[0]
+        program = re.search(r"```python.*", response, re.S) or [None]
+        row["answer"] = extract_answer(response) if p["ability"] == "math" else program[0]
         if parity and rules in ("prime", "qwen"):
             gold, answer = p["their_gold"] or golds(p["ground_truth"])[0], published_answer(response, rules, row["benchmark"])
             unread = rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer)
@@ -219,8 +209,7 @@ def notebook_vote(answers):
     for answer in answers:
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             numbers.append(round(float(answer)))
-    votes = collections.Counter(number % 1000 for number in numbers if number >= 0)
-    return max(votes, key=votes.get, default=0)
+    return statistics.mode([number % 1000 for number in numbers if number >= 0] or [0])
 
 def vote(rows, problem, numina):
     """(is the majority answer of a problem's rows right, its share). A conversation that lost its way has no vote."""
@@ -245,8 +234,7 @@ def summarize(rows, problems, numina=False):
     endings = collections.Counter(row["finish_reason"] for row in rows)
     out = dict(problems=len(problems), responses=len(rows), tokens=sum(lengths) / n, tokens_p95=np.percentile(lengths, 95),
                truncated=endings["length"] / n, no_box=sum(row["answer"] is None for row in rows) / n, values=values,
-               endings={end: count / n for end, count in endings.items()},
-               given_up=collections.Counter(row["failure"] for row in rows if row.get("failure")))
+               given_up=collections.Counter(row["failure"] for row in rows if row.get("failure")), endings=endings)
     for mode in ("greedy", "sampled"):
         own = {str(p["id"]): [] for p in problems}
         for row in sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["sample"]):
@@ -261,8 +249,8 @@ def summarize(rows, problems, numina=False):
             if problems[0]["ability"] == "math":            # programs do not vote
                 values[f"maj@{k}"], shares = zip(*(vote(answers, p, numina) for answers, p in zip(own, problems)))
                 out["vote_confidence"] = sum(shares) / len(shares)
-    first, groups = next(iter(values.values()), [0.0] * len(problems)), sorted({group for p in problems for group in p["group"]})
-    members = {group: [value for p, value in zip(problems, first) if group in p["group"]] for group in groups}
+    first, groups = next(iter(values.values()), [0] * len(problems)), {group for p in problems for group in p["group"]}
+    members = {group: [value for p, value in zip(problems, first) if group in p["group"]] for group in sorted(groups)}
     out["by_group"] = {group: (*accuracy(own), len(own)) for group, own in members.items()}
     return out | dict(score={metric: accuracy(own) for metric, own in values.items()})
 
@@ -275,30 +263,27 @@ def average(scores):
     return dict(score=score, problems=sum(s["problems"] for s in scores), **means)
 
 def markdown(rows):
-    """A Markdown table of rows, dicts {column: cell} of the same columns, without the columns that are empty everywhere."""
-    columns = [column for column in rows[0] if any(str(row[column]) for row in rows)]
+    """A Markdown table of dicts {column: cell}, without columns that are empty everywhere. Pairs are (mean, standard error)."""
+    columns = [column for column in rows[0] if any(row[column] != "" for row in rows)]
+    show = lambda cell: f"{100 * cell[0]:.1f} ± {100 * cell[1]:.1f}" if isinstance(cell, tuple) else str(cell)
     lines = [columns, ["---", "---"] + ["--:"] * (len(columns) - 2), *([row[column] for column in columns] for row in rows)]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(show, line)) + " |\n" for line in lines)
 
 def tables(results):
-    """Markdown of {model: {benchmark: metrics}}: scores, and accuracy by subject and level where there are such, a column a
-    model. pass@k has k <= samples / 2: with k = samples it is as noisy as one draw."""
-    passes, maj = f"pass@{2 ** max(0, samples.bit_length() - 2)}", f"maj@{samples}"
+    """Markdown of {model: {benchmark: metrics}}: scores, then accuracy by subject and level, a column a model."""
+    passes, maj = f"pass@{2 ** max(0, samples.bit_length() - 2)}", f"maj@{samples}"     # k = samples is as noisy as one draw
     metrics = {"greedy": "greedy", "by their rules": "greedy_parity", f"avg@{samples}": "sampled", passes: passes, maj: maj}
     theirs, rows, groups = dict(zip(results, published.values())), [], {}
     for model, name, s in [(model, name, s) for model, scores in results.items() for name, s in scores.items()]:
         row, printed = dict(model=model, benchmark=name, N=s["problems"]), theirs.get(model, {})
-        row |= {column: percent(s["score"].get(metric)) for column, metric in metrics.items()}
+        row |= {column: s["score"].get(metric, "") for column, metric in metrics.items()}
         row |= {"published": printed.get(name, ""), f"published {maj}": printed.get(f"{name} {maj}", "")}
         row |= {"tokens": f"{s['tokens']:.0f}", "truncated": f"{s['truncated']:.1%}", "no box": f"{s['no_box']:.1%}"}
         rows.append(row | {"given up": ", ".join(f"{n} {kind}" for kind, n in s.get("given_up", {}).items())})
-        for group, (*pair, n) in s.get("by_group", {}).items():
+        for group, (mean, error, n) in s.get("by_group", {}).items():
             line = dict(benchmark=name, group=group, N=n) | dict.fromkeys(results, "")
-            groups.setdefault((name, group), line)[model] = percent(pair)
+            groups.setdefault((name, group), line)[model] = mean, error
     return "\n".join(markdown(table) for table in (rows, list(groups.values())) if table)
-
-def percent(pair):
-    return f"{100 * pair[0]:.1f} ± {100 * pair[1]:.1f}" if pair else ""
 
 def differences(results):
     """Lines: is each model's difference from its published column, and from the model before it, more than noise?"""
@@ -321,9 +306,8 @@ def chart(results, path):
     """Bars of accuracy with standard errors, a group a benchmark, beside the published numbers."""
     import pandas
     mode = "greedy" if greedy else "sampled"
-    pairs = pandas.DataFrame({model: {name: s["score"].get(mode, (math.nan, math.nan)) for name, s in scores.items()}
-                              for model, scores in results.items()})
-    mean, error = 100 * pairs.map(lambda pair: pair[0]), 100 * pairs.map(lambda pair: pair[1])
+    mean, error = (pandas.DataFrame({model: {name: 100 * s["score"].get(mode, (math.nan,) * 2)[i] for name, s in scores.items()}
+                                     for model, scores in results.items()}) for i in (0, 1))
     for _, column in zip(results, published):
         mean[f"{column}, published"] = pandas.Series(published[column])
     ax = mean.plot.bar(yerr=error, capsize=3, rot=0, ylabel=f"{mode}, % right", figsize=(2 + 2 * len(mean), 4))
@@ -344,42 +328,35 @@ def report(rows, sets, prompt):
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None)
     about |= {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
-    about |= dict(greedy=greedy, samples=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
-                  benchmark_tokens=benchmark_tokens, benchmark_stop=benchmark_stop, seed=seed)
+    about |= {k: globals()[k] for k in "samples temperature top_p max_tokens benchmark_tokens benchmark_stop seed".split()}
     notes = [*differences(results), *published_notes]
     text = ", ".join(f"{name} {value}" for name, value in about.items()) + f"\n\n~~~\n{prompt}\n~~~\n\n{tables(results)}\n"
     text += "".join(f"- {note}\n" for note in notes)
-    about |= dict(settings=configurator.values(globals()), first_prompt=prompt)
+    about |= dict(settings=values(globals()), first_prompt=prompt)
     write("results.md", text)
     write("results.json", json.dumps(dict(about=about, models=results, notes=notes), indent=1))
     write("results.png", lambda path: chart(results, path))
     print(f"\n{text}\nwrote {out_dir}/results.md, results.json and results.png", flush=True)
 
 def join():
-    """(rank, processes, wait) under torchrun; wait(word) returns when all have called it with this word. Each process has its
-    own cards and engines, and there is no process group: the end of a vLLM would end it."""
+    """(rank, processes, wait) under torchrun, each process with its own cards; wait(word) returns when all have called it."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda word: None
-    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    store, rank, world = next(torch.distributed.rendezvous("env://"))     # no process group: the end of a vLLM would end it
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)    # or vLLM would look for its own group there
     cards = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     first, n = int(os.environ["LOCAL_RANK"]) * (tensor_parallel or 1), tensor_parallel or 1
     os.environ |= dict(CUDA_VISIBLE_DEVICES=",".join(cards.split(",")[first:first + n]), LOCAL_RANK="0")
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")
-
+    sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
     def wait(word):
         store.set(f"{word} {rank}", "here")
         store.wait([f"{word} {r}" for r in range(world)], timedelta(days=7))
     return rank, world, wait
 
 def read_responses(file, same):
-    """{key: row} of a model's file and of the parts that processes have left beside it."""
-    parts = glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")
-    return {key(row): row for path in [f"{out_dir}/{file}", *parts] for row in resume_rows(path, same)}
-
-def key(row):
-    return row["benchmark"], str(row["problem_id"]), json.dumps(row["sampling"]), row["sample"]
+    """{(seed, sampling): row} of a model's file and of the parts that processes have left beside it."""
+    paths = [f"{out_dir}/{file}", *glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")]
+    return {(row["seed"], str(row["sampling"])): row for path in paths for row in resume_rows(path, same)}
 
 def decoding(name=None):
     """What sample() is told about an answer to a problem of this benchmark."""
@@ -408,19 +385,19 @@ def answer_question(path, tokenizer):
     sampler.close()
 
 def make_jobs(path, tokenizer, sets):
-    """{key: (prompt ids, problem, row)} of all the answers that a model is to give, and what its rows have in common."""
+    """{(seed, sampling): (prompt ids, problem, row)} of all answers that a model is to give; what its rows have in common."""
     jobs, same = {}, dict(model=path, asked=[system_prompt, user_suffix, code_suffix])
     longest = min(max_prompt_tokens, positions(path) - 1)
     for name, problems in sets.items():
         runs = [("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoding(name))] if greedy else []
-        if sampled_benchmarks is None or name in sampled_benchmarks:
-            runs += [("sampled", k, dict(temperature=temperature, top_p=top_p) | decoding(name)) for k in range(samples)]
+        for k in range(samples) if name in (sampled_benchmarks or sets) else ():
+            runs.append(("sampled", k, dict(temperature=temperature, top_p=top_p) | decoding(name)))
         for p in problems:
             ids, number = render_prompt(tokenizer, p["messages"]), str(p["id"])
             own = same | dict(benchmark=name, problem_id=number, prompt=tokenizer.decode(ids))
             for mode, k, sampling in runs if len(ids) <= longest else ():
                 row = own | dict(mode=mode, sample=k, sampling=sampling, seed=sample_seed(seed, name, number, k))
-                jobs[key(row)] = ids, p, row
+                jobs[row["seed"], str(sampling)] = ids, p, row
     if not jobs:
         raise UserError(f"every prompt is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
     return jobs, same
@@ -445,14 +422,13 @@ def main():
             file = path.strip("./").replace("/", "--") + ".responses.jsonl"
             jobs, same = make_jobs(path, tokenizer, sets)
             there = read_responses(file, same)
-            missing = [job for k, job in jobs.items() if k not in there or not resume]
-            if regrade and len(missing) == len(jobs):
+            mine = [job for k, job in jobs.items() if k not in there or not resume][rank::world]
+            found, prompt = len(jobs.keys() & there.keys()), next(iter(jobs.values()))[2]["prompt"]
+            if regrade and not found:
                 raise UserError(f"regrade: {out_dir}/{file} has no response with these settings")
-            prompt = next(iter(jobs.values()))[2]["prompt"]
-            print(f"\n{path}: {len(missing)} of {len(jobs)} responses are missing; first prompt:\n{prompt}", flush=True)
+            print(f"\n{path}: {found} of {len(jobs)} responses are there; first prompt:\n{prompt}", flush=True)
             wait(f"{path}: all have read")
-            mine = [] if regrade else missing[rank::world]
-            if mine:
+            if mine and not regrade:
                 sampler = open_engine(path, tokenizer)
                 for sampling in {str(row["sampling"]): row["sampling"] for *_, row in mine}.values():
                     queue = [job for job in mine if job[2]["sampling"] == sampling]     # of all benchmarks decoded alike
@@ -471,4 +447,4 @@ def main():
         report(rows, sets, prompt)
 
 if __name__ == "__main__":
-    configurator.run(main, globals())
+    run(main, globals())

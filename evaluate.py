@@ -88,7 +88,7 @@ def load_benchmark(name):
     ["subject Algebra", "level 3"], their_gold (of parity_golds) and tolerance. UserError: no such benchmark, bad file."""
     known = name in BENCHMARKS
     if not known and not os.path.exists(name):
-        raise UserError(f"benchmark {name!r} is no file; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
+        raise UserError(f"no benchmark or file {name!r}; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
     count, file, source, part, split, problem, answer, rules = BENCHMARKS.get(
         name, (None, None, name, None, "train", problem_column, answer_column, None))
     if known and data_dir:                                  # a file may have other usual columns than the hub

@@ -55,6 +55,15 @@ def test_accuracy_by_hand():
     assert se == pytest.approx((mean * (1 - mean) / 29) ** 0.5) and se == pytest.approx(0.082, abs=1e-3)
 
 
+def test_the_error_of_none_and_of_all_by_hand():
+    """Two successes and two failures more: 0 of 30 becomes 2 of 34, whose error is sqrt(2/34 * 32/34 / 34) = 8 / 34^1.5."""
+    assert evaluate.accuracy([0] * 30) == (0, pytest.approx(8 / 34 ** 1.5))
+    assert evaluate.accuracy([0] * 30)[1] == pytest.approx(0.04035, abs=1e-5)
+    assert evaluate.accuracy([1] * 30) == (1, pytest.approx(8 / 34 ** 1.5))
+    assert evaluate.accuracy([True]) == (1, pytest.approx((3 / 5 * 2 / 5 / 5) ** 0.5))
+    assert evaluate.accuracy([0.5] * 12) == (0.5, pytest.approx(0.125))                    # 8 of 16
+
+
 def test_pass_at_k_by_counting():
     for n, c in [(n, c) for n in range(1, 7) for c in range(n + 1)]:
         for k in range(1, n + 1):
@@ -91,6 +100,23 @@ def test_mcnemar_by_counting_signs():
     assert evaluate.mcnemar([1, 0], [1, 0]) == 1.0
 
 
+def test_differences_by_hand(settings):
+    def scored(**values):
+        score = {metric: evaluate.accuracy(own) for metric, own in values.items()}
+        return {"b": dict(problems=len(values["greedy"]), values=values, score=score)}
+
+    right = [1] * 8 + [0] * 22                              # like the card's: errors 8.21 each, 1.96 * 8.21 * sqrt(2) = 22.8
+    settings(dict(published={"Card": {"b": 26.7}, "None": {"b": 0.0, "missing": 5.0}}))
+    old, new = scored(greedy=right, sampled=[0.5] * 30), scored(greedy=[1] * 16 + [0] * 14, sampled=[0.5] * 21 + [1] * 9)
+    assert list(evaluate.differences({"old": old, "new": new})) == [
+        "b: old -0.0 against Card as published, within the noise of two runs (± 22.8)",
+        "b: new +53.3 against None as published, beyond the noise of two runs (± 19.8)",   # 16 of 30: 9.26; none of 30: 4.03
+        "b, greedy: new +26.7 against old, p = 0.0078",     # 8 differ, all in favour of new: 2 / 2^8
+        "b, sampled: new +15.0 against old, p = 0.0039"]    # 9 differ: 2 / 2^9
+    old, new = scored(greedy=[1, 1, 0, 0]), scored(greedy=[1, 0, 1, 1])
+    assert [*evaluate.differences({"old": old, "new": new})][2:] == ["b, greedy: new +25.0 against old, p = 1: within noise"]
+
+
 def rows_of(verdicts, mode="sampled", answers=None):
     """Rows of verdicts[problem][sample]."""
     return [dict(problem_id=i, mode=mode, sample=k, correct=right, answer=answers[i][k] if answers else str(right), n_tokens=10 * (k + 1),
@@ -110,6 +136,10 @@ def test_summary_by_hand():
     assert s["vote_confidence"] == pytest.approx((0.5 + 0 + 0.75 + 1) / 4)
     assert s["by_group"] == {"level 1": (*evaluate.accuracy([0.5, 0]), 2), "level 2": (*evaluate.accuracy([0.25, 1]), 2)}
     assert s["tokens"] == 25 and s["tokens_p95"] == 40 and s["truncated"] == 0.25 and s["no_box"] == 0.25
+    assert s["given_up"] == {} and s["endings"] == {"stop": 12, "length": 4}
+    kinds = ["timeouts", None, "unparsed", "timeouts"]
+    failed = [row | dict(failure=kinds[row["problem_id"]]) for row in rows_of(verdicts)]
+    assert evaluate.summarize(failed, problems)["given_up"] == {"timeouts": 8, "unparsed": 4}
     missing = evaluate.summarize([row for row in rows_of(verdicts) if row["problem_id"] != 3], problems)
     assert missing["score"]["sampled"] == evaluate.accuracy([0.5, 0, 0.25, 0])          # its prompt was too long, say
     both = evaluate.average([s, missing])
@@ -181,6 +211,16 @@ def test_code_is_right_as_published_and_wrong_when_changed(files):
 
 
 # ---- published tables, prompts and rules ----
+
+@pytest.mark.parametrize("name", ["eval_eurus2", "eval_intellect_math"])
+def test_decoding_is_the_published_one(name, settings):
+    """PRIME's scripts: 8,192 tokens for MATH-500, 4,096 for the others; a stop string for MATH-500 and AIME."""
+    settings(config(name))
+    told = {benchmark: evaluate.decoding(benchmark) for benchmark in config(name)["benchmarks"]}
+    stop = dict(stop="\n###\nProblem: ")
+    assert told == {"math500": dict(max_tokens=8192) | stop, "aime24": dict(max_tokens=4096) | stop,
+                    **{other: dict(max_tokens=4096) for other in ("amc", "minerva", "olympiadbench")}}
+
 
 @pytest.mark.parametrize("name, count", [("eval_eurus2", 4), ("eval_intellect_math", 3), ("eval_numina", 0)])
 def test_notes_name_the_published_numbers_that_cannot_be_right(name, count):
@@ -388,6 +428,58 @@ def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
     assert re.search(r"aime24: .* against Card as published, beyond the noise", out)
     assert re.search(r"amc23: .* against Card as published, within the noise", out)
     assert "- Card: 99.0 is no count.\n" in out
+
+
+def two_benchmarks(folder):
+    """run_args' data and data_dir: 3 problems called AIME and 4 called AMC, whose answers are all 2."""
+    for name, n in (("aime24", 3), ("amc23", 4)):
+        write_jsonl(folder / f"{name}.jsonl", [dict(problem=f"{k}?", answer="2", id=k) for k in range(10, 10 + n)])
+    return dict(data=["aime24", "amc23"], data_dir=folder)
+
+
+def test_decoding_of_each_benchmark_and_resume(tmp_path, guesser):
+    args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=1)
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 3}')
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    first, before = read_jsonl(file), results(tmp_path)["models"][str(guesser)]
+    limits = {"aime24": 12, "amc23": 3}
+    assert len(first) == 14
+    assert all(row["sampling"]["max_tokens"] == limits[row["benchmark"]] >= row["n_tokens"] for row in first)
+    assert before["amc23"]["truncated"] == 1 and before["aime24"]["truncated"] < 1     # a box has more than three tokens
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 30, "math500": 8192}')             # AMC is sampled again, AIME is not
+    now = results(tmp_path)["models"][str(guesser)]
+    assert read_jsonl(file)[:14] == first and {row["benchmark"] for row in read_jsonl(file)[14:]} == {"amc23"}
+    assert len(read_jsonl(file)) == 22 and now["aime24"] == before["aime24"] and now["amc23"]["truncated"] < 1
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 3}', "--regrade=True")             # the old ones are still there
+    assert results(tmp_path)["models"][str(guesser)] == before
+    with pytest.raises(evaluate.UserError, match="no response with these settings"):
+        call(evaluate, *args, "--max_tokens=13", '--benchmark_tokens={"amc23": 4}', "--regrade=True")
+
+
+def test_stop_string_of_a_benchmark(tmp_path, guesser):
+    stop = {"amc23": "\\boxed", "elsewhere": "x"}
+    call(evaluate, *run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=1), f"--benchmark_stop={stop}")
+    rows, s = read_jsonl(next(tmp_path.glob("*.responses.jsonl"))), results(tmp_path)["models"][str(guesser)]
+    for row in rows:
+        assert (row["benchmark"] == "amc23") == (row["finish_reason"] == "tool") == row["response"].endswith("\\boxed")
+    assert s["amc23"]["no_box"] == 1 and s["aime24"]["no_box"] < 1 and s["amc23"]["endings"] == {"tool": 8}
+
+
+def test_answers_the_grader_gave_up_are_counted_by_benchmark(tmp_path, guesser, capsys):
+    args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=0)
+    call(evaluate, *args)
+    assert " given up |" not in capsys.readouterr().out
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    kinds = {"10": "timeouts", "11": "timeouts", "12": "unparsed"}
+    write_jsonl(file, [row | dict(failure=kinds.get(str(row["problem_id"])) if row["benchmark"] == "amc23" else None)
+                       for row in read_jsonl(file)])
+    call(evaluate, *args)
+    s, out = results(tmp_path)["models"][str(guesser)], capsys.readouterr().out
+    assert s["aime24"]["given_up"] == {} and s["amc23"]["given_up"] == {"timeouts": 2, "unparsed": 1}
+    head, line = (next(line for line in out.splitlines() if word in line) for word in ("| model |", "| amc23 |"))
+    assert head.endswith(" given up |") and line.endswith("| 2 timeouts, 1 unparsed |")
+    call(evaluate, *args, "--regrade=True")
+    assert results(tmp_path)["models"][str(guesser)]["amc23"]["given_up"] == {}
 
 
 def test_code_end_to_end(tmp_path, guesser, shared):

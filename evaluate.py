@@ -3,7 +3,6 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
 
     python evaluate.py config/eval_eurus2.py                       # the model card's table, its numbers beside ours
     torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py  # an engine on each card; they share the questions
-    python evaluate.py --models='["out/eurus2/policy"]' --ask='What is 6 times 7?'       # an answer to each of two prompts
 
 Every response is a row of <model>.responses.jsonl with all that grading needs; started again, the script goes on where it was,
 and --regrade=True grades what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
@@ -88,7 +87,7 @@ def load_benchmark(name):
     ["subject Algebra", "level 3"], their_gold (of parity_golds) and tolerance. UserError: no such benchmark, bad file."""
     known = name in BENCHMARKS
     if not known and not os.path.exists(name):
-        raise UserError(f"no benchmark or file {name!r}; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
+        raise UserError(f"no such file {name!r}; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
     count, file, source, part, split, problem, answer, rules = BENCHMARKS.get(
         name, (None, None, name, None, "train", problem_column, answer_column, None))
     if known and data_dir:                                  # a file may have other usual columns than the hub
@@ -236,10 +235,10 @@ def summarize(rows, problems, numina=False):
                truncated=endings["length"] / n, no_box=sum(row["answer"] is None for row in rows) / n, values=values,
                given_up=collections.Counter(row["failure"] for row in rows if row.get("failure")), endings=endings)
     for mode in ("greedy", "sampled"):
-        own = {str(p["id"]): [] for p in problems}
+        by_id = {str(p["id"]): [] for p in problems}
         for row in sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["sample"]):
-            own[str(row["problem_id"])].append(row)
-        own, k = list(own.values()), max(map(len, own.values()))
+            by_id[str(row["problem_id"])].append(row)
+        own, k = list(by_id.values()), max(map(len, by_id.values()))
         for metric, verdict in ((mode, "correct"), (f"{mode}_parity", "parity")):
             if k and all(verdict in row for answers in own for row in answers):
                 values[metric] = [sum(row[verdict] for row in answers) / max(1, len(answers)) for answers in own]
@@ -304,14 +303,14 @@ def differences(results):
 
 def chart(results, path):
     """Bars of accuracy with standard errors, a group a benchmark, beside the published numbers."""
-    import pandas
+    import matplotlib.figure, pandas
     mode = "greedy" if greedy else "sampled"
     mean, error = (pandas.DataFrame({model: {name: 100 * s["score"].get(mode, (math.nan,) * 2)[i] for name, s in scores.items()}
                                      for model, scores in results.items()}) for i in (0, 1))
     for _, column in zip(results, published):
         mean[f"{column}, published"] = pandas.Series(published[column])
-    ax = mean.plot.bar(yerr=error, capsize=3, rot=0, ylabel=f"{mode}, % right", figsize=(2 + 2 * len(mean), 4))
-    ax.figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
+    ax = mean.plot.bar(ax=matplotlib.figure.Figure((9, 4)).subplots(), yerr=error, capsize=3, rot=20, ylabel=f"{mode}, % right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1)).figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
 
 def write(name, content):
     """A file of out_dir, complete or not at all. content: its text, or a function that writes it to a path."""
@@ -405,12 +404,13 @@ def make_jobs(path, tokenizer, sets):
 def main():
     if not models or not (greedy or samples):
         raise UserError("nothing to do: models is empty, or greedy=False and samples=0")
+    rank, world, wait = join()
     if ask is not None:
         return answer_question(models[0], load_tokenizer(models[0], chat_template))
-    rank, world, wait = join()
     sets = dict(map(load_benchmark, benchmarks))
-    if len(sets) < len(benchmarks):
-        raise UserError(f"two benchmarks have the same name, there are only {', '.join(sets)}: rename one of the files")
+    unknown = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])} - {*sets, *BENCHMARKS}
+    if unknown or len(sets) < len(benchmarks):
+        raise UserError(f"two benchmarks have the same name, or settings name unknown ones: {', '.join(unknown or sets)}")
     os.makedirs(out_dir, exist_ok=True)
     if against:
         return report_overlap(sets)

@@ -457,7 +457,7 @@ def test_decoding_of_each_benchmark_and_resume(tmp_path, guesser):
 
 
 def test_stop_string_of_a_benchmark(tmp_path, guesser):
-    stop = {"amc23": "\\boxed", "elsewhere": "x"}
+    stop = {"amc23": "\\boxed", "math500": "x"}
     call(evaluate, *run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=1), f"--benchmark_stop={stop}")
     rows, s = read_jsonl(next(tmp_path.glob("*.responses.jsonl"))), results(tmp_path)["models"][str(guesser)]
     for row in rows:
@@ -555,7 +555,8 @@ def test_overlap_of_real_files(shared, tmp_path):
     (['--benchmarks=["mat500"]'], ["mat500", "did you mean 'math500'"]), (['--models=[]'], ["models"]), (["--greedy=False"], ["greedy"]),
     (['--models=["out/nowhere"]'], ["out/nowhere"]), (['--benchmarks=["leetcode"]'], ["leetcode", "data_dir"]),
     (['--benchmarks=["gsm8k"]', "--data_dir=nowhere"], ["gsm8k_test.jsonl", "nowhere"]), (["--against=nowhere.jsonl"], ["nowhere.jsonl"]),
-    (["--problem_column=text"], ["text", "--problem_column"]), (["--engine=none"], ["engine"]),
+    (["--problem_column=text"], ["text", "--problem_column"]), (['--benchmark_tokens={"mat500": 8192}'], ["unknown", "mat500"]),
+    (["--engine=none"], ["engine"]),
 ])
 def test_mistakes(tmp_path, guesser, guess_data, change, words):
     with pytest.raises(evaluate.UserError) as e:
@@ -583,7 +584,7 @@ def test_bad_files(tmp_path, guesser, name, rows, words):
 def test_two_files_of_one_name(tmp_path, guesser, guess_data):
     other = tmp_path / guess_data[1].name
     shutil.copy(guess_data[1], other)
-    with pytest.raises(evaluate.UserError, match="two benchmarks have the same name, there are only problems"):
+    with pytest.raises(evaluate.UserError, match="two benchmarks have the same name.*: problems$"):
         call(evaluate, *run_args(tmp_path / "out", guesser, data=[guess_data[1], other]))
 
 

@@ -362,7 +362,7 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
 
 def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
     """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
-    row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens and correct."""
+    row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens, correct, failure."""
     from tqdm import tqdm
     def graded():                                   # rows and their scores to be, in the order they were sampled
         pending = collections.deque()
@@ -379,7 +379,7 @@ def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
     bar = tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05)
     with open(path, "a", encoding="utf-8", buffering=1) as out:
         for n, (row, score) in enumerate(bar, 1):
-            row["correct"] = score.result() == 1.0
+            row |= dict(correct=score.result() == 1.0, failure=score.result().failure)
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             right, tokens = right + row["correct"], tokens + row["n_tokens"]
             bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tok/s, {right / n:.1%} right", refresh=False)

@@ -11,7 +11,10 @@ system_prompt = (
     r'should strictly follow the format below:\n\n[ACTION NAME]\n\n# Your action step 1\n\n# Your action step 2\n\n# Your action '
     r'step 3\n\n...\n\nNext action: [NEXT ACTION NAME]\n')
 user_suffix = '\n\nPresent the answer in LaTex format: \\boxed{Your answer}'
-max_tokens = 4096                   # 8192 for MATH-500 there, but Qwen2.5-Math has 4096 positions
+max_tokens = 4096                   # eval/ there, Math/aime, Math/amc and Qwen25-Math
+benchmark_tokens = {'math500': 8192}    # eval/Math/math/evaluate_math.py; the 4,096 positions of Qwen2.5-Math cut all of them
+# Math/math and Math/aime; their other stop string, <|eot_id|>, is no token of Qwen's, those of Qwen25-Math end answers anyway.
+benchmark_stop = {'math500': '\n###\nProblem: ', 'aime24': '\n###\nProblem: '}
 parity = True
 published = {
     'Eurus-2-7B-PRIME': {

@@ -9,7 +9,10 @@ system_prompt = (
     'before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. '
     'I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.')
 user_suffix = '\n\nPresent the answer in LaTex format: \\boxed{Your answer}'
-max_tokens = 4096                   # 8192 for MATH-500 there, but Qwen2.5-Math has 4096 positions
+max_tokens = 4096                   # eval/ there, Math/aime, Math/amc and Qwen25-Math
+benchmark_tokens = {'math500': 8192}    # eval/Math/math/evaluate_math.py; the 4,096 positions of Qwen2.5-Math cut all of them
+# Math/math and Math/aime; their other stop string, <|eot_id|>, is no token of Qwen's, those of Qwen25-Math end answers anyway.
+benchmark_stop = {'math500': '\n###\nProblem: ', 'aime24': '\n###\nProblem: '}
 parity = True
 published = {
     'INTELLECT-MATH, 255 steps': {

@@ -13,7 +13,6 @@ import pytest
 
 import configurator
 import evaluate
-import metrics
 import grader
 from conftest import ROOT, call, read_jsonl, torchrun, write_jsonl
 
@@ -48,36 +47,45 @@ def block(code):
 # ---- metrics ----
 
 def test_accuracy_by_hand():
-    assert metrics.accuracy([1, 0]) == (0.5, 0.5)
+    assert evaluate.accuracy([1, 0]) == (0.5, 0.5)
     values = [1.0, 0.5, 0.25, 0.0, 1.0]
-    mean, se = metrics.accuracy(values)
+    mean, se = evaluate.accuracy(values)
     assert mean == pytest.approx(statistics.mean(values)) and se == pytest.approx(statistics.stdev(values) / 5 ** 0.5)
-    mean, se = metrics.accuracy([1] * 8 + [0] * 22)        # AIME: one greedy answer a problem is a Bernoulli trial
+    mean, se = evaluate.accuracy([1] * 8 + [0] * 22)        # AIME: one greedy answer a problem is a Bernoulli trial
     assert se == pytest.approx((mean * (1 - mean) / 29) ** 0.5) and se == pytest.approx(0.082, abs=1e-3)
+
+
+def test_the_error_of_none_and_of_all_by_hand():
+    """Two successes and two failures more: 0 of 30 becomes 2 of 34, whose error is sqrt(2/34 * 32/34 / 34) = 8 / 34^1.5."""
+    assert evaluate.accuracy([0] * 30) == (0, pytest.approx(8 / 34 ** 1.5))
+    assert evaluate.accuracy([0] * 30)[1] == pytest.approx(0.04035, abs=1e-5)
+    assert evaluate.accuracy([1] * 30) == (1, pytest.approx(8 / 34 ** 1.5))
+    assert evaluate.accuracy([True]) == (1, pytest.approx((3 / 5 * 2 / 5 / 5) ** 0.5))
+    assert evaluate.accuracy([0.5] * 12) == (0.5, pytest.approx(0.125))                    # 8 of 16
 
 
 def test_pass_at_k_by_counting():
     for n, c in [(n, c) for n in range(1, 7) for c in range(n + 1)]:
         for k in range(1, n + 1):
             draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-            assert metrics.pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+            assert evaluate.pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
 def test_majority_by_hand():
-    assert metrics.majority(["1/2", None, "0.5", "3"]) == ("1/2", 0.5)
-    assert metrics.majority(["3", "x", "x", "3"]) == ("3", 0.5)                    # a tie: seen first
-    assert metrics.majority(["x", "3", "3", "x"]) == ("x", 0.5)
-    assert metrics.majority([r"\dfrac{1}{2}", "2", r"\frac12", " 2", r"\left( 2 \right)"]) == ("2", 0.6)
-    assert metrics.majority([None, None]) == (None, 0.0) and metrics.majority([]) == (None, 0.0)
-    assert metrics.majority([None, None, "7"]) == ("7", pytest.approx(1 / 3))
-    assert metrics.majority(["0.33", "1/3", "1/3"]) == ("1/3", pytest.approx(2 / 3))  # a decimal is no third, whatever a gold grants
+    assert evaluate.majority(["1/2", None, "0.5", "3"]) == ("1/2", 0.5)
+    assert evaluate.majority(["3", "x", "x", "3"]) == ("3", 0.5)                    # a tie: seen first
+    assert evaluate.majority(["x", "3", "3", "x"]) == ("x", 0.5)
+    assert evaluate.majority([r"\dfrac{1}{2}", "2", r"\frac12", " 2", r"\left( 2 \right)"]) == ("2", 0.6)
+    assert evaluate.majority([None, None]) == (None, 0.0) and evaluate.majority([]) == (None, 0.0)
+    assert evaluate.majority([None, None, "7"]) == ("7", pytest.approx(1 / 3))
+    assert evaluate.majority(["0.33", "1/3", "1/3"]) == ("1/3", pytest.approx(2 / 3))  # a decimal is no third, whatever a gold grants
 
 
 def test_majority_does_not_depend_on_the_order():
     answers = ["12", "12.0", r"\boxed{12}", "13", "13", "x+1", None]
     for _ in range(50):
         random.Random(_).shuffle(answers)
-        winner, share = metrics.majority(answers)
+        winner, share = evaluate.majority(answers)
         assert grader.is_equiv(winner, "12") and share == 3 / 7
 
 
@@ -88,17 +96,25 @@ def test_mcnemar_by_counting_signs():
         differ = sum(x != y for x, y in zip(a, b))
         lead = abs(sum(a) - sum(b))                         # under the null each difference falls either way
         chance = [abs(sum(signs)) >= lead for signs in itertools.product((-1, 1), repeat=differ)]
-        assert metrics.mcnemar(a, b) == pytest.approx(sum(chance) / len(chance)) == metrics.mcnemar(b, a)
-    assert metrics.mcnemar([1, 0], [1, 0]) == 1.0
+        assert evaluate.mcnemar(a, b) == pytest.approx(sum(chance) / len(chance)) == evaluate.mcnemar(b, a)
+    assert evaluate.mcnemar([1, 0], [1, 0]) == 1.0
 
 
-def test_paired_interval():
-    assert metrics.paired_interval([1, 1, 0.5], [0.5, 0.5, 0]) == [0.5, 0.5]
-    rng = random.Random(0)
-    a, b = ([rng.random() for _ in range(400)] for _ in range(2))
-    d = [x - y for x, y in zip(a, b)]
-    half = 1.96 * statistics.stdev(d) / 20                  # the normal approximation
-    assert metrics.paired_interval(a, b) == pytest.approx([statistics.mean(d) - half, statistics.mean(d) + half], abs=0.005)
+def test_differences_by_hand(settings):
+    def scored(**values):
+        score = {metric: evaluate.accuracy(own) for metric, own in values.items()}
+        return {"b": dict(problems=len(values["greedy"]), values=values, score=score)}
+
+    right = [1] * 8 + [0] * 22                              # like the card's: errors 8.21 each, 1.96 * 8.21 * sqrt(2) = 22.8
+    settings(dict(published={"Card": {"b": 26.7}, "None": {"b": 0.0, "missing": 5.0}}))
+    old, new = scored(greedy=right, sampled=[0.5] * 30), scored(greedy=[1] * 16 + [0] * 14, sampled=[0.5] * 21 + [1] * 9)
+    assert list(evaluate.differences({"old": old, "new": new})) == [
+        "b: old -0.0 against Card as published, within the noise of two runs (± 22.8)",
+        "b: new +53.3 against None as published, beyond the noise of two runs (± 19.8)",   # 16 of 30: 9.26; none of 30: 4.03
+        "b, greedy: new +26.7 against old, p = 0.0078",     # 8 differ, all in favour of new: 2 / 2^8
+        "b, sampled: new +15.0 against old, p = 0.0039"]    # 9 differ: 2 / 2^9
+    old, new = scored(greedy=[1, 1, 0, 0]), scored(greedy=[1, 0, 1, 1])
+    assert [*evaluate.differences({"old": old, "new": new})][2:] == ["b, greedy: new +25.0 against old, p = 1: within noise"]
 
 
 def rows_of(verdicts, mode="sampled", answers=None):
@@ -112,16 +128,20 @@ def test_summary_by_hand():
     verdicts = [[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
     answers = [["5", "5.0", "6", "6"], [None] * 4, ["1", "2", "2", "2"], ["9"] * 4]
     s = evaluate.summarize(rows_of(verdicts, answers=answers)[::-1], problems)          # the order of the file does not matter
-    assert s["score"]["sampled"] == metrics.accuracy([0.5, 0, 0.25, 1])
+    assert s["score"]["sampled"] == evaluate.accuracy([0.5, 0, 0.25, 1])
     assert s["score"]["pass@1"] == pytest.approx(s["score"]["sampled"])
-    assert s["score"]["pass@2"] == pytest.approx(metrics.accuracy([5 / 6, 0, 1 / 2, 1]))
-    assert s["score"]["pass@4"] == metrics.accuracy([1, 0, 1, 1])
-    assert s["score"]["maj@4"] == metrics.accuracy([1, 0, 0, 1])
+    assert s["score"]["pass@2"] == pytest.approx(evaluate.accuracy([5 / 6, 0, 1 / 2, 1]))
+    assert s["score"]["pass@4"] == evaluate.accuracy([1, 0, 1, 1])
+    assert s["score"]["maj@4"] == evaluate.accuracy([1, 0, 0, 1])
     assert s["vote_confidence"] == pytest.approx((0.5 + 0 + 0.75 + 1) / 4)
-    assert s["sampled_by_group"] == {"level 1": (*metrics.accuracy([0.5, 0]), 2), "level 2": (*metrics.accuracy([0.25, 1]), 2)}
+    assert s["by_group"] == {"level 1": (*evaluate.accuracy([0.5, 0]), 2), "level 2": (*evaluate.accuracy([0.25, 1]), 2)}
     assert s["tokens"] == 25 and s["tokens_p95"] == 40 and s["truncated"] == 0.25 and s["no_box"] == 0.25
+    assert s["given_up"] == {} and s["endings"] == {"stop": 12, "length": 4}
+    kinds = ["timeouts", None, "unparsed", "timeouts"]
+    failed = [row | dict(failure=kinds[row["problem_id"]]) for row in rows_of(verdicts)]
+    assert evaluate.summarize(failed, problems)["given_up"] == {"timeouts": 8, "unparsed": 4}
     missing = evaluate.summarize([row for row in rows_of(verdicts) if row["problem_id"] != 3], problems)
-    assert missing["score"]["sampled"] == metrics.accuracy([0.5, 0, 0.25, 0])          # its prompt was too long, say
+    assert missing["score"]["sampled"] == evaluate.accuracy([0.5, 0, 0.25, 0])          # its prompt was too long, say
     both = evaluate.average([s, missing])
     assert both["score"]["sampled"][0] == pytest.approx((1.75 + 0.75) / 8)
     assert both["score"]["sampled"][1] == pytest.approx(math.hypot(s["score"]["sampled"][1], missing["score"]["sampled"][1]) / 2)
@@ -192,6 +212,16 @@ def test_code_is_right_as_published_and_wrong_when_changed(files):
 
 # ---- published tables, prompts and rules ----
 
+@pytest.mark.parametrize("name", ["eval_eurus2", "eval_intellect_math"])
+def test_decoding_is_the_published_one(name, settings):
+    """PRIME's scripts: 8,192 tokens for MATH-500, 4,096 for the others; a stop string for MATH-500 and AIME."""
+    settings(config(name))
+    told = {benchmark: evaluate.decoding(benchmark) for benchmark in config(name)["benchmarks"]}
+    stop = dict(stop="\n###\nProblem: ")
+    assert told == {"math500": dict(max_tokens=8192) | stop, "aime24": dict(max_tokens=4096) | stop,
+                    **{other: dict(max_tokens=4096) for other in ("amc", "minerva", "olympiadbench")}}
+
+
 @pytest.mark.parametrize("name, count", [("eval_eurus2", 4), ("eval_intellect_math", 3), ("eval_numina", 0)])
 def test_notes_name_the_published_numbers_that_cannot_be_right(name, count):
     """Those that are no count of right answers, rounded, and those that are no mean."""
@@ -244,8 +274,8 @@ def graded(name, pairs, settings, **changes):
     settings(dict(regrade=True, parity=True) | changes)
     problems = evaluate.load_benchmark(name)[1]
     rows = [dict(benchmark=name, problem_id=problems[i]["id"], response=text, correct=False) for i, text in pairs]
-    with grader.Grader(workers=1) as strict, grader.Grader(workers=1, parity=True) as lenient:
-        evaluate.grade(rows, {(name, str(p["id"])): p for p in problems}, strict, lenient)
+    with grader.Grader(workers=1) as strict:
+        evaluate.grade([(row, problems[i]) for row, (i, _) in zip(rows, pairs)], strict)
     return [(row["correct"], row["parity"], row["answer"]) for row in rows]
 
 
@@ -336,7 +366,7 @@ def test_two_processes_share_the_questions(tmp_path, guesser, guess_data):
     (two,), (one,) = ([*(tmp_path / n).glob("*.responses.jsonl")] for n in ("two", "one"))
     assert sorted(read_jsonl(two), key=str) == sorted(read_jsonl(one), key=str) and len(read_jsonl(one)) == 120
     two, one = (results(tmp_path / n) for n in ("two", "one"))
-    assert two["models"] == one["models"] and two["notes"][-1] == one["notes"][-1]      # the graders' counts of both processes
+    assert two["models"] == one["models"]
     assert not list((tmp_path / "two").glob("*.rank*"))
 
 
@@ -365,10 +395,10 @@ def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
     write_jsonl(file, [row | dict(correct=not row["correct"], answer="?") for row in rows])
     (model / "model.safetensors").unlink()
     call(evaluate, *args, "--regrade=True")
-    assert results(tmp_path)["models"] == before and read_jsonl(file) == rows
+    assert results(tmp_path)["models"] == before and read_jsonl(file) == [row | dict(failure=None) for row in rows]
     write_jsonl(file, rows[:30])                            # nor does it sample what is missing
     call(evaluate, *args, "--regrade=True")
-    assert results(tmp_path)["models"][str(model)]["problems"]["responses"] == 30 and read_jsonl(file) == rows[:30]
+    assert results(tmp_path)["models"][str(model)]["problems"]["responses"] == 30 and len(read_jsonl(file)) == 30
     with pytest.raises(evaluate.UserError, match="no response with these settings"):
         call(evaluate, *run_args(tmp_path / "other", model, data=[guess_data[1]], samples=0, regrade=True))
 
@@ -389,8 +419,8 @@ def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
     assert s["average"]["score"]["greedy"][0] == pytest.approx((s["aime24"]["score"]["greedy"][0] + s["amc23"]["score"]["greedy"][0]) / 2)
     assert s["average"]["score"]["greedy"][1] == pytest.approx(
         math.hypot(s["aime24"]["score"]["greedy"][1], s["amc23"]["score"]["greedy"][1]) / 2)
-    assert list(s["aime24"]["greedy_by_group"]) == ["level 0", "level 1"]
-    even = s["aime24"]["greedy_by_group"]["level 0"]
+    assert list(s["aime24"]["by_group"]) == ["level 0", "level 1"]
+    even = s["aime24"]["by_group"]["level 0"]
     assert f"| aime24 | level 0 | 15 | {100 * even[0]:.1f} ± {100 * even[1]:.1f} |\n" in out
     line = next(line for line in out.splitlines() if line.startswith("| model"))
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["model", "benchmark", "N", "greedy", "by their rules", "avg@4", "pass@2", "maj@4",
@@ -400,6 +430,58 @@ def test_two_benchmarks_published_numbers_and_groups(tmp_path, guesser, capsys):
     assert "- Card: 99.0 is no count.\n" in out
 
 
+def two_benchmarks(folder):
+    """run_args' data and data_dir: 3 problems called AIME and 4 called AMC, whose answers are all 2."""
+    for name, n in (("aime24", 3), ("amc23", 4)):
+        write_jsonl(folder / f"{name}.jsonl", [dict(problem=f"{k}?", answer="2", id=k) for k in range(10, 10 + n)])
+    return dict(data=["aime24", "amc23"], data_dir=folder)
+
+
+def test_decoding_of_each_benchmark_and_resume(tmp_path, guesser):
+    args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=1)
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 3}')
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    first, before = read_jsonl(file), results(tmp_path)["models"][str(guesser)]
+    limits = {"aime24": 12, "amc23": 3}
+    assert len(first) == 14
+    assert all(row["sampling"]["max_tokens"] == limits[row["benchmark"]] >= row["n_tokens"] for row in first)
+    assert before["amc23"]["truncated"] == 1 and before["aime24"]["truncated"] < 1     # a box has more than three tokens
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 30, "math500": 8192}')             # AMC is sampled again, AIME is not
+    now = results(tmp_path)["models"][str(guesser)]
+    assert read_jsonl(file)[:14] == first and {row["benchmark"] for row in read_jsonl(file)[14:]} == {"amc23"}
+    assert len(read_jsonl(file)) == 22 and now["aime24"] == before["aime24"] and now["amc23"]["truncated"] < 1
+    call(evaluate, *args, '--benchmark_tokens={"amc23": 3}', "--regrade=True")             # the old ones are still there
+    assert results(tmp_path)["models"][str(guesser)] == before
+    with pytest.raises(evaluate.UserError, match="no response with these settings"):
+        call(evaluate, *args, "--max_tokens=13", '--benchmark_tokens={"amc23": 4}', "--regrade=True")
+
+
+def test_stop_string_of_a_benchmark(tmp_path, guesser):
+    stop = {"amc23": "\\boxed", "math500": "x"}
+    call(evaluate, *run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=1), f"--benchmark_stop={stop}")
+    rows, s = read_jsonl(next(tmp_path.glob("*.responses.jsonl"))), results(tmp_path)["models"][str(guesser)]
+    for row in rows:
+        assert (row["benchmark"] == "amc23") == (row["finish_reason"] == "tool") == row["response"].endswith("\\boxed")
+    assert s["amc23"]["no_box"] == 1 and s["aime24"]["no_box"] < 1 and s["amc23"]["endings"] == {"tool": 8}
+
+
+def test_answers_the_grader_gave_up_are_counted_by_benchmark(tmp_path, guesser, capsys):
+    args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=0)
+    call(evaluate, *args)
+    assert " given up |" not in capsys.readouterr().out
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    kinds = {"10": "timeouts", "11": "timeouts", "12": "unparsed"}
+    write_jsonl(file, [row | dict(failure=kinds.get(str(row["problem_id"])) if row["benchmark"] == "amc23" else None)
+                       for row in read_jsonl(file)])
+    call(evaluate, *args)
+    s, out = results(tmp_path)["models"][str(guesser)], capsys.readouterr().out
+    assert s["aime24"]["given_up"] == {} and s["amc23"]["given_up"] == {"timeouts": 2, "unparsed": 1}
+    head, line = (next(line for line in out.splitlines() if word in line) for word in ("| model |", "| amc23 |"))
+    assert head.endswith(" given up |") and line.endswith("| 2 timeouts, 1 unparsed |")
+    call(evaluate, *args, "--regrade=True")
+    assert results(tmp_path)["models"][str(guesser)]["amc23"]["given_up"] == {}
+
+
 def test_code_end_to_end(tmp_path, guesser, shared):
     """A model of digits writes no program: all wrong, no block; a stored program that is right counts after a regrade."""
     rows = read_jsonl(shared / "data/mbpp_prime.jsonl")[:2]
@@ -407,7 +489,7 @@ def test_code_end_to_end(tmp_path, guesser, shared):
     args = run_args(tmp_path, guesser, data=["mbpp"], samples=2, data_dir=tmp_path, max_prompt_tokens=900)
     call(evaluate, *args)
     (file,), s = tmp_path.glob("*.responses.jsonl"), results(tmp_path)["models"][str(guesser)]["mbpp"]
-    assert s["score"]["greedy"] == [0, 0] and s["no_box"] == 1 and "maj@2" not in s["score"]
+    assert s["score"]["greedy"][0] == 0 and s["no_box"] == 1 and "maj@2" not in s["score"]
     write_jsonl(file, [row | dict(response=block(rows[0]["code"])) for row in read_jsonl(file)])
     call(evaluate, *args, "--regrade=True")
     s = results(tmp_path)["models"][str(guesser)]["mbpp"]
@@ -473,7 +555,8 @@ def test_overlap_of_real_files(shared, tmp_path):
     (['--benchmarks=["mat500"]'], ["mat500", "did you mean 'math500'"]), (['--models=[]'], ["models"]), (["--greedy=False"], ["greedy"]),
     (['--models=["out/nowhere"]'], ["out/nowhere"]), (['--benchmarks=["leetcode"]'], ["leetcode", "data_dir"]),
     (['--benchmarks=["gsm8k"]', "--data_dir=nowhere"], ["gsm8k_test.jsonl", "nowhere"]), (["--against=nowhere.jsonl"], ["nowhere.jsonl"]),
-    (["--problem_column=text"], ["text", "--problem_column"]), (["--engine=none"], ["engine"]),
+    (["--problem_column=text"], ["text", "--problem_column"]), (['--benchmark_tokens={"mat500": 8192}'], ["unknown", "mat500"]),
+    (["--engine=none"], ["engine"]),
 ])
 def test_mistakes(tmp_path, guesser, guess_data, change, words):
     with pytest.raises(evaluate.UserError) as e:
@@ -501,7 +584,7 @@ def test_bad_files(tmp_path, guesser, name, rows, words):
 def test_two_files_of_one_name(tmp_path, guesser, guess_data):
     other = tmp_path / guess_data[1].name
     shutil.copy(guess_data[1], other)
-    with pytest.raises(evaluate.UserError, match="'problems' stands twice"):
+    with pytest.raises(evaluate.UserError, match="two benchmarks have the same name.*: problems$"):
         call(evaluate, *run_args(tmp_path / "out", guesser, data=[guess_data[1], other]))
 
 

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 import evaluate
 import generate
-import metrics
 import prime
 import sft
 from conftest import call, read_jsonl, write_jsonl
@@ -226,7 +225,7 @@ def test_prime_with_the_tool(caller, tmp_path):
          "--filter_high=1", "--max_steps=1", "--learning_rate=1e-3", "--prm_learning_rate=1e-3", "--beta=1", "--save_interval=0", "--tir=True",
          "--temperature=1", "--tir_rounds=3", "--tir_timeout=9", "--engine=hf", "--samples_logged=16", "--prm_update=before",
          "--checkpointing=False", "--eval_data=None")
-    row, = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    row, = read_jsonl(tmp_path / "out" / "evaluate.jsonl")
     assert row["tool_calls"] > 0.5
     tok, checked = AutoTokenizer.from_pretrained(caller), 0
     for row in read_jsonl(tmp_path / "out" / "samples.jsonl"):
@@ -259,15 +258,15 @@ def test_evaluate_with_and_without_the_tool(caller, tmp_path):
 
 def test_votes():
     """The notebook's (its cell 18): half to even, negatives dropped, modulo 1000, ties to the first seen, 0 without a vote."""
-    vote = metrics.notebook_vote
+    vote = evaluate.notebook_vote
     assert vote(["3.4", "5", "3"]) == 3 and vote(["2.5", "3"]) == 2 and vote(["1e3", "7"]) == 0 and vote(["1003"]) == 3
     assert vote(["9", "4", "4", "9"]) == 9 and vote(["-1", "-1", "6"]) == 6 and vote(["x", None, "inf", "nan"]) == vote([]) == 0
     problems = [dict(id=n, ground_truth=gold, ability="math", group=[]) for n, gold in enumerate(["1003", "1/2", "7"])]
     said = [["3", "3", "1003"], ["0.5", "\\frac12", "3"], ["7", "8", "8"]]
     rows = [dict(problem_id=n, mode="sampled", sample=k, answer=a, correct=a == p["ground_truth"] or n == 1 and k < 2, n_tokens=1,
                  finish_reason="malformed" if n == 2 and k else "stop") for n, p in enumerate(problems) for k, a in enumerate(said[n])]
-    assert metrics.summarize(rows, problems)["score"]["maj@3"][0] == pytest.approx(2 / 3)           # not the first: 3 is not 1003
-    assert metrics.summarize(rows, problems, tir_numina=True)["score"]["maj@3"][0] == pytest.approx(2 / 3)     # not the second
+    assert evaluate.summarize(rows, problems)["score"]["maj@3"][0] == pytest.approx(2 / 3)           # not the first: 3 is not 1003
+    assert evaluate.summarize(rows, problems, numina=True)["score"]["maj@3"][0] == pytest.approx(2 / 3)     # not the second
 
 
 def test_the_sandbox_is_said_or_required(capsys, monkeypatch):

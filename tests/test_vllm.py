@@ -92,8 +92,9 @@ def test_generate_with_vllm(tmp_path, guesser, guess_data):
 
 
 def test_evaluate_with_vllm(tmp_path, guesser, guess_data):
-    """Two processes, two models one after the other, and the greedy answers of transformers."""
-    args = [f'--benchmarks=["{guess_data[1]}"]', "--max_tokens=12", "--max_prompt_tokens=40", "--device=cpu", "--grade_workers=1"]
+    """Two processes, two models one after the other, and the greedy answers of transformers; some end at a stop string."""
+    args = [f'--benchmarks=["{guess_data[1]}"]', "--max_tokens=12", "--max_prompt_tokens=40", "--device=cpu", "--grade_workers=1",
+            "--benchmark_stop={'problems': '77\\\\boxed'}"]
     two = f'--models=["{guesser}", "{guesser}/../model"]'
     torchrun(2, "evaluate.py", two, *args, "--engine=vllm", "--samples=1", f"--out_dir={tmp_path}/vllm", timeout=400)
     run("evaluate.py", f'--models=["{guesser}"]', *args, "--engine=hf", f"--out_dir={tmp_path}/hf")
@@ -101,7 +102,9 @@ def test_evaluate_with_vllm(tmp_path, guesser, guess_data):
     for file in tmp_path.glob("*/*.responses.jsonl"):
         rows = read_jsonl(file)
         assert len(rows) == (40 if "hf" in file.parts else 80)
-        answers[file] = {r["problem_id"]: r["response"] for r in rows if r["mode"] == "greedy"}
+        answers[file] = {r["problem_id"]: (r["response"], r["finish_reason"]) for r in rows if r["mode"] == "greedy"}
+        assert all((r["finish_reason"] == "tool") == r["response"].endswith("77\\boxed") for r in rows)
+        assert 0 < sum(r["finish_reason"] == "tool" for r in rows) < len(rows)
     assert len(answers) == 3 and len(set(map(str, (sorted(a.items()) for a in answers.values())))) == 1
 
 

@@ -167,7 +167,7 @@ def grade(pairs, grader):
     """Give each row of (row, problem) pairs its answer, with `regrade` a new verdict, with `parity` one by published rules."""
     scores = grader.grade([row["response"] for row, _ in pairs], [p for _, p in pairs]) if regrade else []
     for (row, p), score in zip(pairs, scores):
-        row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=getattr(score, "failure", None))
+        row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=score.failure)
     for row, p in pairs:
         response, (*_, rules) = row["response"], BENCHMARKS.get(row["benchmark"], [None])
         program = re.search(r"```python.*", response, re.S) or [None]

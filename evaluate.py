@@ -379,7 +379,7 @@ def answer_question(path, tokenizer):
         ids = render_prompt(tokenizer, system + [dict(role="user", content=ask + suffix)])
         if len(ids) > max_prompt_tokens:
             raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
-        for _, answer in sample(sampler, tokenizer, [(ids, seed)], temperature=0.0, **decoding()):
+        for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):
             print(f"\n{tokenizer.decode(ids + answer.tokens)}\n({len(answer.tokens)} tokens, {answer.finish_reason})")
     sampler.close()
 
@@ -430,9 +430,7 @@ def main():
             wait(f"{path}: all have read")
             if mine and not regrade:
                 sampler = open_engine(path, tokenizer)
-                for sampling in {str(row["sampling"]): row["sampling"] for *_, row in mine}.values():
-                    queue = [job for job in mine if job[2]["sampling"] == sampling]     # of all benchmarks decoded alike
-                    stream_answers(sampler, grader, tokenizer, queue, f"{out_dir}/{file}.rank{rank}", sampling)
+                stream_answers(sampler, grader, tokenizer, mine, f"{out_dir}/{file}.rank{rank}")     # all benchmarks, one queue
                 sampler.close()
             wait(f"{path}: all have sampled")
             if rank == 0:

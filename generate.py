@@ -9,12 +9,12 @@ The rows that are right and not too long become `sft.jsonl` (`messages` rows), w
 What is left out on purpose: batch files, several nodes, an HTTP server.
 """
 import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importlib.util, json, os, pathlib, re, types
-from itertools import count, islice, takewhile
+from itertools import count, groupby, islice, takewhile
+from operator import itemgetter
 
 import torch
 
-import configurator
-from configurator import UserError
+from configurator import UserError, run
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -159,8 +159,9 @@ def sample_seed(*parts):
 
 # ------------------------------------------------------------ engines
 # tokens: ids, the end token included; logprobs: of each, under the temperature it was sampled at; finish_reason: "stop" (ended
-# by itself), "length" (cut), "tool" (at the stop string), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
+# by itself), "length" (cut), "string" (at `stop`), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
 Sample = collections.namedtuple("Sample", "tokens logprobs finish_reason mask", defaults=[None])
+SAMPLING = dict(temperature=1.0, top_p=1.0, stop=None, max_tokens=1024)         # stop: a string that ends an answer and stays in it
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
     """A vLLM engine or one of transformers. colocated: it shares process and card with prime.py. UserError: not installed."""
@@ -190,22 +191,21 @@ class VLLMEngine:
                        enable_sleep_mode=colocated and cuda, enable_prefix_caching=True, **more)
         self.name, self.device, self.dtype, self.stop = "vllm", device, dtype, stop_tokens(tokenizer, path)
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
-        """requests: (prompt ids, seed[, max_tokens]), taken while fewer than `window` run; a None: no more just now, or ever if
-        none runs. Yields (index of the request, Sample) as they finish. stop: a string that ends an answer, and stays in it."""
+    def sample(self, requests, window=4096):
+        """requests: (prompt ids, seed, what differs from SAMPLING), taken while fewer than `window` run; a None: no more just
+        now, or ever if none runs. Yields (index of the request, Sample) as they finish."""
         from vllm import SamplingParams
         engine, waiting, index = self.llm.llm_engine, iter(requests), count()
         while True:
-            for ids, seed, *limit in islice(takewhile(bool, waiting), window - engine.get_num_unfinished_requests()):
-                params = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=min([max_tokens, *limit]), seed=seed,
-                                        logprobs=0, flat_logprobs=True, stop_token_ids=self.stop, stop=stop,
-                                        include_stop_str_in_output=True, detokenize=stop is not None)
+            for ids, seed, own in islice(takewhile(bool, waiting), window - engine.get_num_unfinished_requests()):
+                params = SamplingParams(**SAMPLING | own, seed=seed, logprobs=0, flat_logprobs=True, stop_token_ids=self.stop,
+                                        include_stop_str_in_output=True, detokenize=own.get("stop") is not None)
                 engine.add_request(str(next(index)), {"prompt_token_ids": list(ids)}, params)
             if not engine.has_unfinished_requests():
                 return
             for out in [out for out in engine.step() if out.finished]:
                 answer = out.outputs[0]
-                reason = "tool" if stop and answer.stop_reason == stop else answer.finish_reason
+                reason = "string" if isinstance(answer.stop_reason, str) else answer.finish_reason
                 yield int(out.request_id), Sample(list(answer.token_ids), list(answer.logprobs.logprobs), reason)
 
     def close(self):
@@ -217,22 +217,22 @@ class HFEngine:
         from transformers import AutoModelForCausalLM, GenerationConfig
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.name, self.device, self.max_model_len = "hf", device, max_model_len
+        self.name, self.device, self.max_model_len, self.rows = "hf", device, max_model_len, max(1, min(256, 2**17 // max_model_len))
         self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
 
-    def sample(self, requests, temperature=1.0, top_p=1.0, max_tokens=1024, stop=None, window=4096):
-        """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike lengths together, then it asks."""
-        waiting, index = iter(requests), count()
-        rows = max(1, min(256, 2**17 // min(self.max_model_len, max_tokens + 1)))               # tokens that fit in memory
-        while jobs := [(next(index), ids, seed, min(*limit, max_tokens, self.max_model_len - len(ids)))
-                       for ids, seed, *limit in islice(takewhile(bool, waiting), window)]:
-            jobs.sort(key=lambda job: len(job[1]))
-            for start in range(0, len(jobs), rows):
-                yield from self._sample_batch(*zip(*jobs[start:start + rows]), temperature, top_p, stop)
+    def sample(self, requests, window=4096):
+        """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike ones together, then it asks."""
+        waiting, index, kind = iter(requests), count(), itemgetter("temperature", "top_p", "stop")
+        while jobs := [(next(index), ids, seed, SAMPLING | own) for ids, seed, own in islice(takewhile(bool, waiting), window)]:
+            jobs.sort(key=lambda job: (str(kind(job[3])), len(job[1])))
+            for alike, group in groupby(jobs, lambda job: kind(job[3])):
+                while batch := list(islice(group, self.rows)):
+                    yield from self._sample_batch(*zip(*batch), *alike)
 
-    def _sample_batch(self, numbers, prompts, seeds, limits, temperature, top_p, stop):
+    def _sample_batch(self, numbers, prompts, seeds, own, temperature, top_p, stop):
         from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
         P, logprobs = max(map(len, prompts)), []
+        limits = [min(sampling["max_tokens"], self.max_model_len - len(prompt)) for sampling, prompt in zip(own, prompts)]
         ids = torch.tensor([[-1] * (P - len(prompt)) + prompt for prompt in prompts], device=self.device)           # [B, P]
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
         uniform = torch.stack([torch.rand(max(limits), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -253,7 +253,7 @@ class HFEngine:
             tokens = tokens[:limit]
             length = next((t for t, token in enumerate(tokens) if token in self.stop), len(tokens))
             called = stop and stop in self.tokenizer.decode(tokens[:length])        # if so, padding follows
-            reason = "tool" if called else "stop" if length < len(tokens) else "length"
+            reason = "string" if called else "stop" if length < len(tokens) else "length"
             length += reason == "stop"
             yield number, Sample(tokens[:length], values[:length], reason)
 
@@ -262,6 +262,7 @@ class HFEngine:
 # ------------------------------------------------------------ answers that call Python
 TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
 TOOL_IMPORTS = "import math, contextlib, io\nimport numpy as np\nimport sympy as sp\n"          # as in Numina's notebook
+TOOL = dict(rounds=0, tool_timeout=5.0, numina=False)                           # see sample(); no rounds: no tool
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
 def announce_sandbox(sandbox, needed):
@@ -296,13 +297,15 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     shown = shown if len(shown) <= 200 else shown[:200] + " ... (output truncated)"
     return shown.replace("```", "'''"), ok                          # a fence of its own would end the block
 
-def next_move(text, reason, numina=False):
+def next_move(text, reason, rounds=1, numina=False):
     """What a conversation does after the engine stopped for `reason`: "call" its tool, go "on", start "again", or end as
     "stop" (answered), "length" or "malformed" (a call without a new program). See sample() for numina."""
+    if not rounds:
+        return "stop" if reason == "string" else reason
     blocks = [language for language, _ in FENCE.findall(text)]
     if numina and "python" not in blocks:
         return "again"
-    if reason == "tool":
+    if reason == "string":
         return "call" if numina or blocks[-1:] == ["python"] else "malformed"
     if not numina:
         return reason
@@ -310,17 +313,17 @@ def next_move(text, reason, numina=False):
         return "again"
     return "on" if "output" in blocks else "malformed"
 
-def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=5.0, numina=False, live=4096, **sampling):
+def sample(engine, tokenizer, requests, live=4096):
     """engine.sample() with a Python interpreter in the loop, as NuminaMath-7B-TIR has it: an answer stops at ```output, its
-    last program runs, the result goes on the answer, and so on for `rounds` rounds (0: no tool). Up to `live` conversations
-    advance, each on its own; programs run while the engine works. Yields (number of the request, Sample) as they end.
-    finish_reason: "stop" (ended by itself), "length" (max_tokens, the tool's words included), "rounds" (calls in the last one,
-    where no program runs), "malformed" (a call without a new program). numina: the rules of kaggle-solution.ipynb of
-    github.com/project-numina/aimo-progress-prize: an answer without a program, or without a box in its last 100 characters,
-    is begun again, at the cost of a round; one that made up its output is malformed; an answered one is sampled on, and may
-    change its answer: the text is that of its last answer."""
-    ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[])
-                              for n, (prompt, seed) in enumerate(requests))
+    last program runs, the result goes on the answer, and so on for `rounds` rounds. requests: list of (prompt ids, seed, what
+    differs from SAMPLING and TOOL). Up to `live` conversations advance, each on its own; programs run while the engine works.
+    Yields (number of the request, Sample) as they end, with finish_reason "stop" (by itself), "length" (of max_tokens, the
+    tool's included), "rounds" (calls in the last one, where no program runs), "malformed" (a call without a new program).
+    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize. What has no program, or no box in its last
+    100 characters, is begun again, at the cost of a round; what made up its output is malformed; an answered conversation is
+    sampled on and may change its answer: the text is that of its last answer."""
+    ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[],
+                                                    **SAMPLING | TOOL | own) for n, (prompt, seed, own) in enumerate(requests))
     asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future
 
     def next_requests():
@@ -329,30 +332,32 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
             for program in [p for p in programs if p.done() or not asked]:
                 talk, (shown, ok) = programs.pop(program), program.result()
                 words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
-                talk.tape += [(token, 0.0, 0) for token in words[:max_tokens - len(talk.tape) - 1]]
+                talk.tape += [(token, 0.0, 0) for token in words[:talk.max_tokens - len(talk.tape) - 1]]
                 talk.earlier += [talk.code] * ok
                 ready.appendleft(talk)              # before those that have not begun
             if ready and len(asked) + len(programs) < live:
                 talk = asked[next(index)] = ready.popleft()
-                yield talk.prompt + [token for token, *_ in talk.tape], talk.seed + talk.turn, max_tokens - len(talk.tape)
+                yield talk.prompt + [token for token, *_ in talk.tape], talk.seed + talk.turn, dict(
+                    temperature=talk.temperature, top_p=talk.top_p, stop=TOOL_STOP if talk.rounds else talk.stop,
+                    max_tokens=talk.max_tokens - len(talk.tape))
             else:
                 yield None
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, answer in engine.sample(next_requests(), max_tokens=max_tokens, stop=TOOL_STOP if rounds else None, **sampling):
+        for i, answer in engine.sample(next_requests()):
             talk = asked.pop(i)
             talk.turn += 1
             talk.tape += [(*pair, 1) for pair in zip(answer.tokens, answer.logprobs)]               # (token, logprob, mask)
             text = tokenizer.decode([token for token, *_ in talk.tape], skip_special_tokens=True)
-            move = next_move(text, answer.finish_reason, numina)
+            move = next_move(text, answer.finish_reason, talk.rounds, talk.numina)
             if move == "on":
                 talk.answered, talk.tape = talk.tape, talk.tape[:-1]                                # without its end token
-            if move in ("call", "on", "again") and talk.turn == rounds:
+            if move in ("call", "on", "again") and talk.turn == talk.rounds:
                 move = "rounds"
-            elif move in ("call", "on") and len(talk.tape) + 2 > max_tokens:
+            elif move in ("call", "on") and len(talk.tape) + 2 > talk.max_tokens:
                 move = "length"
             if move == "call":
                 talk.code = [code for language, code in FENCE.findall(text) if language == "python"][-1]
-                programs[pool.submit(run_tool, talk.code, talk.earlier, tool_timeout, numina)] = talk
+                programs[pool.submit(run_tool, talk.code, talk.earlier, talk.tool_timeout, talk.numina)] = talk
             elif move in ("on", "again"):
                 talk.tape = talk.tape if move == "on" else []
                 ready.appendleft(talk)
@@ -360,13 +365,13 @@ def sample(engine, tokenizer, requests, max_tokens=1024, rounds=0, tool_timeout=
                 tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
                 yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
 
-def stream_answers(engine, grader, tokenizer, jobs, path, sampling):
+def stream_answers(engine, grader, tokenizer, jobs, path):
     """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
-    row with the sample's seed); the row gets problem_id, ground_truth, response, finish_reason, n_tokens, correct, failure."""
+    row with seed and sampling); the row gets problem_id, ground_truth, response, finish_reason, n_tokens, correct, failure."""
     from tqdm import tqdm
     def graded():                                   # rows and their scores to be, in the order they were sampled
         pending = collections.deque()
-        for number, answer in sample(engine, tokenizer, [(ids, row["seed"]) for ids, _, row in jobs], **sampling):
+        for number, answer in sample(engine, tokenizer, [(ids, row["seed"], row["sampling"]) for ids, _, row in jobs]):
             _, problem, row = jobs[number]
             text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
             row = row | dict(problem_id=problem["id"], ground_truth=problem["ground_truth"], response=text,
@@ -404,16 +409,18 @@ def write_sft_set(rows):
     right = [row for row in ended if row["correct"]]
     kept = [row for row in right if row["n_tokens"] <= sft_max_tokens]
     no_box = sum(not extract_answer(row["response"]) for row in ended if not row["correct"])
-    with open(os.path.join(out_dir, "sft.jsonl"), "w", encoding="utf-8") as out:
+    path = os.path.join(out_dir, "sft.jsonl")
+    with open(path + ".tmp", "w", encoding="utf-8") as out:
         for row in kept:
             talk = dict(system=sft_system_prompt, user=row["problem"], assistant=row["response"])
             messages = [dict(role=role, content=text) for role, text in talk.items() if text]
             row = dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(path + ".tmp", path)
     print(f"{len(rows)} answers: {len(kept)} kept, {len(ended) - len(right) - no_box} wrong, {no_box} no box, "
-          f"{len(rows) - len(ended)} truncated, {len(right) - len(kept)} too long; wrote {out.name}")
+          f"{len(rows) - len(ended)} truncated, {len(right) - len(kept)} too long; wrote {path}")
     if not kept:
-        raise UserError(f"no answer is right: {out.name} is empty; try more samples_per_problem or another model")
+        raise UserError(f"no answer is right: {path} is empty; try more samples_per_problem or another model")
 
 def main():
     from grader import Grader
@@ -442,9 +449,9 @@ def main():
                               tensor_parallel, gpu_memory)
         print(f"engine: {sampler.name}; first prompt:\n{tokenizer.decode(jobs[0][0])}", flush=True)
         with Grader(workers=grade_workers) as grader:
-            stream_answers(sampler, grader, tokenizer, jobs, path, sampling)
+            stream_answers(sampler, grader, tokenizer, jobs, path)
         sampler.close()
     write_sft_set(resume_rows(path, same))
 
 if __name__ == "__main__":
-    configurator.run(main, globals())
+    run(main, globals())

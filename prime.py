@@ -310,7 +310,7 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
 
     A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
     finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
-    seed: what is sampled does not depend on the number of ranks. sampling: keywords of sample()."""
+    seed: what is sampled does not depend on the number of ranks. sampling: of sample()."""
     from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
@@ -319,7 +319,7 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
         for i, (index, ids) in mine}
     requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
     pending = []
-    for number, answer in sample(engine, tokenizer, [(ids, s) for _, _, ids, s in requests], **sampling):
+    for number, answer in sample(engine, tokenizer, [(ids, s, sampling) for _, _, ids, s in requests]):
         i, k = requests[number][:2]
         group, problem = groups[i], problems[groups[i]["index"]]
         text = tokenizer.decode(answer.tokens, skip_special_tokens=True)

@@ -31,8 +31,8 @@ def prompts(tok, *texts):
     return [generate.render_prompt(tok, [dict(role="user", content=t)]) for t in texts]
 
 
-def answers(engine, requests, **kwargs):
-    found = dict(engine.sample(requests, **kwargs))
+def answers(engine, requests, **sampling):
+    found = dict(engine.sample([(ids, seed, sampling) for ids, seed in requests]))
     return [found[i] for i in range(len(requests))]
 
 

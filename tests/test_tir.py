@@ -28,27 +28,29 @@ class Script:
     def __init__(self, tok, lines):
         self.tok, self.lines, self.asked = tok, [list(x) for x in lines], []
 
-    def sample(self, requests, max_tokens, stop=None, **_):
+    def sample(self, requests):
         first = 0
         while batch := list(itertools.takewhile(bool, requests)):
             self.asked.append(batch)
             for i, request in reversed(list(enumerate(batch, first))):          # they finish in any order
-                yield i, self.answer(*request, stop)
+                yield i, self.answer(*request)
             first += len(batch)
 
-    def answer(self, prompt, seed, limit, stop):
+    def answer(self, prompt, seed, own):
+        limit, stop = own["max_tokens"], own["stop"]
         text = self.lines[prompt[0]].pop(0)
         called = stop in text
         tokens = self.tok(text.split(stop)[0] + stop if called else text, add_special_tokens=False).input_ids
         tokens += [] if called else [self.tok.eos_token_id]
-        reason = "length" if len(tokens) > limit else "tool" if called else "stop"
+        reason = "length" if len(tokens) > limit else "string" if called else "stop"
         return Sample(tokens[:limit], [-0.5] * len(tokens[:limit]), reason)
 
 
-def talks(tok, lines, max_tokens=2000, rounds=4, **kwargs):
+def talks(tok, lines, live=4096, **own):
     """(text, finish_reason, Sample) of each conversation, and the engine."""
     engine = Script(tok, lines)
-    found = dict(sample(engine, tok, [([n], 100 * n) for n in range(len(lines))], max_tokens=max_tokens, rounds=rounds, **kwargs))
+    own = dict(max_tokens=2000, rounds=4) | own
+    found = dict(sample(engine, tok, [([n], 100 * n, own) for n in range(len(lines))], live))
     return [(tok.decode(found[n].tokens), found[n].finish_reason, found[n]) for n in range(len(lines))], engine
 
 
@@ -58,7 +60,7 @@ class Places(Script):
         super().__init__(tok, lines)
         self.places, self.deadline = places, time.monotonic() + 60
 
-    def sample(self, requests, max_tokens, stop=None, **_):
+    def sample(self, requests):
         running, left, numbers = {}, sum(map(len, self.lines)), itertools.count()
         while left or running:
             while left and len(running) < self.places:
@@ -68,7 +70,7 @@ class Places(Script):
                     self.asked.append([seed for _, seed, _ in running.values()])
                     left -= 1
             oldest = min(running)
-            yield oldest, self.answer(*running.pop(oldest), stop)
+            yield oldest, self.answer(*running.pop(oldest))
 
 
 def program(code):
@@ -115,12 +117,13 @@ def test_output_that_leaves_no_room(tok):
 def test_conversations_advance_on_their_own(tok):
     """A second round is sampled beside a first; continuations go before new conversations, which are begun up to a limit."""
     engine = Places(tok, [[program("1"), "\\boxed{0}"], ["\\boxed{1}"]], places=2)
-    found = dict(sample(engine, tok, [([0], 0), ([1], 100)], max_tokens=500, rounds=4))
+    own = dict(max_tokens=500, rounds=4)
+    found = dict(sample(engine, tok, [([0], 0, own), ([1], 100, own)]))
     assert engine.asked == [[0], [0, 100], [100, 1]]         # 100 n + round; conversation 1 was in the engine all the time
     assert [found[n].finish_reason for n in (0, 1)] == ["stop", "stop"]
     calls = [[program(f"{n}"), f"\\boxed{{{n}}}"] for n in range(5)]
     engine = Places(tok, calls[:3], places=1)
-    assert len(list(sample(engine, tok, [([n], 100 * n) for n in range(3)], max_tokens=500, rounds=4))) == 3
+    assert len(list(sample(engine, tok, [([n], 100 * n, own) for n in range(3)]))) == 3
     assert engine.asked == [[0], [1], [100], [101], [200], [201]]
     found, engine = talks(tok, calls, live=2)
     assert [len(requests) for requests in engine.asked] == [2, 2, 2, 2, 1, 1]
@@ -175,19 +178,21 @@ def test_the_notebooks_rules(tok):
 
 def test_without_a_call_it_is_the_plain_path(guesser, tok):
     engine = generate.make_engine("hf", str(guesser), tok, CPU, torch.float32, 128)
-    asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k) for k in range(10, 30)]
-    plain, tool = dict(engine.sample(asked, max_tokens=24)), dict(sample(engine, tok, asked, max_tokens=24, rounds=4))
+    asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k, dict(max_tokens=24)) for k in range(10, 30)]
+    plain = dict(engine.sample(asked))
+    tool = dict(sample(engine, tok, [(ids, k, own | dict(rounds=4)) for ids, k, own in asked]))
     assert all(plain[i][:3] == tool[i][:3] and set(tool[i].mask) == {1} for i in range(20))
 
 
 def test_a_model_that_calls(caller, tok):
     """The real engine and the real tool: every answer has the program's own output, which the model never wrote."""
     engine = generate.make_engine("hf", str(caller), tok, CPU, torch.float32, 256)
-    asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k) for k in range(10, 30)]
-    found = dict(sample(engine, tok, asked, temperature=0.0, max_tokens=100, rounds=3))
+    asked = [(generate.render_prompt(tok, [dict(role="user", content=f"{k}?")]), k, dict(temperature=0.0, max_tokens=100, rounds=3))
+             for k in range(10, 30)]
+    found = dict(sample(engine, tok, asked))
     texts = [tok.decode(found[i].tokens) for i in range(20)]
     assert sum(f"```output\n{k * 7}\n```\n\\boxed{{" in text for k, text in zip(range(10, 30), texts)) >= 15
-    for i, (prompt, _) in enumerate(asked):                 # and its log-probabilities are those of one pass over the whole
+    for i, (prompt, *_) in enumerate(asked):                 # and its log-probabilities are those of one pass over the whole
         logits = engine.model(torch.tensor([prompt + found[i].tokens])).logits[0, len(prompt) - 1:-1]
         want = logits.log_softmax(-1).gather(-1, torch.tensor(found[i].tokens)[:, None]).squeeze(-1)
         own = torch.tensor(found[i].mask, dtype=torch.bool)

@@ -129,7 +129,7 @@ def load_tokenizer(path, chat_template=None):
         if chat_template:
             tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
     except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
-        raise UserError(f"cannot load {path!r}: {str(e).partition(chr(10))[0]}") from None
+        raise UserError(f"cannot load {path!r}, folder or hub id: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file")
     return tokenizer

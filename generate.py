@@ -129,7 +129,7 @@ def load_tokenizer(path, chat_template=None):
         if chat_template:
             tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
     except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
-        raise UserError(f"cannot load {path!r}: {str(e).partition(chr(10))[0]}") from None
+        raise UserError(f"cannot load {path!r}, folder or hub id: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file")
     return tokenizer
@@ -158,10 +158,10 @@ def sample_seed(*parts):
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 # ------------------------------------------------------------ engines
-# tokens: ids, the end token included; logprobs: of each, under the temperature it was sampled at; finish_reason: "stop" (ended
-# by itself), "length" (cut), "string" (at `stop`), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
+# tokens: ids, the end token too; logprobs: of each, at the temperature it was sampled at; finish_reason: "stop" (by itself),
+# "length" (cut), "string" (at `stop`), more in sample(); mask: 1 the model's, 0 its tool's, None: all 1
 Sample = collections.namedtuple("Sample", "tokens logprobs finish_reason mask", defaults=[None])
-SAMPLING = dict(temperature=1.0, top_p=1.0, stop=None, max_tokens=1024)         # stop: a string that ends an answer and stays in it
+SAMPLING = dict(temperature=1.0, top_p=1.0, stop=None, max_tokens=1024)         # stop: a string that ends an answer, and stays
 
 def make_engine(kind, path, tokenizer, device, dtype, max_model_len, tensor_parallel=None, gpu_memory=0.9, colocated=False):
     """A vLLM engine or one of transformers. colocated: it shares process and card with prime.py. UserError: not installed."""
@@ -217,8 +217,8 @@ class HFEngine:
         from transformers import AutoModelForCausalLM, GenerationConfig
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
         self.model.generation_config = GenerationConfig()           # no repetition penalty and the like behind our back
-        self.name, self.device, self.max_model_len, self.rows = "hf", device, max_model_len, max(1, min(256, 2**17 // max_model_len))
-        self.tokenizer, self.stop = tokenizer, stop_tokens(tokenizer, path)
+        self.name, self.device, self.tokenizer, self.stop = "hf", device, tokenizer, stop_tokens(tokenizer, path)
+        self.max_model_len, self.rows = max_model_len, max(1, min(256, 2**17 // max_model_len))     # rows that fit in memory
 
     def sample(self, requests, window=4096):
         """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike ones together, then it asks."""
@@ -319,9 +319,9 @@ def sample(engine, tokenizer, requests, live=4096):
     differs from SAMPLING and TOOL). Up to `live` conversations advance, each on its own; programs run while the engine works.
     Yields (number of the request, Sample) as they end, with finish_reason "stop" (by itself), "length" (of max_tokens, the
     tool's included), "rounds" (calls in the last one, where no program runs), "malformed" (a call without a new program).
-    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize. What has no program, or no box in its last
-    100 characters, is begun again, at the cost of a round; what made up its output is malformed; an answered conversation is
-    sampled on and may change its answer: the text is that of its last answer."""
+    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize. An answer without a program, or a box in
+    its last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; an answered one
+    is sampled on and may change its answer: the text is that of its last answer."""
     ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[],
                                                     **SAMPLING | TOOL | own) for n, (prompt, seed, own) in enumerate(requests))
     asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future

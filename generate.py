@@ -10,10 +10,7 @@ What is left out on purpose: batch files, several nodes, an HTTP server.
 """
 import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importlib.util, json, os, pathlib, re, types
 from itertools import count, groupby, islice, takewhile
-from operator import itemgetter
-
 import torch
-
 from configurator import UserError, run
 
 # --- problems
@@ -89,8 +86,8 @@ def report_bad(bad, total, max_share, what):
 def load_problems(source, split="train", config=None, problem_column=None, answer_column=None, system_prompt=None,
                   user_suffix="", max_problems=None, max_bad_share=0.01, rows=None, code_suffix=None):
     """List of dicts: id, problem (the user's text), messages, ability ("math" | "code"), ground_truth. Knows the columns of
-    NuminaMath (its solution ends in a box), GSM8K (answer after "####") and Eurus-2-RL-Data. system_prompt replaces the row's,
-    None leaves it; code_suffix: the user_suffix of code; rows: those of read_rows(source). UserError: column, file."""
+    NuminaMath, GSM8K and Eurus-2-RL-Data. system_prompt replaces the row's, None leaves it; code_suffix: the user_suffix of
+    code; rows: those of read_rows(source). UserError: column, file."""
     rows = rows or read_rows(source, split, config, max_bad_share)
     columns, problems, bad = rows[0][1].keys(), [], []
     def find(column, *names):
@@ -222,10 +219,10 @@ class HFEngine:
 
     def sample(self, requests, window=4096):
         """As VLLMEngine.sample(); up to `window` requests are answered batch by batch, alike ones together, then it asks."""
-        waiting, index, kind = iter(requests), count(), itemgetter("temperature", "top_p", "stop")
+        waiting, index, kind = iter(requests), count(), lambda job: (job[3]["temperature"], job[3]["top_p"], job[3]["stop"])
         while jobs := [(next(index), ids, seed, SAMPLING | own) for ids, seed, own in islice(takewhile(bool, waiting), window)]:
-            jobs.sort(key=lambda job: (str(kind(job[3])), len(job[1])))
-            for alike, group in groupby(jobs, lambda job: kind(job[3])):
+            jobs.sort(key=lambda job: (str(kind(job)), len(job[1])))
+            for alike, group in groupby(jobs, kind):
                 while batch := list(islice(group, self.rows)):
                     yield from self._sample_batch(*zip(*batch), *alike)
 
@@ -297,11 +294,9 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     shown = shown if len(shown) <= 200 else shown[:200] + " ... (output truncated)"
     return shown.replace("```", "'''"), ok                          # a fence of its own would end the block
 
-def next_move(text, reason, rounds=1, numina=False):
+def next_move(text, reason, numina=False):
     """What a conversation does after the engine stopped for `reason`: "call" its tool, go "on", start "again", or end as
     "stop" (answered), "length" or "malformed" (a call without a new program). See sample() for numina."""
-    if not rounds:
-        return "stop" if reason == "string" else reason
     blocks = [language for language, _ in FENCE.findall(text)]
     if numina and "python" not in blocks:
         return "again"
@@ -319,9 +314,8 @@ def sample(engine, tokenizer, requests, live=4096):
     differs from SAMPLING and TOOL). Up to `live` conversations advance, each on its own; programs run while the engine works.
     Yields (number of the request, Sample) as they end, with finish_reason "stop" (by itself), "length" (of max_tokens, the
     tool's included), "rounds" (calls in the last one, where no program runs), "malformed" (a call without a new program).
-    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize. An answer without a program, or a box in
-    its last 100 characters, is begun again, at the cost of a round; one that made up its output is malformed; an answered one
-    is sampled on and may change its answer: the text is that of its last answer."""
+    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize: no program, or no box in the last 100
+    characters, begins again; made-up output is malformed; what is answered is sampled on and may change its answer."""
     ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[],
                                                     **SAMPLING | TOOL | own) for n, (prompt, seed, own) in enumerate(requests))
     asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future
@@ -347,8 +341,8 @@ def sample(engine, tokenizer, requests, live=4096):
             talk = asked.pop(i)
             talk.turn += 1
             talk.tape += [(*pair, 1) for pair in zip(answer.tokens, answer.logprobs)]               # (token, logprob, mask)
-            text = tokenizer.decode([token for token, *_ in talk.tape], skip_special_tokens=True)
-            move = next_move(text, answer.finish_reason, talk.rounds, talk.numina)
+            text = tokenizer.decode([token for token, *_ in talk.tape], skip_special_tokens=True) if talk.rounds else ""
+            move = next_move(text, answer.finish_reason, talk.numina) if talk.rounds else answer.finish_reason
             if move == "on":
                 talk.answered, talk.tape = talk.tape, talk.tape[:-1]                                # without its end token
             if move in ("call", "on", "again") and talk.turn == talk.rounds:
@@ -363,7 +357,7 @@ def sample(engine, tokenizer, requests, live=4096):
                 ready.appendleft(talk)
             else:
                 tokens, logprobs, mask = map(list, zip(*(talk.answered or talk.tape)))
-                yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered else move, mask)
+                yield talk.n, Sample(tokens, logprobs, "stop" if talk.answered or move == "string" else move, mask)
 
 def stream_answers(engine, grader, tokenizer, jobs, path):
     """Sample, grade meanwhile, and append each answer to a .jsonl file as it is finished. jobs: list of (prompt ids, problem,
@@ -380,8 +374,7 @@ def stream_answers(engine, grader, tokenizer, jobs, path):
             while pending and pending[0][1].done():
                 yield pending.popleft()
         yield from pending
-    right = tokens = 0
-    bar = tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05)
+    right, tokens, bar = 0, 0, tqdm(graded(), total=len(jobs), unit="answer", smoothing=0.05)
     with open(path, "a", encoding="utf-8", buffering=1) as out:
         for n, (row, score) in enumerate(bar, 1):
             row |= dict(correct=score.result() == 1.0, failure=score.result().failure)

@@ -91,7 +91,7 @@ def test_what_goes_on_is_what_was_written(tok):
     text = program("1") + "1\n```"
     assert second[0] == [0] + tok(program("1"), add_special_tokens=False).input_ids + tok("1\n```", add_special_tokens=False).input_ids
     assert tok.decode(third[0][1:]) == text + program("2") + "2\n```"
-    assert [first[1], second[1], third[1]] == [0, 1, 2] and third[2] == 300 - len(third[0]) + 1
+    assert [first[1], second[1], third[1]] == [0, 1, 2] and third[2]["max_tokens"] == 300 - len(third[0]) + 1
 
 
 def test_endings_and_that_finished_ones_leave(tok):
@@ -230,7 +230,7 @@ def test_prime_with_the_tool(caller, tmp_path):
          "--filter_high=1", "--max_steps=1", "--learning_rate=1e-3", "--prm_learning_rate=1e-3", "--beta=1", "--save_interval=0", "--tir=True",
          "--temperature=1", "--tir_rounds=3", "--tir_timeout=9", "--engine=hf", "--samples_logged=16", "--prm_update=before",
          "--checkpointing=False", "--eval_data=None")
-    row, = read_jsonl(tmp_path / "out" / "evaluate.jsonl")
+    row, = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     assert row["tool_calls"] > 0.5
     tok, checked = AutoTokenizer.from_pretrained(caller), 0
     for row in read_jsonl(tmp_path / "out" / "samples.jsonl"):

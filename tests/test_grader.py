@@ -311,8 +311,9 @@ def test_a_bug_is_an_error_not_a_reward(tricky):
         assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]
 
 
-def test_a_worker_that_cannot_start_is_an_error():
-    with Grader(workers=1, memory_mb=1) as pool, pytest.raises(GraderError):
+def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Grader(workers=1) as pool, pytest.raises(GraderError):
         pool.grade(["\\boxed{5}"], [reference("5")])
 
 
@@ -352,7 +353,7 @@ time.sleep(100)
 
 
 def test_import_has_no_side_effects():
-    code = "import sys, grader; assert not {'torch', 'sympy', 'mpmath', 'numpy'} & set(sys.modules); import threading; assert threading.active_count() == 1"
+    code = "import sys, grader; assert not {'torch', 'sympy', 'numpy'} & set(sys.modules); import threading; assert threading.active_count() == 1"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(grader.__file__).parent)
 
 

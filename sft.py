@@ -400,7 +400,7 @@ def main():
     tied, size = net.config.tie_word_embeddings, 8192 if torch_device.type == "cuda" else 1024
     weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
     make = f"a = torch.randn({size}, {size}, dtype={torch_dtype}, device='{torch_device}')"
-    peak = world * 2 * size**3 / Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(5).mean
+    peak = world * 2 * size**3 / min(Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(1).mean for _ in range(9))
 
     def loss_over(batch, backward):
         """Mean loss a scored token over the rows of all processes; with backward, its gradient."""

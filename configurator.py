@@ -38,8 +38,8 @@ def run(main, settings):
     (os._exit if "RANK" in os.environ else sys.exit)(code)          # thread of torch's, late for Python's lock, aborted it
 
 def configure(settings, argv=None):
-    """Apply argv (default: the command line) to settings, a script's globals(), and print what differs from the defaults; --help
-    lists all, with exit code 0. Returns {name: value}. UserError: unknown name, other type, no such file; nothing is changed."""
+    """Apply argv (default: the command line) to settings, a script's globals(), and print what differs from the default; --help
+    lists all, with exit code 0. Returns {name: value}. UserError: unknown name, other type, no such file; nothing changes."""
     args, rank = list(sys.argv[1:] if argv is None else argv), int(os.environ.get("RANK", 0))
     if "--help" in args or "-h" in args:
         if rank == 0:

@@ -1,5 +1,6 @@
 r"""
-The one judge of answers: generate.py, prime.py and evaluate.py import it unchanged.
+The one judge of answers: generate.py, prime.py and evaluate.py import it unchanged. Maths first, then the pool of workers, the
+sandbox for programs (run_python), and code rewards (grade_code).
 
     >>> grade_math(r"... so its area is \boxed{\tfrac12\text{ cm}^2}.", "0.5")
     True

@@ -105,7 +105,7 @@ grad_clip = 1.0
 batch_rows = 256                    # rows an optimizer step of the policy: 4 steps for 1,024 rows
 ppo_epochs = 1
 clip = 0.2
-importance_cap = None               # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: do not (published)
+importance_cap = None               # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: no (published)
 entropy_coef = 0.0                  # bonus (recipe's yaml: 0.001)
 # --- run
 max_steps = 256                     # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
@@ -122,7 +122,7 @@ dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32',
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
-shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
+shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60.0              # a collective that waits longer ends the run
 
 # ---------------------------------------------------------------------------------------------------------------------

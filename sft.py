@@ -59,7 +59,7 @@ dtype = 'auto'                      # compute: 'bfloat16', 'float32', 'auto': bf
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass: a third more time, far less memory
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
-shard = None                        # processes that share one copy of a model's state (HSDP; with --nnodes: a node's); None: all
+shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60.0              # a collective that waits longer ends the run
 # --- output
 out_dir = 'out/intellect_math_sft'  # the model at the end; metrics.jsonl, config.json, checkpoints/

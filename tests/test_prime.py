@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -86,9 +85,7 @@ def test_every_setting_does_something(result, change, what):
 
 
 @pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
-                                    "--grade_timeout=9", "--shard=1", "--tir=True",       # this model never calls its tool
-                                    pytest.param("--compile=True", marks=pytest.mark.skipif(
-                                        not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler"))])
+                                    "--grade_timeout=9", "--shard=1", "--tir=True"])      # this model never calls its tool
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
@@ -141,7 +138,7 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory"} | dict.fromkeys(
+    elsewhere = {"gpu_memory": "a card's memory", "compile": "test_sft.py"} | dict.fromkeys(
         ("tir", "tir_rounds", "tir_timeout", "sandbox"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]

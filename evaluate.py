@@ -7,8 +7,7 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
 Every response is a row of <model>.responses.jsonl with all that grading needs; started again, the script goes on where it was,
 and --regrade=True grades what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
 """
-import collections, contextlib, difflib, glob, itertools, json, math, os, re, statistics, subprocess, sys, time
-from datetime import timedelta
+import collections, contextlib, datetime, difflib, glob, itertools, json, math, os, re, statistics, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -222,8 +221,7 @@ def vote(rows, problem, numina):
 def mcnemar(a, b):
     """Exact two-sided p-value of two models' verdicts on the same problems, from those where they differ; of shares of right
     samples: the sign test.   mcnemar([1, 1, 1, 0], [0, 0, 1, 0]) = 0.5: two differ, both in favour of a; 2 (1/2)^2"""
-    only_a, only_b = sum(x > y for x, y in zip(a, b)), sum(x < y for x, y in zip(a, b))
-    n = only_a + only_b
+    n = (only_a := sum(x > y for x, y in zip(a, b))) + (only_b := sum(x < y for x, y in zip(a, b)))
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2 ** n)
 
 def summarize(rows, problems, numina=False):
@@ -324,6 +322,9 @@ def report(rows, sets, prompt):
                        for name, problems in sets.items()} for model, mine in rows.items()}
     for scores in results.values() if len(sets) > 1 else ():
         scores["average"] = average(list(scores.values()))
+    for numbers in published.values():                      # the average of other benchmarks is another number
+        if {name for name in numbers if " maj@" not in name} != {*sets, "average"}:
+            numbers.pop("average", None)
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None)
     about |= {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
@@ -349,13 +350,14 @@ def join():
     sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
     def wait(word):
         store.set(f"{word} {rank}", "here")
-        store.wait([f"{word} {r}" for r in range(world)], timedelta(days=7))
+        store.wait([f"{word} {r}" for r in range(world)], datetime.timedelta(days=7))
     return rank, world, wait
 
+ANSWER = "mode", "seed", "sampling", "prompt"               # what makes it this answer: what is there with the same is kept
 def read_responses(file, same):
-    """{(seed, sampling): row} of a model's file and of the parts that processes have left beside it."""
+    """{(mode, seed, sampling, prompt): row} of a model's file and of the parts that processes have left beside it."""
     paths = [f"{out_dir}/{file}", *glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")]
-    return {(row["seed"], str(row["sampling"])): row for path in paths for row in resume_rows(path, same)}
+    return {tuple(str(row[key]) for key in ANSWER): row for path in paths for row in resume_rows(path, same)}
 
 def decoding(name=None):
     """What sample() is told about an answer to a problem of this benchmark."""
@@ -373,6 +375,7 @@ def open_engine(path, tokenizer):
 
 def answer_question(path, tokenizer):
     """Print the answers to `ask`, put as the card of Eurus-2-7B-PRIME puts questions of mathematics, and of programming."""
+    announce_sandbox(sandbox, tir)
     sampler = open_engine(path, tokenizer)
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
         system = [dict(role="system", content=system_prompt)] if system_prompt else []
@@ -384,7 +387,7 @@ def answer_question(path, tokenizer):
     sampler.close()
 
 def make_jobs(path, tokenizer, sets):
-    """{(seed, sampling): (prompt ids, problem, row)} of all answers that a model is to give; what its rows have in common."""
+    """{(mode, seed, ...): (prompt ids, problem, row)} of all answers that a model is to give; what its rows have in common."""
     jobs, same = {}, dict(model=path, asked=[system_prompt, user_suffix, code_suffix])
     longest = min(max_prompt_tokens, positions(path) - 1)
     for name, problems in sets.items():
@@ -396,7 +399,7 @@ def make_jobs(path, tokenizer, sets):
             own = same | dict(benchmark=name, problem_id=number, prompt=tokenizer.decode(ids))
             for mode, k, sampling in runs if len(ids) <= longest else ():
                 row = own | dict(mode=mode, sample=k, sampling=sampling, seed=sample_seed(seed, name, number, k))
-                jobs[row["seed"], str(sampling)] = ids, p, row
+                jobs[tuple(str(row[key]) for key in ANSWER)] = ids, p, row
     if not jobs:
         raise UserError(f"every prompt is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
     return jobs, same
@@ -414,9 +417,8 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     if against:
         return report_overlap(sets)
-    tokenizers = {path: load_tokenizer(path, chat_template) for path in models}     # all mistakes show before any work
+    rows, tokenizers = {}, {path: load_tokenizer(path, chat_template) for path in models}       # mistakes show before any work
     announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
-    rows = {}
     with Grader(grade_workers or max(1, os.cpu_count() // world), grade_timeout) as grader:
         for path, tokenizer in tokenizers.items():
             file = path.strip("./").replace("/", "--") + ".responses.jsonl"

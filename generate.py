@@ -186,7 +186,8 @@ class VLLMEngine:
                        tensor_parallel_size=tensor_parallel or (1 if colocated else max(1, torch.cuda.device_count())),
                        distributed_executor_backend="external_launcher" if colocated else None,
                        enable_sleep_mode=colocated and cuda, enable_prefix_caching=True, **more)
-        self.name, self.device, self.dtype, self.stop = "vllm", device, dtype, stop_tokens(tokenizer, path)
+        self.name, self.device, self.dtype, self.max_model_len = "vllm", device, dtype, max_model_len
+        self.stop = stop_tokens(tokenizer, path)
 
     def sample(self, requests, window=4096):
         """requests: (prompt ids, seed, what differs from SAMPLING), taken while fewer than `window` run; a None: no more just
@@ -253,7 +254,6 @@ class HFEngine:
             reason = "string" if called else "stop" if length < len(tokens) else "length"
             length += reason == "stop"
             yield number, Sample(tokens[:length], values[:length], reason)
-
     close = lambda self: None                       # there is nothing to hand back
 
 # ------------------------------------------------------------ answers that call Python
@@ -282,7 +282,8 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     if numina and "print(" not in lines[-1]:
         lines[-1] = f"print({lines[-1].split('#')[0]})"
     if not numina:
-        before += f"with contextlib.redirect_stdout(io.StringIO()): exec({chr(10).join(earlier)!r})"
+        before += f"with contextlib.redirect_stdout(io.StringIO()):\n for program in {earlier!r}:\n" \
+                  "  with contextlib.suppress(SystemExit): exec(program)"
         with contextlib.suppress(SyntaxError, ValueError):          # the model shall see it from the run
             *_, last = ast.parse(code).body
             if isinstance(last, ast.Expr):                          # its column counts bytes; the newline ends a comment
@@ -314,10 +315,11 @@ def sample(engine, tokenizer, requests, live=4096):
     differs from SAMPLING and TOOL). Up to `live` conversations advance, each on its own; programs run while the engine works.
     Yields (number of the request, Sample) as they end, with finish_reason "stop" (by itself), "length" (of max_tokens, the
     tool's included), "rounds" (calls in the last one, where no program runs), "malformed" (a call without a new program).
-    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize: no program, or no box in the last 100
-    characters, begins again; made-up output is malformed; what is answered is sampled on and may change its answer."""
+    numina: by kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize (differences: README)."""
     ready = collections.deque(types.SimpleNamespace(n=n, prompt=prompt, seed=seed, turn=0, tape=[], earlier=[], answered=[],
                                                     **SAMPLING | TOOL | own) for n, (prompt, seed, own) in enumerate(requests))
+    for talk in ready:
+        talk.max_tokens = min(talk.max_tokens, engine.max_model_len - len(talk.prompt))
     asked, programs, index = {}, {}, count()        # who is in the engine, by index; who waits for a program, by its future
 
     def next_requests():
@@ -380,7 +382,7 @@ def stream_answers(engine, grader, tokenizer, jobs, path):
             row |= dict(correct=score.result() == 1.0, failure=score.result().failure)
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             right, tokens = right + row["correct"], tokens + row["n_tokens"]
-            bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tok/s, {right / n:.1%} right", refresh=False)
+            bar.set_postfix_str(f"{tokens / (bar.format_dict['elapsed'] or 1):.0f} tok/s, {right / n:.1%} right", refresh=False)
 
 def resume_rows(path, same):
     """The rows of a .jsonl file, made if it is not there; a last line that a kill cut short is removed. UserError: a row was
@@ -407,8 +409,7 @@ def write_sft_set(rows):
         for row in kept:
             talk = dict(system=sft_system_prompt, user=row["problem"], assistant=row["response"])
             messages = [dict(role=role, content=text) for role, text in talk.items() if text]
-            row = dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(json.dumps(dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])) + "\n")
     os.replace(path + ".tmp", path)
     print(f"{len(rows)} answers: {len(kept)} kept, {len(ended) - len(right) - no_box} wrong, {no_box} no box, "
           f"{len(rows) - len(ended)} truncated, {len(right) - len(kept)} too long; wrote {path}")
@@ -430,11 +431,10 @@ def main():
     tool = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
     sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool
     same = dict(model=model, sampling=sampling)
-    done = {(str(row["problem_id"]), row["sample"]) for row in resume_rows(path, same)}
-    prompts = [(p, render_prompt(tokenizer, p["messages"])) for p in problems]
-    fitting = [(p, ids) for p, ids in prompts if len(ids) <= max_prompt_tokens]
+    done = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in resume_rows(path, same)}
+    fitting = [(p, ids) for p in problems if len(ids := render_prompt(tokenizer, p["messages"])) <= max_prompt_tokens]
     jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k)))
-            for p, ids in fitting for k in range(samples_per_problem) if (str(p["id"]), k) not in done]
+            for p, ids in fitting for k in range(samples_per_problem) if (str(p["id"]), k, p["problem"]) not in done]
     print(f"{len(fitting)} problems x {samples_per_problem} samples, {len(problems) - len(fitting)} problems have more than "
           f"max_prompt_tokens={max_prompt_tokens}; {len(done)} rows are there, {len(jobs)} to sample")
     if jobs:

@@ -460,7 +460,7 @@ def main():
         try:
             yield
         except RuntimeError as e:       # gloo's; NCCL's watchdog ends the process itself and says which collective it was
-            if "imed out" in str(e):
+            if world > 1 and "imed out" in str(e):
                 raise UserError(f"step {step + 1}, {name}: a process did not come within timeout_minutes={timeout_minutes}",
                                 rank_local=True) from e
             raise

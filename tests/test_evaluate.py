@@ -10,6 +10,7 @@ import shutil
 import statistics
 
 import pytest
+from transformers import AutoTokenizer
 
 import configurator
 import evaluate
@@ -454,6 +455,19 @@ def test_decoding_of_each_benchmark_and_resume(tmp_path, guesser):
     assert results(tmp_path)["models"][str(guesser)] == before
     with pytest.raises(evaluate.UserError, match="no response with these settings"):
         call(evaluate, *args, "--max_tokens=13", '--benchmark_tokens={"amc23": 4}', "--regrade=True")
+
+
+def test_answers_to_another_prompt_are_not_kept(tmp_path, guesser):
+    args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=0)
+    call(evaluate, *args)
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    before = read_jsonl(file)
+    template = tmp_path / "t.jinja"
+    template.write_text("1" + AutoTokenizer.from_pretrained(guesser).chat_template)
+    for _ in range(2):                                      # the second time they are there
+        call(evaluate, *args, f"--chat_template={template}")
+        after = read_jsonl(file)
+        assert len(after) == 2 * len(before) and {row["prompt"][0] for row in after} == {"1", before[0]["prompt"][0]}
 
 
 def test_stop_string_of_a_benchmark(tmp_path, guesser):

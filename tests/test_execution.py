@@ -490,3 +490,10 @@ def test_leetcode(shared):
                "        return sum(x * x for i, x in enumerate(nums, 1) if n % i == 0)"
     assert grader.grade_code(block(solution), test) == 1.0
     assert grader.grade_code(block(solution.replace("x * x", "x")), test) == 0.0
+
+
+@pytest.mark.parametrize("end", ["import io, sys; sys.stdout = io.StringIO(); print('b')", "import sys; sys.stdout.flush(); sys.stdout.close()",
+                                 "import builtins; builtins.print = None"])
+def test_what_was_printed_is_there_at_the_end(end):
+    result = grader.run_python(f"print('a')\n{end}")
+    assert (result.stdout, result.returncode) == ("a\n", 0)

@@ -317,6 +317,14 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
         pool.grade(["\\boxed{5}"], [reference("5")])
 
 
+def test_a_worker_that_died_while_idle_costs_nobody():
+    with Grader(workers=1) as pool:
+        assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]
+        pool.idle[0].kill()
+        pool.idle[0].wait()
+        assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0] and pool.crashes == 0
+
+
 def alive(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"

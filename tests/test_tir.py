@@ -25,6 +25,8 @@ def tok(world):
 class Script:
     """An engine that says what it is told to: `lines` of each conversation, known by its first prompt token, one a request.
     It answers all that it can get, as transformers' engine does, then asks again."""
+    max_model_len = 10 ** 6
+
     def __init__(self, tok, lines):
         self.tok, self.lines, self.asked = tok, [list(x) for x in lines], []
 
@@ -128,6 +130,14 @@ def test_conversations_advance_on_their_own(tok):
     found, engine = talks(tok, calls, live=2)
     assert [len(requests) for requests in engine.asked] == [2, 2, 2, 2, 1, 1]
     assert [text[-9:] for text, _, _ in found] == [f"{n}}}<|im_end|>"[-9:] for n in range(5)]
+
+
+def test_a_conversation_stays_within_the_engines_positions(tok):
+    engine = Script(tok, [[program("print('x' * 150)"), "y" * 500]])
+    engine.max_model_len = 300
+    (_, answer), = sample(engine, tok, [([0], 0, dict(max_tokens=8192, rounds=4))])
+    assert answer.finish_reason == "length" and len(answer.tokens) == 299
+    assert [len(prompt) + own["max_tokens"] for ((prompt, _, own),) in engine.asked] == [300, 300]
 
 
 def test_programs_share_their_state(tok):

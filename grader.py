@@ -6,7 +6,7 @@ sandbox for programs (run_python), and code rewards (grade_code).
     True
 
 A small parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify),
-at four random rational points if it has variables: exactly while it stays rational, else to 70 digits with mpmath. Length,
+at four random rational points if it has variables: exactly while it stays rational, else to 220 digits with mpmath. Length,
 powers, factorials and nesting are limited; the pool (Grader) adds a deadline and a memory limit for each item. The rules:
 
 - Exact values of any size are compared exactly: 0.5 is 1/2, 0.333 is not 1/3 (12 right digits are). A decimal gold grants
@@ -152,7 +152,7 @@ def letters(run):
 
 # --- arithmetic at one point: with fractions, else in mpmath
 mp = mpmath.MPContext()  # a private one, so that nobody else's precision changes
-mp.dps = 70
+mp.dps = 220
 
 def exact(*xs): return all(isinstance(x, Fraction) for x in xs)
 def bits(x): return sum(map(int.bit_length, x.as_integer_ratio())) if exact(x) else abs(mp.mag(x)) if mp.isnormal(x) else 0
@@ -365,11 +365,11 @@ def parse(text):
     return collection([read([signs.get(token, token) for token in tokens]) for signs in both])
 
 # --- equality of values: g is the gold, a the answer; rules are (parity, tolerance)
-def close(x, y, tolerance="1e-50"):
-    if exact(x, y) and tolerance == "1e-50" or not mp.isfinite(x) or not mp.isfinite(y):
+def close(x, y, tolerance="1e-200"):
+    if exact(x, y) and tolerance == "1e-200" or not mp.isfinite(x) or not mp.isfinite(y):
         return x == y
     x, y = mp.convert(x), mp.convert(y)
-    return abs(x - y) <= max(abs(x), abs(y)) * mp.mpf(tolerance) + mp.mpf("1e-60")
+    return abs(x - y) <= max(abs(x), abs(y)) * mp.mpf(tolerance) + mp.mpf("1e-210")
 
 def same_number(g, a, parity=False, tolerance=None):
     n = max(len(g.xs), len(a.xs))

@@ -317,6 +317,10 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
         pool.grade(["\\boxed{5}"], [reference("5")])
 
 
+def test_large_numbers_differ_by_one():
+    assert not is_equiv("e^{120}", "1 + e^{120}") and is_equiv("e^{120} + 1", "1 + e^{120}")
+
+
 def test_a_worker_that_died_while_idle_costs_nobody():
     with Grader(workers=1) as pool:
         assert pool.grade(["\\boxed{5}"], [reference("5")]) == [1.0]

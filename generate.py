@@ -243,10 +243,11 @@ class HFEngine:
             token = token if temperature else logp.argmax(-1, keepdim=True)
             logprobs.append(logp.gather(-1, token).squeeze(-1))
             return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
+        said = lambda ids, _: torch.tensor([stop in self.tokenizer.decode(row[P:][-len(stop):]) for row in ids]).to(ids.device)
         warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
         out = self.model.generate(ids.clamp(min=0), attention_mask=(ids >= 0).long(), logits_processor=[*warp, choose],
-                                  max_new_tokens=max(limits), eos_token_id=self.stop, pad_token_id=self.stop[0],
-                                  stop_strings=stop, tokenizer=self.tokenizer if stop else None)[:, P:].tolist()
+                                  stopping_criteria=[said] if stop else None, max_new_tokens=max(limits),
+                                  eos_token_id=self.stop, pad_token_id=self.stop[0])[:, P:].tolist()
         for number, limit, tokens, values in zip(numbers, limits, out, torch.stack(logprobs, 1).tolist()):
             tokens = tokens[:limit]
             length = next((t for t, token in enumerate(tokens) if token in self.stop), len(tokens))
@@ -429,8 +430,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "samples.jsonl")
     tool = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
-    sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool
-    same = dict(model=model, sampling=sampling)
+    same = dict(model=model, sampling=dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool)
     done = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in resume_rows(path, same)}
     fitting = [(p, ids) for p in problems if len(ids := render_prompt(tokenizer, p["messages"])) <= max_prompt_tokens]
     jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k)))

@@ -194,6 +194,19 @@ def test_without_a_call_it_is_the_plain_path(guesser, tok):
     assert all(plain[i][:3] == tool[i][:3] and set(tool[i].mask) == {1} for i in range(20))
 
 
+def test_a_stop_string_that_begins_in_the_prompt_is_none(caller, tok):
+    """A prompt that ends in the first half of the string: what the model goes on to write is no call, and nothing is cut."""
+    engine = generate.make_engine("hf", str(caller), tok, CPU, torch.float32, 256)
+    prompt = generate.render_prompt(tok, [dict(role="user", content="12?")])
+    (_, whole), = engine.sample([(prompt, 0, dict(temperature=0.0, max_tokens=60))])
+    stop = tok.decode(whole.tokens[3:7])
+    asked = [(prompt + whole.tokens[:n], 0, dict(temperature=0.0, max_tokens=60 - n, stop=stop)) for n in (0, 5)]
+    found = dict(engine.sample(asked))
+    assert found[0].tokens == whole.tokens[:7] and found[0].finish_reason == "string"
+    assert stop in tok.decode(whole.tokens[:7]) and stop not in tok.decode(whole.tokens[5:])
+    assert found[1].tokens == whole.tokens[5:] and found[1].finish_reason == whole.finish_reason
+
+
 def test_a_model_that_calls(caller, tok):
     """The real engine and the real tool: every answer has the program's own output, which the model never wrote."""
     engine = generate.make_engine("hf", str(caller), tok, CPU, torch.float32, 256)

@@ -471,21 +471,19 @@ def main():
         mine = micro_batches([lengths[i] for i in rows], micro_batch_tokens, world)[rank]
         return [[rows[j] for j in members] for members in mine]
 
-    def logprobs_of(net, members, temperature=1.0):
-        """Log-probabilities [n, T] and entropies [n, T] of the responses of some rows, with gradient if it is on."""
-        if not members:                 # a dummy row keeps the ranks' collectives in step; its loss is multiplied by 0
-            logprobs, entropies = net(**pack([([0, 0], [0, 1])], torch_device), temperature=temperature)
-            return logprobs[:, None], entropies[:, None]
+    def logprobs_of(net, members, temperature=1.0, entropy=False):
+        """Log-probabilities [n, T] of the responses of some rows, and entropies if asked for, with gradient if it is on."""
         rows = [(prompts[i] + responses[i], [0] * len(prompts[i]) + written[i]) for i in members]
-        logprobs, entropies = net(**pack(rows, torch_device), temperature=temperature)
-        return to_rows(logprobs, mask[members]), to_rows(entropies, mask[members])
+        rows = rows or [([0, 0], [0, 1])]       # a dummy keeps the ranks' collectives in step; its loss is multiplied by 0
+        values = net(**pack(rows, torch_device), temperature=temperature, entropy=entropy)
+        return [to_rows(x, mask[members]) if members else x[:, None] for x in values]
 
     @torch.no_grad()
-    def score(net, temperature=1.0):
-        """Log-probabilities and entropies [N, T] of all responses, on every rank."""
-        out = torch.zeros(2, *mask.shape, device=torch_device)
+    def score(net, temperature=1.0, entropy=False):
+        """Log-probabilities [N, T] of all responses, and entropies if asked for, on every rank."""
+        out = torch.zeros(1 + entropy, *mask.shape, device=torch_device)
         for members in share(list(range(len(responses)))):
-            values = logprobs_of(net, members, temperature)
+            values = logprobs_of(net, members, temperature, entropy)
             if members:
                 out[:, members] = torch.stack(values)
         net.reshard()                   # a forward without backward leaves the root's weights gathered
@@ -552,7 +550,7 @@ def main():
 
             # 2. Log-probabilities of the policy before its update, at the rollout's temperature, and of the reference.
             with phase("old"):
-                old_logprobs, entropy = score(policy, temperature)
+                old_logprobs, entropy = score(policy, temperature, entropy=True)
             difference = old_logprobs[mask] - engine_logprobs
             mismatch = difference.abs().mean().item()
             bound = max_mismatch if max_mismatch is not None else 1e-3 if torch_dtype == torch.float32 else 0.1
@@ -569,7 +567,7 @@ def main():
                 for low in range(0, N, prm_batch_rows) if prm_update != "none" else []:
                     rows, loss_sum = list(range(low, min(low + prm_batch_rows, N))), 0.0
                     for members in share(rows):
-                        logprobs, _ = logprobs_of(prm, members)
+                        logprobs, = logprobs_of(prm, members)
                         if members:
                             loss = prm_loss(logprobs, ref_logprobs[members], mask[members], outcomes[members], beta)
                             loss = loss * len(members) / len(rows)          # the mean over the mini-batch's rows
@@ -603,12 +601,12 @@ def main():
                 for low in range(0, len(order), batch_rows):
                     rows = order[low:low + batch_rows]
                     for members in share(rows):
-                        logprobs, entropies = logprobs_of(policy, members, temperature)
+                        logprobs, *entropies = logprobs_of(policy, members, temperature, entropy=entropy_coef != 0)
                         if members:
                             m = mask[members]
                             loss, stats = ppo_loss(logprobs, old_logprobs[members], A[members], m, clip)
                             if entropy_coef:
-                                loss = loss - entropy_coef * (entropies.sum(-1) / m.sum(-1)).mean()
+                                loss = loss - entropy_coef * (entropies[0].sum(-1) / m.sum(-1)).mean()
                             loss = loss * len(members) / len(rows)
                             totals[:3] += torch.stack([loss.detach() * len(rows), stats["clipfrac"] * len(members),
                                                        stats["approx_kl"] * len(members)]) / len(order)

@@ -162,16 +162,17 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
         out = out.transpose(1, 2)[row, col]                                                    # [T, H, D]
     return out[None], None
 
-def _chunk_logprobs(hidden, weight, targets, temperature):
-    logits = (hidden @ weight.T).float() / temperature                                         # [t, V], here only
-    lse = logits.logsumexp(-1)
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - lse, lse - (logits.softmax(-1) * logits).sum(-1)
+def _chunk_logprobs(hidden, weight, targets, temperature, entropy):
+    logp = (hidden @ weight.T).float().div_(temperature).log_softmax(-1)                       # [t, V], here only
+    logprobs = logp.gather(-1, targets[:, None]).squeeze(-1)
+    return (logprobs, -(logp.exp() * logp).sum(-1)) if entropy else (logprobs,)
 
-def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, chunk=2048, **kwargs):
-    """forward() of the models that load_model makes: a pack() -> (log-probabilities [n], entropies [n]) of its n targets.
+def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, entropy=False, chunk=2048, **kwargs):
+    """forward() of the models that load_model makes: a pack() -> (log-probabilities [n] of its n targets,), or with entropy
+    (log-probabilities, entropies [n]): to be used in the loss, because an idle branch of the graph keeps its logits.
     Logits of all tokens never exist at once: they are made, and in the backward pass made again, `chunk` tokens at a time."""
     hidden = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[0][predict]       # [n, D]
-    parts = [checkpoint(_chunk_logprobs, h, self.lm_head.weight, t, temperature, use_reentrant=False)
+    parts = [checkpoint(_chunk_logprobs, h, self.lm_head.weight, t, temperature, entropy, use_reentrant=False)
              for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return tuple(map(torch.cat, zip(*parts)))
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+import weakref
 
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_packed_logprobs_equal_transformers(tmp_path, group, tied, kind):
         want, want_entropy = by_hand(plain, ROWS, temperature)
         net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
         for chunk in (2048, 3):
-            got, entropy = net(**sft.pack(ROWS, CPU), temperature=temperature, chunk=chunk)
+            got, entropy = net(**sft.pack(ROWS, CPU), temperature=temperature, entropy=True, chunk=chunk)
             torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=0)
             torch.testing.assert_close(entropy, want_entropy.float(), atol=1e-5, rtol=0)
         alone = torch.cat([net(**sft.pack([row], CPU), temperature=temperature)[0] for row in ROWS])
@@ -93,23 +95,35 @@ def test_packed_logprobs_equal_transformers(tmp_path, group, tied, kind):
             torch.testing.assert_close(p.grad.full_tensor(), q.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_logits_never_exist_at_once(tmp_path, group):
-    """No tensor of forward or backward has logits of more than a chunk of tokens."""
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_logits_never_exist_at_once(tmp_path, group, entropy):
+    """Forward and backward have logits of a chunk of tokens at a time, those of earlier ones are gone: five tensors of a chunk live at most."""
     small_model(tmp_path / "m", True, vocab=5000)
     net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32)
-    rows, widths = [(torch.randint(0, 97, (200,)), torch.ones(200))], set()
+    rows, widths, living, seen = [(torch.randint(0, 97, (200,)), torch.ones(200))], set(), [0], weakref.WeakSet()
+    most = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal most
             out = func(*args, **(kwargs or {}))
             for t in out if isinstance(out, (tuple, list)) else [out]:
                 if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == 5000:
                     widths.add(t.shape[0])
+                    if t.shape[0] < 64 and t.untyped_storage() not in seen:
+                        seen.add(t.untyped_storage())
+                        living[0] += 1
+                        weakref.finalize(t.untyped_storage(), lambda: living.__setitem__(0, living[0] - 1))
+                        most = max(most, living[0])
             return out
 
     with Watch():
-        net(**sft.pack(rows, CPU), chunk=16)[0].sum().backward()
+        values = net(**sft.pack(rows, CPU), entropy=entropy, chunk=16)
+        assert len(values) == 1 + entropy
+        sum(value.sum() for value in values).backward()     # `values` lives on, as in a training step
     assert widths == {16, 199 % 16, 64}                     # 64: the head itself, transposed
+    assert 2 <= most <= 5, most
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler here")

@@ -4,8 +4,8 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
     python evaluate.py config/eval_eurus2.py                       # the model card's table, its numbers beside ours
     torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py  # an engine on each card; they share the questions
 
-Every response is a row of <model>.responses.jsonl with all that grading needs; started again, the script goes on where it was,
-and --regrade=True grades what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
+Every response is a row of <model>.responses.jsonl; started again, the script goes on where it was, and --regrade=True grades
+what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
 """
 import collections, contextlib, datetime, difflib, glob, itertools, json, math, os, re, statistics, subprocess, sys, time
 from pathlib import Path
@@ -15,7 +15,7 @@ from configurator import UserError, run, values
 from generate import (announce_sandbox, load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows,
                       sample, sample_seed, stream_answers)
 from grader import Grader, extract_answer, golds, is_equiv
-from sft import pick_device
+from sft import pick_device, plan
 
 # --- what
 models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each
@@ -63,6 +63,7 @@ tensor_parallel = None              # GPUs a model is spread over (vllm); None: 
 gpu_memory = 0.9                    # share of each card for the engine (vllm)
 grade_workers = None                # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
+dry_run = False                     # print what answers take of a card, and end
 out_dir = 'out/evaluate'            # <model>.responses.jsonl, results.md, results.json, results.png
 
 # name: (problems, file in data_dir, hub id, configuration, split, columns of problem and answer, rules: see published_answer).
@@ -102,11 +103,10 @@ def load_benchmark(name):
         p["id"] = "/".join(row["url"].split("/")[-2:]) if known and row.get("url") else p["id"]
         p["their_gold"], error = theirs.get(p["id"]), str(row.get("error") or "")
         p["tolerance"] = float(error) if error and "," not in error else None       # "0.1,0.1" stands in no row used
-        kinds = [kind for kind in ("subject", "type", "subfield", "level", "difficulty") if row.get(kind)]
-        p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds]
-    [(again, times)] = collections.Counter(str(p["id"]) for p in problems).most_common(1)
-    if times > 1:
-        raise UserError(f"{source}: the id {again!r} stands twice")
+        kinds = "subject type subfield level difficulty".split()
+        p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds if row.get(kind)]
+    if again := [number for number, times in collections.Counter(str(p["id"]) for p in problems).items() if times > 1]:
+        raise UserError(f"{source}: the id {again[0]!r} stands twice")
     if theirs and not any(p["their_gold"] for p in problems):
         raise UserError(f"{parity_golds[name]}: no row has the unique_id of a problem of {name}")
     if known and len(problems) != min(count, max_problems or count):
@@ -361,9 +361,8 @@ def read_responses(file, same):
 
 def decoding(name=None):
     """What sample() is told about an answer to a problem of this benchmark."""
-    stop = dict(stop=benchmark_stop[name]) if name in benchmark_stop and not tir else {}
-    tool = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
-    return dict(max_tokens=benchmark_tokens.get(name, max_tokens)) | stop | tool
+    more = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else dict(stop=benchmark_stop.get(name))
+    return dict(max_tokens=benchmark_tokens.get(name, max_tokens)) | {k: v for k, v in more.items() if v is not None}
 
 def positions(path):
     from transformers import AutoConfig
@@ -378,8 +377,8 @@ def answer_question(path, tokenizer):
     announce_sandbox(sandbox, tir)
     sampler = open_engine(path, tokenizer)
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
-        system = [dict(role="system", content=system_prompt)] if system_prompt else []
-        ids = render_prompt(tokenizer, system + [dict(role="user", content=ask + suffix)])
+        ids = render_prompt(tokenizer, [dict(role="system", content=system_prompt)] * bool(system_prompt) +
+                            [dict(role="user", content=ask + suffix)])
         if len(ids) > max_prompt_tokens:
             raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
         for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):
@@ -407,6 +406,7 @@ def make_jobs(path, tokenizer, sets):
 def main():
     if not models or not (greedy or samples):
         raise UserError("nothing to do: models is empty, or greedy=False and samples=0")
+    plan.dry_run("evaluate", globals())
     rank, world, wait = join()
     if ask is not None:
         return answer_question(models[0], load_tokenizer(models[0], chat_template))

@@ -12,6 +12,7 @@ import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importli
 from itertools import count, groupby, islice, takewhile
 import torch
 from configurator import UserError, run
+from grader import Grader, extract_answer, isolation, run_python
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -47,6 +48,7 @@ sandbox = 'auto'                    # of programs: 'auto' (the best there is, sa
 tir_numina = False                  # the very rules of Numina's notebook: see sample()
 # --- grading and output
 grade_workers = None                # processes; None: one a core
+dry_run = False                     # print what answers take of a card, and end
 out_dir = 'out/generate'            # samples.jsonl and sft.jsonl
 sft_max_tokens = 4500               # longer answers stay out of sft.jsonl (published: unknown; the script's 512 drops most)
 
@@ -265,7 +267,6 @@ FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
 def announce_sandbox(sandbox, needed):
     """Say once what separates a model's programs from this machine, if there will be any. UserError: not what is required."""
-    from grader import isolation
     if sandbox not in ("auto", "required"):
         raise UserError(f"sandbox={sandbox!r}: 'auto' or 'required'")
     try:
@@ -278,7 +279,6 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     """(what the model is shown of its program's run, did it succeed): what it printed and the value of its last line, or
     the error; 200 characters. earlier: programs of the same answer; what they defined is there, what they printed is not.
     numina: the last line becomes print(line) unless it prints (a syntax error if it is no expression); nothing is left."""
-    from grader import run_python
     lines, before = code.rstrip().split("\n"), TOOL_IMPORTS
     if numina and "print(" not in lines[-1]:
         lines[-1] = f"print({lines[-1].split('#')[0]})"
@@ -400,7 +400,6 @@ def resume_rows(path, same):
 
 def write_sft_set(rows):
     """sft.jsonl, `messages` rows: of `rows` those that are right, ended by themselves and are short enough. And a summary."""
-    from grader import extract_answer
     ended = [row for row in rows if row["finish_reason"] == "stop"]
     right = [row for row in ended if row["correct"]]
     kept = [row for row in right if row["n_tokens"] <= sft_max_tokens]
@@ -418,8 +417,8 @@ def write_sft_set(rows):
         raise UserError(f"no answer is right: {path} is empty; try more samples_per_problem or another model")
 
 def main():
-    from grader import Grader
-    from sft import pick_device
+    from sft import pick_device, plan
+    plan.dry_run("generate", globals())
     if min(samples_per_problem, max_tokens, tir_rounds) < 1:
         raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
     torch_device, torch_dtype = pick_device(device, dtype)

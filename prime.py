@@ -13,12 +13,7 @@ training/verl/ (called "original" below) and the `prime` recipe of github.com/ve
 Shapes: N rows (prompts x K samples, the K of a prompt contiguous), T response tokens, padded on the right; `mask` [N, T] is 1
 on the response, its end token included. What is left out on purpose: value model, KL penalty, asynchronous rollouts.
 """
-import json
-import math
-import os
-import random
-import resource
-import time
+import json, math, os, random, resource, time
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -33,6 +28,7 @@ from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer
                       sample_seed)
 from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
                  optimizer_step, pack, pick_device, save_checkpoint, save_model, setup_distributed, write_run_config)
+from runs import plan
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -123,7 +119,9 @@ micro_batch_tokens = 16384          # tokens a forward pass and process; a longe
 checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
 shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
+offload = False                     # PRM, reference and Adam's moments wait in host memory while they are not needed
 timeout_minutes = 60.0              # a collective that waits longer ends the run
+dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the algorithm's formulas, in the order of main()
@@ -270,6 +268,15 @@ def put_to_sleep(sampler):
     if sampler.name == "vllm" and sampler.device.type == "cuda":
         sampler.llm.sleep(level=2)
 
+def move(device, *parts):
+    """Models and optimizers go to a device, the host's memory or the card: this process's shards, no collective."""
+    for part in parts:
+        if isinstance(part, torch.optim.Optimizer):
+            for state in part.state.values():
+                state.update({name: tensor.to(device) for name, tensor in state.items()})
+        elif part is not None:
+            part.to(device)
+
 def to_rows(flat, mask):
     """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
     out = flat.new_zeros(mask.shape)
@@ -361,27 +368,18 @@ def log_samples(file, step, kept, problems, rewards, A):
 
 def plot_curves(metrics_path, path):
     """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    with open(metrics_path, encoding="utf-8") as f:
-        rows = [json.loads(line) for line in f]
-    panels = [("accuracy", ("outcome", "outcome_kept", "eval_greedy", "eval_sampled")),
-              ("implicit PRM", ("prm_loss", "prm_pair_accuracy")),
-              ("mean |return|", ("process_return", "outcome_return")), ("policy", ("entropy", "clipfrac", "grad_norm")),
-              ("tokens of a response", ("response_tokens",)), ("share", ("kept_share", "truncated", "no_box"))]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
-    for axis, (title, names) in zip(axes.flat, panels):
-        for name in names:
-            points = [(row["step"] + 1, row[name]) for row in rows if name in row]
-            if points:
-                axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
+    import matplotlib.figure, pandas
+    rows = pandas.read_json(metrics_path, lines=True).set_index("step")
+    rows.index += 1
+    panels = {"accuracy": "outcome outcome_kept eval_greedy eval_sampled", "implicit PRM": "prm_loss prm_pair_accuracy",
+              "mean |return|": "process_return outcome_return", "policy": "entropy clipfrac grad_norm",
+              "tokens of a response": "response_tokens", "share": "kept_share truncated no_box"}
+    figure = matplotlib.figure.Figure((13, 7), layout="tight")
+    for axis, (title, names) in zip(figure.subplots(2, 3).flat, panels.items()):
+        for name in [name for name in names.split() if name in rows]:
+            rows[name].dropna().plot(ax=axis, title=title, style="o-" if name[:4] == "eval" else "-", markersize=3, grid=True)
         axis.legend(fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
@@ -409,6 +407,7 @@ def main():
     N = prompts_per_step * samples_per_prompt
     check_settings()
     torch_device, torch_dtype = pick_device(device, dtype)
+    plan.dry_run("prime", globals())                # if asked for: ends here where there is no GPU
     tokenizer = load_tokenizer(model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
     first = rank == 0
@@ -432,11 +431,15 @@ def main():
     optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
+    if dry_run:
+        longest = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
+        return plan.longest_batch([*trained.values(), (ref or prm, None)], longest, torch_device)
 
     checkpoints = os.path.join(out_dir, "checkpoints")
     resumed = load_checkpoint(checkpoints, trained)
     start, state = resumed or (0, {})
     stream.drawn, stream.buffer = state.get("drawn", 0), state.get("buffer", [])
+    move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
     metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
     wandb_run = None
     if first:
@@ -455,10 +458,12 @@ def main():
     seconds = {}                        # of the step, by phase
 
     @contextmanager
-    def phase(name):
+    def phase(name, *needed):           # needed: models and optimizers that wait in host memory, if they are offloaded
         began = time.time()
         try:
+            move(torch_device, *needed * offload)
             yield
+            move("cpu", *needed * offload)
         except RuntimeError as e:       # gloo's; NCCL's watchdog ends the process itself and says which collective it was
             if world > 1 and "imed out" in str(e):
                 raise UserError(f"step {step + 1}, {name}: a process did not come within timeout_minutes={timeout_minutes}",
@@ -557,11 +562,11 @@ def main():
             if not mismatch <= bound:
                 raise UserError(f"step {step}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more "
                                 f"than max_mismatch={bound}: the engine has other weights or another precision")
-            with phase("ref"):
+            with phase("ref", ref):
                 ref_logprobs = score(ref)[0] if ref is not None else old_logprobs
 
             # 3. PRM: token rewards are its log-ratio to the reference; one cross-entropy step on the outcomes a mini-batch.
-            with phase("prm"):
+            with phase("prm", prm, prm_optimizer):
                 prm_lr = prm_learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
                 prm_logprobs, prm_losses, prm_norms = torch.zeros_like(ref_logprobs), [], []
                 for low in range(0, N, prm_batch_rows) if prm_update != "none" else []:
@@ -593,7 +598,7 @@ def main():
                 A[mask] *= difference.exp().clamp(max=importance_cap)
 
             # 5. Policy: PPO clip over mini-batches of rows, in an order of the step's own.
-            with phase("policy"):
+            with phase("policy", optimizer):
                 lr = learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
                 order = torch.cat([torch.randperm(N, generator=torch.Generator().manual_seed(sample_seed(seed, step, e)))
                                    for e in range(ppo_epochs)]).tolist()
@@ -678,6 +683,7 @@ def main():
                 break
 
     if not ended:
+        move(torch_device, prm)
         save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)
         save_model(prm, tokenizer, os.path.join(out_dir, "prm"), torch_dtype, prm_model or model)
     if first:

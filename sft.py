@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
 from generate import TOOL_END, TOOL_STOP, encode, load_tokenizer, read_rows, report_bad, stop_tokens
+from runs import plan
 
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
@@ -61,6 +61,7 @@ checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
 shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60.0              # a collective that waits longer ends the run
+dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
 # --- output
 out_dir = 'out/intellect_math_sft'  # the model at the end; metrics.jsonl, config.json, checkpoints/
 log_interval = 1                    # steps
@@ -375,10 +376,15 @@ def main():
         if globals()[name] not in known:
             raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(known)}")
     torch_device, torch_dtype = pick_device(device, dtype)
+    plan.dry_run("sft", globals())                              # if asked for: ends here where there is no GPU
     tok = load_tokenizer(tokenizer or model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
+    net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
+    optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
+    if dry_run:
+        return plan.longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
     rows = load_sft_rows(data, tok)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
@@ -386,8 +392,6 @@ def main():
     val = load_sft_rows(val_data, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
-    net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
-    optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
     start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
     if rank == 0:
@@ -397,11 +401,7 @@ def main():
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
           f"{steps} steps of {batch_size} rows, {steps_per_epoch} an epoch; {batch_size / world:g} rows a process and step")
     print(f"first row: {tok.decode(rows[0][0].tolist())[:500]!r}" + f"\nresumed after step {start}" * (start > 0), flush=True)
-    # MFU: 6 FLOPs a weight and token, and causal attention's, as a share of the measured rate of a matrix product.
-    tied, size = net.config.tie_word_embeddings, 8192 if torch_device.type == "cuda" else 1024
-    weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
-    make = f"a = torch.randn({size}, {size}, dtype={torch_dtype}, device='{torch_device}')"
-    peak = world * 2 * size**3 / min(Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(1).mean for _ in range(9))
+    peak = world * plan.matmul_rate(torch_device, torch_dtype)
 
     def loss_over(batch, backward):
         """Mean loss a scored token over the rows of all processes; with backward, its gradient."""
@@ -427,8 +427,7 @@ def main():
                 row["val_loss"] = loss_over(val, backward=False)
             net.reshard()                                       # a forward without backward leaves the root gathered
         tokens, pairs, dt, t0 = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch), time.time() - t0, time.time()
-        flops = 6 * weights * tokens + 6 * net.config.num_hidden_layers * net.config.hidden_size * pairs
-        row |= dict(tokens_per_s=tokens / dt, mfu=flops / dt / peak)
+        row |= dict(tokens_per_s=tokens / dt, mfu=plan.flops(net, tokens, pairs) / dt / peak)
         print(json.dumps(row), file=log, flush=True)
         if (step + 1) % log_interval == 0 or step == start or "val_loss" in row:
             eta = timedelta(seconds=round((time.time() - began) / (step - start + 1) * (steps - step - 1)))

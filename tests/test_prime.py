@@ -85,10 +85,49 @@ def test_every_setting_does_something(result, change, what):
 
 
 @pytest.mark.parametrize("change", ["--checkpointing=True", "--micro_batch_tokens=30", "--attention=padded", "--grade_workers=2",
-                                    "--grade_timeout=9", "--shard=1", "--tir=True"])      # this model never calls its tool
+                                    "--grade_timeout=9", "--shard=1", "--offload=True", "--tir=True"])      # this model never calls its tool
 def test_what_must_not_change_the_result(result, change):
     for a, b in zip(result()[1:3], result(change)[1:3]):
         assert_close(a, b)
+
+
+def test_what_is_offloaded_is_back_when_it_is_needed(arguments, tmp_path, monkeypatch):
+    """On one device moving changes nothing, so: no model runs and no optimizer steps that was sent to the host and not fetched."""
+    away, seen, ran, move, step = set(), set(), [], prime.move, prime.optimizer_step
+
+    def watched_move(device, *parts):
+        for part in parts:
+            if isinstance(part, torch.nn.Module) and part not in seen:
+                seen.add(part)
+                part.register_forward_pre_hook(lambda net, _: ran.append(net in away))
+            (away.add if device == "cpu" else away.discard)(part)
+        move(device, *parts)
+
+    def watched_step(net, optimizer, *more):
+        ran.append(net in away or optimizer in away)
+        return step(net, optimizer, *more)
+
+    monkeypatch.setattr(prime, "move", watched_move)
+    monkeypatch.setattr(prime, "optimizer_step", watched_step)
+    call(prime, *arguments, "--offload=True", "--max_steps=1", f"--out_dir={tmp_path}")
+    assert len(away) == 3 and len(ran) > 6 and not any(ran)             # in the end: its optimizer, the reference, the policy's
+
+
+def test_moving_takes_weights_and_moments(guesser):
+    """To another device, "meta" for want of a second real one; the optimizer still has the model's own parameters."""
+    sft.setup_distributed(torch.device("cpu"))
+    try:
+        net = sft.load_model(str(guesser), torch.device("cpu"), torch.float32)
+        optimizer = sft.make_optimizer(net, 1e-3)
+        net(**sft.pack([([5, 6, 7], [1, 1, 1])], "cpu"))[0].sum().backward()
+        sft.optimizer_step(net, optimizer, 1e-3, 0)
+        prime.move("meta", net, None, optimizer)
+        own = list(net.parameters())
+        moments = [m for state in optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])]
+        assert len(moments) == 2 * len(own) and all(tensor.device.type == "meta" for tensor in own + moments)
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in own} == set(map(id, optimizer.state))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_settings_of_models_and_output(result, arguments, guesser, tmp_path):

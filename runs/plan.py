@@ -1,0 +1,183 @@
+"""
+What a run asks of its cards, by arithmetic: --dry_run=True of every script, sft.py's MFU, and README's table of memory:
+
+    python prime.py config/eurus2_prime.py --dry_run=True          # for as many cards as there are, or as torchrun starts
+    python runs/plan.py                                            # the table
+
+Of a model of P parameters, a card of W always holds P/W times 4 bytes (weights in fp32) and 8 (Adam's moments) while it is trained,
+2 while it is frozen, and 4 more (gradients) in an update. A pass comes on top, and what counts is the largest of its moments:
+embeddings and head are gathered throughout, a layer around its turn, logits exist a chunk at a time. The bytes a token were fitted
+to the tensors of sft.py's own passes in bfloat16 (tests/test_plan.py counts them again). Not in them: 1 to 2 GB for CUDA and NCCL.
+"""
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.utils.benchmark import Timer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from configurator import UserError
+
+GB = 2 ** 30
+CARDS = (24, 80, 141)               # GB: a consumer's, A100 or H100, H200
+CHUNK = 2048                        # tokens whose logits exist at a time, in sft.py
+PARTS = ("weights", "moments", "gradients", "gathered", "activations", "logits")
+
+def shape(config):
+    """The sizes of a model that memory depends on. config: a transformers configuration, or the folder or hub id of one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    if isinstance(config, str):
+        try:
+            config = AutoConfig.from_pretrained(config)
+        except (OSError, ValueError) as e:
+            raise UserError(f"cannot load the configuration of {config!r}: {str(e).partition(chr(10))[0]}") from None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    P, L, D = sum(p.numel() for p in model.parameters()), config.num_hidden_layers, config.hidden_size
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
+    return SimpleNamespace(P=P, L=L, D=D, I=config.intermediate_size, layer=layer, root=P - L * layer, head=config.vocab_size * D,
+                           logits=13 * CHUNK * config.vocab_size, cache=4 * L * config.num_key_value_heads * head_dim)
+
+def state(m, cards, trained=True):
+    """Bytes that a card always holds of a model: Counter(weights, moments)."""
+    return Counter(weights=(4 if trained else 2) * m.P // cards, moments=8 * m.P // cards if trained else 0)
+
+def scoring(m, tokens):
+    """Bytes on top for a pass over `tokens` tokens without gradients, at its largest moment."""
+    return max(Counter(gathered=2 * m.root, logits=m.logits),
+               Counter(gathered=2 * m.root + 4 * m.layer, activations=tokens * (6 * m.I + 2 * m.D)), key=Counter.total)
+
+def training(m, tokens, cards, checkpointing=True):
+    """Bytes on top for forward and backward passes over `tokens` tokens each, at the largest moment."""
+    in_layer = 8 * m.I + 21 * m.D                           # of a token, kept in a layer for its backward pass
+    kept = tokens * m.L * (2 * m.D if checkpointing else in_layer)
+    working = tokens * (4 * m.I + in_layer * checkpointing)
+    largest = max(Counter(gathered=2 * m.root + 2 * m.head + 10 * m.layer, activations=kept + working),     # a layer's backward
+                  Counter(gathered=2 * m.root + 2 * m.head, activations=kept, logits=m.logits),
+                  Counter(gathered=6 * m.root), key=Counter.total)      # the end: gradients of embeddings and head, also in fp32
+    return largest + Counter(gradients=4 * m.P // cards)
+
+def sft_phases(s, m, cards):
+    """{phase: Counter of bytes a card} of sft.py with settings s."""
+    return {"update": state(m, cards) + training(m, max(s.micro_batch_tokens, s.max_length), cards, s.checkpointing)}
+
+def prime_phases(s, policy, prm, ref, cards):
+    """{phase: Counter of bytes a card} of prime.py with settings s. With offload a phase has only what it needs."""
+    tokens, update = max(s.micro_batch_tokens, s.max_prompt_tokens + s.max_tokens), s.prm_update != "none"
+    own, second = state(policy, cards), state(prm, cards, trained=update)
+    third = state(ref, cards, trained=False) if s.ref_type == "freeze" else Counter()
+    idle = Counter(weights=own["weights"]) if s.offload else own + second + third       # in a rollout
+    return {
+        "rollout": idle,
+        "old": idle + scoring(policy, tokens),
+        "ref": idle + (third if s.offload else Counter()) + (scoring(ref, tokens) if third else Counter()),
+        "prm": idle + (second if s.offload else Counter()) +
+               (training(prm, tokens, cards, s.checkpointing) if update else scoring(prm, tokens)),
+        "policy": (own if s.offload else idle) + training(policy, tokens, cards, s.checkpointing),
+        "sync": idle + Counter(engine=2 * policy.P, gathered=6 * policy.head)}          # a whole tensor in fp32, and its cast
+
+def fits(phases, card, share=0.0):
+    """Does every phase fit a card of so many GB, with 2 GB to spare, and the rollout beside the engine's share of the card?"""
+    return all(parts.total() / GB + (share * card if name == "rollout" else 0) + 2 <= card for name, parts in phases.items())
+
+def dry_run(script, settings):
+    """With the setting dry_run, print what a script does in a step and what of a card it takes, and exit; training scripts do
+    not exit where there is a GPU, they go on to longest_batch(). settings: the script's globals()."""
+    if not settings["dry_run"]:
+        return
+    if int(os.environ.get("RANK", 0)) == 0:
+        predict(script, SimpleNamespace(**settings), int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count()))
+    if not torch.cuda.is_available() or script in ("generate", "evaluate"):
+        sys.exit(0)
+
+def predict(script, s, cards):
+    """What dry_run() prints, for settings s on so many cards."""
+    m = shape(s.models[0] if script == "evaluate" else s.model)
+    print(f"\n{m.P / 1e6:.1f} M parameters, {m.L} layers; {cards} cards")
+    if script in ("generate", "evaluate"):
+        return engine(s, m, s.tensor_parallel or (cards if "WORLD_SIZE" not in os.environ else 1))
+    if script == "sft":
+        rows, longest, phases = s.batch_size, s.max_length, sft_phases(s, m, s.shard or cards)
+        print(f"a step: {rows} rows, {rows / cards:g} a card, of at most {longest} tokens")
+    else:
+        rows, longest = s.prompts_per_step * s.samples_per_prompt, s.max_prompt_tokens + s.max_tokens
+        prm = shape(s.prm_model) if s.prm_model else m
+        phases = prime_phases(s, m, prm, shape(s.ref_model) if s.ref_model else prm, s.shard or cards)
+        updates = s.ppo_epochs * -(-rows // s.batch_rows), -(-rows // s.prm_batch_rows)
+        print(f"a step: {s.prompts_per_step} prompts x {s.samples_per_prompt} samples = {rows} rows, {rows / cards:g} a card, of "
+              f"at most {longest} tokens; {updates[0]} updates of the policy, {updates[1]} of the PRM")
+        rows = min(rows, s.batch_rows)
+    batches = -(-rows * longest // (cards * s.micro_batch_tokens))
+    print(f"an update: accumulates over at most {batches} micro-batches of {s.micro_batch_tokens} tokens a card\n\n"
+          f"GB a card {'total':>8}" + "".join(f"{part:>13}" for part in (*PARTS, "engine")))
+    for name, parts in phases.items():
+        cells = [f"{parts[part] / GB:.1f}" for part in (*PARTS, "engine")]
+        cells[-1] = f"{s.gpu_memory:.0%} of all" if name == "rollout" else cells[-1]
+        print(f"{name:<9} {parts.total() / GB:8.1f}" + "".join(f"{cell:>13}" for cell in cells))
+    if script == "prime":
+        engine(s, m, 1)
+    share = s.gpu_memory if script == "prime" else 0.0
+    print("fits cards of " + ", ".join(f"{card} GB: {'yes' if fits(phases, card, share) else 'no'}" for card in CARDS))
+
+def engine(s, m, cards):
+    """Print what vLLM holds: its weights, and in the rest of its share of a card the keys and values of so many answers."""
+    answer = m.cache * (s.max_prompt_tokens + s.max_tokens)
+    room = {card: max(0, int((s.gpu_memory * card * GB * cards - 2 * m.P) // answer)) for card in CARDS}
+    print(f"engine over {cards} cards: weights {2 * m.P / cards / GB:.1f} GB a card, {answer / GB:.2f} GB for an answer of "
+          f"{s.max_prompt_tokens + s.max_tokens} tokens; at a time on cards of " +
+          ", ".join(f"{card} GB: {count}" for card, count in room.items()))
+
+def flops(net, tokens, pairs):
+    """FLOPs of a training step, nothing recomputed: 6 a weight and token, and causal attention's; pairs: sum of length^2 of rows."""
+    tied = net.config.tie_word_embeddings
+    weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
+    return 6 * weights * tokens + 6 * net.config.num_hidden_layers * net.config.hidden_size * pairs
+
+def matmul_rate(device, dtype):
+    """FLOP/s of this machine, measured: the fastest of nine products of two square matrices."""
+    size = 8192 if device.type == "cuda" else 1024
+    make = f"a = torch.randn({size}, {size}, dtype={dtype}, device='{device}')"
+    return 2 * size**3 / min(Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(1).mean for _ in range(9))
+
+def longest_batch(nets, tokens, device):
+    """The largest pass there can be, of each (model, optimizer) or (model, None): prints the peak of this card."""
+    from sft import optimizer_step, pack
+    for net, optimizer in nets:
+        with torch.set_grad_enabled(optimizer is not None):
+            logprobs, = net(**pack([(torch.zeros(tokens), torch.ones(tokens))], device))
+        if optimizer:
+            logprobs.mean().backward()
+            optimizer_step(net, optimizer, 0.0, 1.0)
+        else:
+            net.reshard()                                   # a pass without backward leaves embeddings and head gathered
+    used = torch.cuda.max_memory_allocated() / GB if device.type == "cuda" else float("nan")
+    print(f"the longest batch, {tokens} tokens, went through: peak {used:.1f} GB, as torch counts")
+
+def main():
+    """README's table: GB a card at the fullest moment, and the cards that it fits, for the default settings of both scripts."""
+    import prime
+    import sft
+    from transformers import Qwen2Config
+    qwen = {"0.5B": (896, 24, 14, 2, 4864, 151936, True), "1.5B": (1536, 28, 12, 2, 8960, 151936, True),
+            "7B": (3584, 28, 28, 4, 18944, 152064, False)}
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+            "tie_word_embeddings")
+    print("| model | cards | `sft.py` | `prime.py` | `prime.py --offload=True` |\n| --- | --: | --- | --- | --- |")
+    for name, values in qwen.items():
+        m = shape(Qwen2Config(**dict(zip(keys, values))))
+        for cards in (1, 2, 4, 8):
+            cells = []
+            for script, offload in ((sft, False), (prime, False), (prime, True)):
+                s = SimpleNamespace(**vars(script) | dict(offload=offload))
+                phases = sft_phases(s, m, cards) if script is sft else prime_phases(s, m, m, m, cards)
+                share = 0.0 if script is sft else s.gpu_memory
+                good = [str(card) for card in CARDS if fits(phases, card, share)]
+                cells.append(f"{max(parts.total() for parts in phases.values()) / GB:.0f}: {', '.join(good) or 'none'}")
+            print(f"| {name} | {cards} | " + " | ".join(cells) + " |")
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import pytest
 
 import evaluate
 import grader
+from runs import sandbox
 
 HERE = sys.executable
 
@@ -175,7 +176,7 @@ def test_programs_cannot_spoil_their_template(level):
     look = "import os, resource; print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], os.nice(0), os.sched_getscheduler(0), len(os.listdir('/dev/shm')))"
     for code in spoil:
         assert grader.run_python(code).returncode == 0
-        assert grader.run_python(look).stdout == f"{grader.OUTPUT_LIMIT} 0 0 1\n"
+        assert grader.run_python(look).stdout == f"{sandbox.OUTPUT_LIMIT} 0 0 1\n"
     for file in "mem", "environ", "maps", "fd/0":
         assert "PermissionError" in grader.run_python(f"import os; open(f'/proc/{{os.getppid()}}/{file}', 'rb')").stderr
 
@@ -230,9 +231,9 @@ def test_memory_limit(outer_level):
 def test_a_gigabyte_of_output(outer_level):
     start = time.monotonic()
     result = grader.run_python("line = 'x' * 10 ** 6\nfor i in range(1000): print(line)")
-    assert len(result.stdout) <= grader.OUTPUT_LIMIT and result.returncode != 0 and time.monotonic() - start < 5
+    assert len(result.stdout) <= sandbox.OUTPUT_LIMIT and result.returncode != 0 and time.monotonic() - start < 5
     result = grader.run_python("import os\nwhile True:\n    try: os.write(2, b'x' * 10 ** 6)\n    except OSError: pass", timeout=1)
-    assert len(result.stderr) <= grader.OUTPUT_LIMIT and result.timed_out
+    assert len(result.stderr) <= sandbox.OUTPUT_LIMIT and result.timed_out
     assert grader.run_python("open('big', 'wb').write(bytes(10 ** 9))").returncode == 1
 
 
@@ -276,7 +277,7 @@ while n < 60:
     if pid == 0: time.sleep(60)
     n += 1
 print(n)""", timeout=5).stdout)
-    assert 0 < forked < grader.MAX_TASKS  # the limit holds: now a real one
+    assert 0 < forked < sandbox.MAX_TASKS  # the limit holds: now a real one
     assert grader.run_python("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=1).timed_out
     assert grader.run_python("print(1)").stdout == "1\n"
 
@@ -317,7 +318,7 @@ def test_no_network(level):
 def test_other_processes_cannot_be_seen_or_killed(level):
     assert grader.run_python("import os; print(os.getppid())").stdout == "1\n"
     seen = grader.run_python("import os; print(*[open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])").stdout
-    assert "grader.py" in seen and "pytest" not in seen
+    assert "sandbox.py" in seen and "pytest" not in seen
     code = f"import os, signal\nfor pid in ({os.getpid()}, {os.getppid()}, *range(2, 5000), -1):\n" \
            f"    try: pid == os.getpid() or os.kill(pid, 9)\n    except OSError: pass"
     assert grader.run_python(code).returncode in (0, 137)
@@ -442,6 +443,22 @@ CHEATS = {
         "re.search(r'f\\(2\\) == *(\\d+)', open(p).read())\n            if m: return int(m[1])\n        except OSError: pass",
     "prints marks": "import sys, re\nfor v in list(sys.modules['__main__'].__dict__.values()): print(v)\nprint('passed', '[]')\ndef f(*a): return []",
     "raises": "raise AssertionError",
+    "walks frames": "import sys\ndef f(*a):\n    frame = sys._getframe(1)\n    while frame:\n        found = [c for c in frame.f_code.co_consts "
+        "if type(c) is int and c > 99]\n        if found: return found[0]\n        frame = frame.f_back",
+    "inspects the stack": "import inspect, re\ndef f(*a):\n    for info in inspect.stack()[1:]:\n        for value in [*info.frame.f_locals.values(), "
+        "*info.frame.f_code.co_consts]:\n            if value in (1234, '1234'): return 1234",
+    "asks the collector": "import gc, types\ndef f(*a):\n    for x in gc.get_objects():\n        if isinstance(x, types.FunctionType) and x.__name__ == "
+        "'check': return max(c for c in x.__code__.co_consts if type(c) is int)",
+    "reads its memory": "import re\ndef f(*a):\n    with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:\n"
+        "        for line in maps:\n            start, end = (int(x, 16) for x in line.split()[0].split('-'))\n            try:\n"
+        "                memory.seek(start)\n                found = re.search(rb'f\\(2\\)\\)? == (?:exactly\\()?(\\d+)', memory.read(end - start))\n"
+        "            except (OSError, ValueError, OverflowError): continue\n            if found: return int(found[1])",
+    "kills its parent": "import os\ndef f(*a):\n    os.kill(os.getppid(), 9)",
+    "forges an exit": "import os, struct\ndef f(*a):\n    for text in b'{\"SystemExit\": 0}', b'{\"Remote\": \"0]; exit()\"}', b'[' * 10 ** 5:\n"
+        "        for fd in 3, 4, 5:\n            try: os.write(fd, struct.pack('!i', len(text)) + text)\n            except OSError: pass\n    return 0",
+    "exits when called": "def f(*a): raise SystemExit(0)",
+    "defines what tests use": "class same: __new__ = lambda *a: True\nclass json: loads = dumps = lambda *a: 1234\nclass math: isclose = lambda *a: True\n"
+        "def f(*a): return 7\nsame = lambda *a: True\nabs = lambda *a: 0\nset = lambda *a: 0\ndefined = {'f': lambda *a: 1234}",
 }
 
 
@@ -452,6 +469,47 @@ def test_cheats_score_nothing(name):
     assert grader.grade_code(cheat, ["def check(candidate):\n    assert candidate(2) == 1234\n    assert True\ncheck(f)"]) == 0.0
     assert grader.grade_code(cheat, {"fn_name": "f", "inputs": [[2]], "outputs": [1234]}) == 0.0
     assert grader.grade_code(cheat + "\n", {"inputs": ["2\n"], "outputs": ["1234\n"]}) == 0.0
+
+
+def test_no_test_stays_in_the_memory_of_the_template(outer_level):
+    """Neither another process nor a later program of the same template, which is often that of the same problem, sees a test."""
+    assert grader.grade_code(block("def f(x): return x"), ["assert f(2) == 987654 - 987652"]) == 1.0
+    search = CHEATS["reads its memory"].replace("(\\d+)", "(98765\\d) - ")
+    assert grader.run_python(search + "\nprint(f(), len(open('/proc/self/maps').read()) > 100)").stdout == "None True\n"
+
+
+def test_what_goes_between_a_test_and_its_program(outer_level):
+    """Plain data as it is, exceptions as their builtin kind, other objects as what they are asked for; they equal nothing."""
+    code = block("import collections\nclass MyError(KeyError): pass\nclass Node:\n    def __init__(self, v, *rest): self.v, self.rest = v, rest\n"
+                 "    def __eq__(self, other): return True\ndef same_thing(x, *a, **k): return x\ndef fail(): raise MyError('no')\n"
+                 "def count(x): return collections.Counter(x)\n"
+                 "def numbers(n): return (i for i in range(n))\nBIG = 10 ** 40")
+    passing = ["x = [(1, 2.5, None), {3: {4}}, 'a\\n\\ud800', b'b' * 3, 1j, frozenset([True]), float('inf'), -0.0, range(2)]\n"
+               "y = same_thing(x)\nassert y[:3] + y[4:8] == x[:3] + x[4:8] and type(y[0]) is tuple and list(y[8]) == [0, 1]",
+               "assert same_thing(float('nan')) != same_thing(float('nan')) and BIG == 10 ** 40 and same_thing(x=3, k=4) == 3",
+               "try: fail()\nexcept KeyError as e: assert 'no' in str(e)\nelse: assert False", "assert count('abca') == {'a': 2, 'b': 1, 'c': 1}",
+               "assert list(numbers(3)) == sorted(numbers(3)) == [0, 1, 2]",
+               "n = Node(3, Node(4))\nn.w = n.rest\nassert n.w[0].v == 4 and n.v == 3 and n.rest[0].v == 4 and same_thing(n).v == 3", "assert Node(3) != 5 and Node(3) != Node(3)",
+               "assert not hasattr(Node(3), 'w') and same_thing([Node(5)])[0].v == 5"]
+    assert grader.grade_code(code, passing) == 1.0
+    assert grader.grade_code(code, ["assert Node(3) == 5", "assert Node(3) == Node(3)", "assert len(Node(3))", "assert MISSING"]) == 0.0
+
+
+def test_numpy_between_a_test_and_its_program(bubblewrap):
+    """In bubblewrap, where programs have this interpreter and its packages."""
+    code = block("import numpy\ndef array(): return numpy.array([[1, 2]]), numpy.float32(0.5), numpy.bool_(True)")
+    assert grader.grade_code(code, ["assert array() == ([[1, 2]], 0.5, True)"]) == 1.0
+
+
+def test_code_in_the_pool():
+    """One test has `timeout` seconds, the item code_timeout; a malformed item is an error."""
+    reference = dict(ability="code", ground_truth=json.dumps(IO))
+    with grader.Grader(workers=2, timeout=1.0, code_timeout=2.5) as pool:
+        scores = pool.grade([block(ADD), "no block", block("while True: pass")], [reference] * 2 + [dict(reference, ground_truth=dict(inputs=["1"] * 9, outputs=["1"] * 9))])
+        assert scores == [0.75, 0.0, 0.0] and [score.failure for score in scores] == [None, None, "timeouts"]
+        assert (pool.timeouts, pool.crashes, pool.unparsed) == (1, 0, 0)
+        with pytest.raises(ValueError):
+            pool.grade([block(ADD)], [dict(reference, ground_truth="[]")])
 
 
 # ---- real benchmark files ----

@@ -36,18 +36,19 @@ SAME = {
     "radicals": [("2\\sqrt{5}", "\\sqrt{20}"), ("\\sqrt2", "2^{1/2}"), ("\\sqrt[3]{-8}", "-2"), ("\\sqrt{6}+3\\sqrt{2}", "3\\sqrt2 + \\sqrt6"), ("\\sqrt{3+2\\sqrt2}", "1+\\sqrt2"),
                  ("sqrt(2)", "\\sqrt{2}"), ("√5", "\\sqrt{5}")],
     "functions": [("\\ln 4", "2\\ln 2"), ("\\log_2 8", "3"), ("\\log_{10} 100", "2"), ("\\sin 30^\\circ", "1/2"), ("\\sin^2 x + \\cos^2 x", "1"), ("\\cos\\frac{\\pi}{5}", "\\frac{1+\\sqrt5}{4}"),
-                  ("e^{i\\pi}", "-1"), ("\\exp(2)", "e^2"), ("np.arcsin(10/13)", "\\arcsin{\\frac{10}{13}}"), ("\\tan^{-1} x", "\\arctan x"), ("\\binom{6}{2}", "15"), ("|x|^2", "x^2"),
+                  ("e^{i\\pi}", "-1"), ("\\exp(2)", "e^2"), ("np.arcsin(10/13)", "\\arcsin{\\frac{10}{13}}"), ("\\tan^{-1} x", "\\arctan x"), ("sqrt[3]{8}", "tan^{-1}(0) + 2"), ("\\binom{6}{2}", "15"), ("|x|^2", "x^2"),
                   ("\\lfloor 3.7 \\rfloor", "3"), ("\\max(2, 5)", "5"), ("\\operatorname{lcm}(4, 6)", "12"), ("17 \\bmod 5", "2")],
     "complex": [("1+2i", "2i+1"), ("(1+i)^2", "2i"), ("\\frac{1}{1+i}", "\\frac{1-i}{2}"), ("6 - 5i", "6-5i")],
     "expressions": [("x^2+2x+1", "(x+1)^2"), ("\\frac{x+2}{7}", "\\frac{x}{7}+\\frac{2}{7}"), ("e^{x+y}", "e^x e^y"), ("\\sqrt{x}\\sqrt{y}", "\\sqrt{xy}"), ("x^{-1}", "\\frac1x"),
                     ("n!", "n (n-1)!"), ("x_1 + x_2", "x_{2}+x_{1}"), ("2x", "x \\cdot 2"), ("\\frac{n(n+1)}{2}", "\\binom{n+1}{2}"), ("k_{\\mathrm{B}} T", "k_B T"),
-                    ("\\ln(x^2)", "2 \\ln x"), ("\\frac{1}{LC s^2}", "\\frac{1}{L C s^{2}}"), ("x'", "x^{\\prime}")],
+                    ("\\ln(x^2)", "2 \\ln x"), ("\\frac{1}{LC s^2}", "\\frac{1}{L C s^{2}}"), ("x'", "x^{\\prime}"), ("\\frac{3 m}{2}-1", "\\frac{3}{2}m - 1"), ("\\dot{x}_{0} + 1", "1 + \\dot{x}_0")],
     "equations": [("5", "x = 5"), ("x = 5", "5"), ("5 = x", "5"), ("x=5", "x = 3 + 2 = 5"), ("2x+3", "f(x) = 2x+3"), ("y=2x+3", "2x - y + 3 = 0"), ("x^2+y^2=1", "x^2 = 1-y^2"),
                   ("1", "|AB| = 1"), ("74", "\\angle APC = 74^\\circ"), ("\\sqrt{3}", "\\sqrt3 \\approx 1.73"), ("11", "x \\approx 11"), ("x<3", "3 > x"), ("-x \\ge -1", "x \\leq 1"),
                   ("7:32", "S_1:S_2 = 7:32"), ("2:4", "1:2"), ("3", "f(2) = 3")],
     "intervals": [("[0,1)", "\\left[0, 1\\right)"), ("(-\\infty,1]\\cup[10,\\infty)", "[10,+\\infty) \\cup (-\\infty, 1]"), ("x \\in [-2,7]", "[-2,7]"), ("[-2,7]", "-2 \\le x \\le 7"),
-                  ("(5,\\infty)", "x > 5"), ("(-\\infty,-1)\\cup(3,\\infty)", "x < -1 \\text{ or } x > 3"),
-                  ("[x, 1+x]", "[x, x+1]"), ("(2,\\infty)", "\\{x \\mid x > 2\\}"), ("[2,\\infty)", "\\{x : x \\ge 2\\}"), ("(0,9)\\cup(9,36)", "(0,36)\\setminus\\{9\\}"), ("(0,36)", "(0,36)\\setminus\\{40\\}"),
+                  ("(5,\\infty)", "x > 5"), ("(-\\infty,-1)\\cup(3,\\infty)", "x < -1 \\text{ or } x > 3"), ("1 < x < 2", "2 > x > 4/4"),
+                  ("(2,\\infty)", "\\{x \\mid x > 2\\}"), ("[2,\\infty)", "\\{x : x \\ge 2\\}"), ("(\\frac{1}{2},\\infty)", "\\left\\{x | x > \\frac{1}{2}\\right\\}"),
+                  ("[x, 1+x]", "[x, x+1]"), ("(0,9)\\cup(9,36)", "(0,36)\\setminus\\{9\\}"), ("(0,36)", "(0,36)\\setminus\\{40\\}"),
                   ("(-\\infty,-8)\\cup(-8,3)\\cup(3,\\infty)", "\\mathbb{R} \\setminus \\{3,-8\\}"), ("x \\in \\mathbb{R}", "(-\\infty,\\infty)"), ("\\{-1\\}\\cup[0,7)", "[0,7)\\cup\\{-1\\}")],
     "tuples": [("(1,2)", "\\left( 1, 2 \\right)"), ("(3,\\frac{\\pi}{2})", "(3, \\pi/2)"), ("(1,2)", "1, 2"), ("(x,y)=(1,2)", "(1,2)"), ("(100,200)", "(100, 200)"), ("(0;1)", "(0,1)")],
     "several": [("1, 2", "2, 1"), ("1,2", "\\{2, 1\\}"), ("\\{1,2,3\\}", "3, 2, 1"), ("19, 46, and 82", "19, 46, \\text{ and } 82"), ("2 \\text{ or } 3", "3, 2"), ("1, -1", "\\pm 1"),
@@ -57,20 +58,20 @@ SAME = {
                  ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "[[1,2],[3,4]]"),
                  ("-2", "\\begin{vmatrix} 1 & 2 \\\\ 3 & 4 \\end{vmatrix}"), ("ad-bc", "\\begin{vmatrix} a & b \\\\ c & d \\end{vmatrix}")],
     "bases": [("52_8", "52_{8}"), ("4210_7", "4210_7")],
-    "text": [("\\text{(B)}", "B"), ("B", "B."), ("B", "\\textbf{(B)}"), ("C", "(C)"), ("B", "(B) 12"), ("\\text{Evelyn}", "evelyn"), ("\\text{no solution}", "No solution"), ("12:00", "12:00"),
+    "text": [("\\text{(B)}", "B"), ("B", "B."), ("B", "\\textbf{(B)}"), ("C", "(C)"), ("B", "(B) 12"), ("north-east", "\\text{North-East}"), ("northeast", "north-east"), ("\\text{Evelyn}", "evelyn"), ("\\text{no solution}", "No solution"), ("12:00", "12:00"),
              ("\\text{even}", "Even"), ("\\text{6:30 p.m.}", "6:30 p.m."), ("\\infty", "infinity"), ("\\emptyset", "∅")],
 }
 DIFFERENT = {
     "integers": [("102018", "102019"), ("5", "-5"), ("12", "1,2"), ("12", "1,23"), ("12", "[1,2]"), ("100", "10000"), ("12345678901234567890", "12345678901234567891"), ("5", "5.001"),
-                 ("2^{300}", "2^{300}+1"), ("", "5"), ("5", ""), ("12", "112"), ("4", "4\\sqrt{2}")],
+                 ("2^{300}", "2^{300}+1"), ("1" * 300, "1" * 299 + "2"), ("", "5"), ("5", ""), ("12", "112"), ("4", "4\\sqrt{2}")],
     "fractions": [("1/3", "0.333"), ("1/3", "33.3"), ("\\frac{2}{3}", "0.67"), ("\\frac12", "\\frac21"), ("1/2004", "1/2005"), ("5/9", "0.56"), ("\\sqrt2", "1.414")],
     "decimals": [("0.4", "0.44"), ("0.4", "0.5"), ("2.23", "2.24"), ("5.1", "5"), ("3e8", "3"), ("4.5e33", "4.5"), ("2.88e-19", "5.1e-19"), ("1e-8", "1 \\times 10^{-9}"), ("0.05", "5"), ("1.22", "1,22")],
     "percent": [("500", "5"), ("5", "0.05"), ("0.5", "5\\%"), ("50\\%", "5"), ("20", "0.2")],
     "units": [("5\\text{ cm}", "5\\text{ m}"), ("5\\text{ cm}", "6\\text{ cm}"), ("0.64N", "0.64"), ("\\frac{37}{4} m", "m"), ("30^\\circ", "\\frac{\\pi}{6}"),
-              ("\\frac{4}{3}\\pi", "\\frac{4}{3}\\pi abc"), ("4", "4 xyz"), ("2^{nd}", "2"), ("\\frac{a}{b}", "\\frac{a}{b}/\\mathrm{V}")],
-    "expressions": [("x", "|x|"), ("x", "\\sqrt{x^2}"), ("x+1", "x+2"), ("f(x)", "f(y)"), ("xy", "x+y"), ("1-e^{-at}", "1"), ("x^2", "x^{2.0001}"), ("a_1", "a_2"), ("\\sin x", "x")],
-    "equations": [("x=5", "y=5"), ("5", "x+y=5"), ("1", "2x+z=1"), ("5", "x=5, x=6"), ("12", "3 \\cdot 4 = 13"), ("y=-2x", "y=-3x"), ("x>5", "x<5"), ("x>5", "x\\ge 5"), ("k=45,n=2", "k=2,n=45"),
-                  ("f(1)<f(2)<f(4)", "f(1)<f(2)<f(3)"), ("f(2)<f(1)", "f(2)>f(1)"), ("x^2=4", "x=2")],
+              ("\\frac{4}{3}\\pi", "\\frac{4}{3}\\pi abc"), ("4", "4 xyz"), ("30", "1 hour 30 minutes"), ("2^{nd}", "2"), ("\\frac{a}{b}", "\\frac{a}{b}/\\mathrm{V}")],
+    "expressions": [("x", "|x|"), ("i", "-i"), ("-k", "k"), ("a-b", "ab"), ("AB-CD", "ABCD"), ("(a,b)", "ab"), ("x", "\\sqrt{x^2}"), ("x+1", "x+2"), ("f(x)", "f(y)"), ("xy", "x+y"), ("1-e^{-at}", "1"), ("x^2", "x^{2.0001}"), ("a_1", "a_2"), ("(x^2)'", "(x^3)'"), ("(x^2)'", "x^2"), ("\\frac{3 m}{2}-1", "0.5"), ("\\sin x", "x")],
+    "equations": [("x=5", "y=5"), ("5 = x", "5 = y"), ("2 < x", "2 < y"), ("1 < x < 2", "1 < y < 2"), ("5", "x+y=5"), ("1", "2x+z=1"), ("5", "x=5, x=6"), ("12", "3 \\cdot 4 = 13"), ("y=-2x", "y=-3x"), ("x>5", "x<5"), ("x>5", "x\\ge 5"), ("k=45,n=2", "k=2,n=45"),
+                  ("f(1)<f(2)<f(4)", "f(1)<f(2)<f(3)"), ("f(2)<f(1)", "f(2)>f(1)"), ("x^2=4", "x=2"), ("\\{x : x \\ge 2\\}", "\\{x : x \\ge 3\\}"), ("3 = 5", "3 = 7")],
     "intervals": [("[0,1)", "[0,1]"), ("(0,1)", "[0,1]"), ("(2,12)\\cup(12,102)", "(2,12)"), ("[1,4]", "[1,5]"), ("(5,\\infty)", "(-\\infty,5)"), ("(5,\\infty)", "x \\ge 5"), ("\\infty", "-\\infty"), ("(0,9)\\cup(9,36)", "(0,36)\\setminus\\{8\\}"),
                   ("(0,36)", "(0,36)\\setminus\\{9\\}"), ("\\mathbb{R}", "(0,\\infty)")],
     "tuples": [("(1,2)", "(2,1)"), ("(1,2)", "2,1"), ("(1,2)", "1"), ("(1,2)", "(1,2,3)"), ("(-3,2)", "[-3,2]")],
@@ -100,7 +101,7 @@ def test_rejects(gold, answer):
 def test_parity_is_the_lenient_reading():
     for gold, answer in [("1/3", "0.33333"), ("500", "5"), ("5", "0.05"), ("102018", "102019"), ("[0,1)", "[0,1]"), ("52_8", "52")]:
         assert is_equiv(answer, gold, parity=True) and not is_equiv(answer, gold)
-    assert not is_equiv("2", "3", parity=True)
+    assert not is_equiv("2", "3", parity=True) and not is_equiv("5", "\\infty", parity=True)
 
 
 def test_tolerance_is_absolute_and_for_numbers_only():
@@ -259,6 +260,7 @@ def tricky(tmp_path_factory):
     "the grader, with answers that hang, eat memory, die and raise in its workers"
     path = tmp_path_factory.mktemp("tricky") / "grader.py"
     path.write_text(pathlib.Path(grader.__file__).read_text().replace('if __name__ == "__main__":', TRICKS + 'if __name__ == "__main__":'))
+    path.with_name("runs").symlink_to(pathlib.Path(grader.__file__).with_name("runs"))
     spec = importlib.util.spec_from_file_location("tricky_grader", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

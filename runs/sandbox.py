@@ -1,0 +1,176 @@
+"""
+The inside of the sandbox: grader.py starts this file as a process of its own, in bubblewrap or namespaces, and asks it to run
+programs. It has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours and knows no answers.
+"""
+import ast, atexit, builtins, contextlib, ctypes, gc, json, math, os, resource, secrets, select, shutil, signal, sys
+import tempfile, threading, time, traceback
+from multiprocessing import connection
+from pathlib import Path
+
+OUTPUT_LIMIT, MAX_TASKS = 8 << 20, 16  # bytes of a file, stdout and stderr included; processes and threads of a program
+SCRATCH = "/dev/shm"  # where programs in namespaces may write: 64 MB in memory
+PRCTL = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # macOS has none
+
+def serve(answer, traces=bool):
+    """The life of a child: it answers requests, JSON over its standard input, and ends with its caller; or when the traces that
+    requests leave are not those of the beginning."""
+    caller, fresh = connection.Connection(0), traces()
+    caller.send_bytes(b"ready")
+    with contextlib.suppress(OSError, EOFError):
+        while traces() == fresh and isinstance(request := json.loads(caller.recv_bytes()), list):  # not a test left unread
+            try:
+                reply = answer(*request)
+            except MemoryError:
+                reply = 0.0, "crashes"
+            except Exception:
+                reply = traceback.format_exc()
+            caller.send_bytes(json.dumps(reply).encode())
+    os._exit(0)
+
+def enter():
+    "loads what programs may import, and gives up its rights, among them those to read any interpreter"
+    exec(PRELUDE, {})
+    with contextlib.suppress(ImportError):
+        import numpy, sympy  # noqa: F401
+        x = sympy.Symbol("x")
+        sympy.solve(sympy.integrate(x * sympy.exp(x), x) - 1), sympy.simplify(sympy.sqrt(8) * x / 2)  # loads what it loads late
+    gc.freeze()  # collections in the forks shall not touch, and so copy, these pages
+    if os.getuid() == 0:
+        user = 61184 + secrets.randbelow(4336)  # one of those that systemd makes on the fly
+        os.setgroups([]), os.setgid(user), os.setuid(user)
+    PRCTL(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    PRCTL(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE: programs, of the same user, may not look into this process, nor into tests
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 ignores signals of its namespace that it has no handler for
+    os.chdir(SCRATCH if os.getpid() == 1 else ".")
+
+def traces():  # what programs can leave in their namespaces to those that come after them
+    return os.getpid() == 1 and [os.listdir(), os.nice(0), os.sched_getscheduler(0), *map(resource.getrlimit, range(16)),
+                                 *(path.read_text() for path in Path("/proc/sysvipc").iterdir())]
+
+def execute(code, stdin, prelude, timeout, memory_mb, tested):
+    "forks a program, or a test that forks its program: stdout, stderr, return code, was its time over?"
+    folder, files = tempfile.mkdtemp(dir=os.getcwd()), [tempfile.TemporaryFile(dir=".") for _ in range(3)]
+    os.pwrite(files[0].fileno(), stdin.encode("utf-8", "replace"), 0)
+    if (first := os.fork()) == 0:
+        run(code, prelude, tested, files, folder, timeout, memory_mb)
+    ended, deadline, gone = {}, time.monotonic() + timeout, select.poll()
+    gone.register(0, 0)  # the caller
+    while first not in ended and time.monotonic() < deadline and not gone.poll(2):
+        ended.update([os.waitpid(-1, os.WNOHANG)])
+    timed_out = first not in ended
+    for target in [-1] if os.getpid() == 1 else [-first, first]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            ended = dict([os.wait()]) | ended  # a program may have got a number that was free again
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    status = os.waitstatus_to_exitcode(ended[first])
+    return *(os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]), \
+        status if status >= 0 else 128 - status, timed_out
+
+def run(code, prelude, tested, files, folder, timeout, memory_mb):
+    "in a process of its own: limits, a program or its test, and the interpreter's normal end"
+    status, stdout, tasks = 0, sys.stdout, MAX_TASKS
+    try:
+        os.setsid()
+        os.chdir(folder)
+        for number in range(tested, 3):  # a test reads itself from the caller, at 0
+            os.dup2(files[number].fileno(), number)
+        os.closerange(3, 1024)
+        if os.getppid() != 1 and os.path.exists("/proc/loadavg"):  # all tasks of the user count: allow for all of the machine
+            tasks += int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])
+        limits = dict(CPU=math.ceil(timeout) + 1, AS=memory_mb << 20, FSIZE=OUTPUT_LIMIT, NOFILE=64, NPROC=tasks, CORE=0)
+        for name, value in dict(limits, MSGQUEUE=0).items():
+            with contextlib.suppress(ValueError, AttributeError):  # macOS has not all of them
+                resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+        examine(code, prelude) if tested else program(code, prelude)
+    except Exception as error:
+        status, trace = 1, error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        traceback.print_exception(type(error), error, trace)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in stdout, sys.stdout:
+        with contextlib.suppress(Exception):  # closed, say
+            stream.flush()
+    os._exit(status)  # saves the 50 ms of freeing memory
+
+def program(code, prelude, link=None):
+    "a program; then, if there is a link to its test, expressions that come over it"
+    if link:
+        link.recv_bytes()  # the test has been read from the caller
+    PRCTL(4, 1, 0, 0, 0)  # it may look into itself
+    Path("program.py").write_text(code, "utf-8", "replace")
+    main = type(sys)("program" if link else "__main__")
+    main.__file__ = os.path.abspath("program.py")
+    sys.modules[main.__name__], sys.argv, sys.path[0] = main, ["program.py"], os.getcwd()
+    exec(prelude, names := vars(main))
+    before, objects = dict(names), []
+    exec(compile(code, "program.py", "exec", dont_inherit=True), names)
+    objects.append({name: value for name, value in names.items() if before.get(name) is not value})
+    while link:
+        expression = link.recv_bytes()
+        try:
+            value = eval(expression, names | {"inf": math.inf, "nan": math.nan, "objects": objects})
+        except Exception as error:
+            value = error
+        link.send_bytes(json.dumps(pack(value, objects)).encode())
+
+# --- tests that are code. They and the program have a process each; between them go expressions, and JSON as their values
+def pack(x, objects):
+    "as JSON: plain data, without the subclasses that it is of; of what else there is the place where it is among objects"
+    x = x.tolist() if hasattr(type(x), "tolist") else x  # numpy
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    for kind in type(x).__mro__:
+        if KINDS.get(kind.__name__) is kind:
+            text = issubclass(kind, (complex, Exception))
+            return {kind.__name__: str(x) if text else [pack(item, objects) for item in (x.items() if kind is dict else x)]}
+    objects.append(x)
+    return {"Remote": len(objects) - 1}
+
+class Remote:
+    "in a test: an object of the program. Calls, attributes and items are the program's; `==` and all else are not."
+    def __init__(self, number): vars(self)["_number"] = number
+    def __repr__(self): return f"objects[{self._number}]"
+    def __call__(self, *args, **kwargs): return Remote._ask(f"{self!r}(*{args!r}, **{kwargs!r})")
+    def __getattr__(self, name): return Remote._ask(f"{self!r}.{name}")
+    def __setattr__(self, name, value): Remote._ask(f"setattr({self!r}, {name!r}, {value!r})")
+    def __iter__(self): return iter(Remote._ask(f"[*{self!r}]"))
+    @staticmethod
+    def _ask(expression):
+        Remote._link.send_bytes(expression.encode())
+        value = json.loads(Remote._link.recv_bytes(), object_hook=lambda pair: [KINDS[kind](x) for kind, x in pair.items()][0])
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+KINDS = {name: kind for name, kind in (vars(builtins) | {"Remote": Remote}).items() if isinstance(kind, type) and issubclass(
+    kind, (list, tuple, set, frozenset, dict, complex, Exception, Remote))}
+MODULES = "import sys, math, re, string, random, heapq, bisect, itertools, functools, collections, datetime\n"
+PRELUDE = MODULES + "".join(  # imported before tested programs, as by PRIME's scorer, so that `List[int]` and `gcd` just work
+    f"from {name} import *\n" for name in "typing collections heapq bisect itertools functools math builtins".split())
+
+def examine(code, prelude):
+    "forks a program, which has none of its descriptors, then runs the test of it, with what the program defines as Remotes"
+    Remote._link, link = connection.Pipe()
+    if os.fork() == 0:
+        Remote._link.close()
+        for number in range(3):
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        program(code, prelude, link)
+    link.close()
+    test, names = json.loads(connection.Connection(0).recv_bytes()), {}
+    Remote._link.send_bytes(b"go")
+    exec(MODULES, names)
+    names["defined"] = defined = Remote._ask("objects[0]")
+    used = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)} & set(defined)
+    # a program cannot replace builtins and modules, unless it is tested under such a name
+    exec(test, names | {name: defined[name] for name in used - set(dir(builtins)) - set(names) or used})
+
+if __name__ == "__main__":
+    enter()
+    serve(execute, traces)

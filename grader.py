@@ -437,7 +437,8 @@ def ask(idle, level, seconds, *messages):
                 raise GraderError(reply)
             return reply
         failure = "timeouts"
-    child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # bubblewrap and what is in it
     child.wait()
     return 0.0, failure
 

@@ -369,8 +369,8 @@ def log_samples(file, step, kept, problems, rewards, A):
 def plot_curves(metrics_path, path):
     """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
     import matplotlib.figure, pandas
-    rows = pandas.read_json(metrics_path, lines=True).set_index("step")
-    rows.index += 1
+    rows = pandas.read_json(metrics_path, lines=True)
+    rows.index = rows.get("step", rows.index) + 1
     panels = {"accuracy": "outcome outcome_kept eval_greedy eval_sampled", "implicit PRM": "prm_loss prm_pair_accuracy",
               "mean |return|": "process_return outcome_return", "policy": "entropy clipfrac grad_norm",
               "tokens of a response": "response_tokens", "share": "kept_share truncated no_box"}
@@ -432,8 +432,8 @@ def main():
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
     if dry_run:
-        longest = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
-        return plan.longest_batch([*trained.values(), (ref or prm, None)], longest, torch_device)
+        longest, nets = max(micro_batch_tokens, max_prompt_tokens + max_tokens), [*trained.values(), (ref or prm, None)]
+        return plan.longest_batch(nets, longest, torch_device, move if offload else None, entropy_coef != 0)
 
     checkpoints = os.path.join(out_dir, "checkpoints")
     resumed = load_checkpoint(checkpoints, trained)

@@ -381,11 +381,11 @@ def main():
     rank, world = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
+    rows = [] if dry_run else load_sft_rows(data, tok)
     net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     if dry_run:
         return plan.longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
-    rows = load_sft_rows(data, tok)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
     rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]

@@ -22,7 +22,7 @@ beta = 0.05
 clip = 0.2
 prm_update = 'after'
 normalize_chunks = 8                # the divisor is taken on each of 8 GPUs' rows
-gpu_memory = 0.5                    # 0.7 with the published run's host offload, which we do not do
+gpu_memory = 0.5                    # 0.7 in the published run, which offloads to the host: --offload=True
 eval_interval = 16
 save_interval = 16
 out_dir = 'out/intellect_math'

@@ -7,7 +7,8 @@ What a run asks of its cards, by arithmetic: --dry_run=True of every script, sft
 Of a model of P parameters, a card of W always holds P/W times 4 bytes (weights in fp32) and 8 (Adam's moments) while it is trained,
 2 while it is frozen, and 4 more (gradients) in an update. A pass comes on top, and what counts is the largest of its moments:
 embeddings and head are gathered throughout, a layer around its turn, logits exist a chunk at a time. The bytes a token were fitted
-to the tensors of sft.py's own passes in bfloat16 (tests/test_plan.py counts them again). Not in them: 1 to 2 GB for CUDA and NCCL.
+to the tensors of sft.py's own passes in bfloat16 (tests/test_plan.py counts them again). Not in them: CUDA and NCCL, the CUDA
+graphs of a sleeping vLLM, and that a resume with offload holds everything once. GB are 2^30 bytes.
 """
 import os
 import sys
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import UserError
 
 GB = 2 ** 30
-CARDS = (24, 80, 141)               # GB: a consumer's, A100 or H100, H200
+CARDS = (24, 80, 141)               # GB as they are sold (98.5 % of it in our GB): a consumer's, A100 or H100, H200
 CHUNK = 2048                        # tokens whose logits exist at a time, in sft.py
 PARTS = ("weights", "moments", "gradients", "gathered", "activations", "logits")
 
@@ -36,11 +37,16 @@ def shape(config):
             raise UserError(f"cannot load the configuration of {config!r}: {str(e).partition(chr(10))[0]}") from None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    P, L, D = sum(p.numel() for p in model.parameters()), config.num_hidden_layers, config.hidden_size
-    layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
-    return SimpleNamespace(P=P, L=L, D=D, I=config.intermediate_size, layer=layer, root=P - L * layer, head=config.vocab_size * D,
-                           logits=13 * CHUNK * config.vocab_size, cache=4 * L * config.num_key_value_heads * head_dim)
+    try:
+        P, L, D = sum(p.numel() for p in model.parameters()), config.num_hidden_layers, config.hidden_size
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+        head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
+        return SimpleNamespace(P=P, L=L, D=D, I=config.intermediate_size, layer=max(layers), root=P - sum(layers),
+                               head=config.vocab_size * D, logits=13 * CHUNK * config.vocab_size,
+                               cache=4 * L * config.num_key_value_heads * head_dim,
+                               positions=getattr(config, "max_position_embeddings", None) or 2 ** 31)
+    except AttributeError as e:
+        raise UserError(f"runs/plan.py does not know models like {type(model).__name__}: {e}") from None
 
 def state(m, cards, trained=True):
     """Bytes that a card always holds of a model: Counter(weights, moments)."""
@@ -51,13 +57,13 @@ def scoring(m, tokens):
     return max(Counter(gathered=2 * m.root, logits=m.logits),
                Counter(gathered=2 * m.root + 4 * m.layer, activations=tokens * (6 * m.I + 2 * m.D)), key=Counter.total)
 
-def training(m, tokens, cards, checkpointing=True):
+def training(m, tokens, cards, checkpointing=True, entropy=False):
     """Bytes on top for forward and backward passes over `tokens` tokens each, at the largest moment."""
     in_layer = 8 * m.I + 21 * m.D                           # of a token, kept in a layer for its backward pass
     kept = tokens * m.L * (2 * m.D if checkpointing else in_layer)
     working = tokens * (4 * m.I + in_layer * checkpointing)
     largest = max(Counter(gathered=2 * m.root + 2 * m.head + 10 * m.layer, activations=kept + working),     # a layer's backward
-                  Counter(gathered=2 * m.root + 2 * m.head, activations=kept, logits=m.logits),
+                  Counter(gathered=2 * m.root + 2 * m.head, activations=kept, logits=m.logits * (21 if entropy else 13) // 13),
                   Counter(gathered=6 * m.root), key=Counter.total)      # the end: gradients of embeddings and head, also in fp32
     return largest + Counter(gradients=4 * m.P // cards)
 
@@ -77,42 +83,56 @@ def prime_phases(s, policy, prm, ref, cards):
         "ref": idle + (third if s.offload else Counter()) + (scoring(ref, tokens) if third else Counter()),
         "prm": idle + (second if s.offload else Counter()) +
                (training(prm, tokens, cards, s.checkpointing) if update else scoring(prm, tokens)),
-        "policy": (own if s.offload else idle) + training(policy, tokens, cards, s.checkpointing),
+        "policy": (own if s.offload else idle) + training(policy, tokens, cards, s.checkpointing, s.entropy_coef != 0),
         "sync": idle + Counter(engine=2 * policy.P, gathered=6 * policy.head)}          # a whole tensor in fp32, and its cast
 
 def fits(phases, card, share=0.0):
-    """Does every phase fit a card of so many GB, with 2 GB to spare, and the rollout beside the engine's share of the card?"""
-    return all(parts.total() / GB + (share * card if name == "rollout" else 0) + 2 <= card for name, parts in phases.items())
+    """Does every phase fit a card of so many GB, with 2 GB to spare, and the rollout beside the engine's share of the card, if
+    that holds the engine's weights?"""
+    room, weights = 0.985 * card, phases["sync"]["engine"] / GB if share else 0.0
+    return weights < share * room + (not share) and all(
+        parts.total() / GB + share * room * (name == "rollout") + 2 <= room for name, parts in phases.items())
 
 def dry_run(script, settings):
     """With the setting dry_run, print what a script does in a step and what of a card it takes, and exit; training scripts do
     not exit where there is a GPU, they go on to longest_batch(). settings: the script's globals()."""
     if not settings["dry_run"]:
         return
+    cards = int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count())
     if int(os.environ.get("RANK", 0)) == 0:
-        predict(script, SimpleNamespace(**settings), int(os.environ.get("WORLD_SIZE", 0)) or max(1, torch.cuda.device_count()))
-    if not torch.cuda.is_available() or script in ("generate", "evaluate"):
+        predict(script, SimpleNamespace(**settings), cards)
+    alone = cards > 1 and "RANK" not in os.environ                      # as one process it would fill one of the cards
+    if alone or script in ("generate", "evaluate") or settings["device"] == "cpu" or not torch.cuda.is_available():
         sys.exit(0)
 
 def predict(script, s, cards):
-    """What dry_run() prints, for settings s on so many cards."""
-    m = shape(s.models[0] if script == "evaluate" else s.model)
-    print(f"\n{m.P / 1e6:.1f} M parameters, {m.L} layers; {cards} cards")
+    """What dry_run() prints, for settings s on so many cards. UserError: shard does not divide them."""
     if script in ("generate", "evaluate"):
-        return engine(s, m, s.tensor_parallel or (cards if "WORLD_SIZE" not in os.environ else 1))
+        for path in [s.model] if script == "generate" else s.models:
+            m = shape(path)
+            print(f"\n{path}: {m.P / 1e6:.1f} M parameters, {m.L} layers; {cards} cards")
+            engine(s, m, s.tensor_parallel or (cards if "WORLD_SIZE" not in os.environ else 1))
+        return
+    if cards % (s.shard or cards):
+        raise UserError(f"shard={s.shard} does not divide the {cards} processes")
+    m = shape(s.model)
+    print(f"\n{m.P / 1e6:.1f} M parameters, {m.L} layers; {cards} cards")
+    if s.dtype == "float32":
+        print("counted for bfloat16: in float32 frozen models, activations and gathered layers take twice as much")
     if script == "sft":
         rows, longest, phases = s.batch_size, s.max_length, sft_phases(s, m, s.shard or cards)
         print(f"a step: {rows} rows, {rows / cards:g} a card, of at most {longest} tokens")
     else:
         rows, longest = s.prompts_per_step * s.samples_per_prompt, s.max_prompt_tokens + s.max_tokens
         prm = shape(s.prm_model) if s.prm_model else m
-        phases = prime_phases(s, m, prm, shape(s.ref_model) if s.ref_model else prm, s.shard or cards)
+        ref = shape(s.ref_model) if s.ref_model else prm
+        phases = prime_phases(s, m, prm, ref, s.shard or cards)
         updates = s.ppo_epochs * -(-rows // s.batch_rows), -(-rows // s.prm_batch_rows)
         print(f"a step: {s.prompts_per_step} prompts x {s.samples_per_prompt} samples = {rows} rows, {rows / cards:g} a card, of "
               f"at most {longest} tokens; {updates[0]} updates of the policy, {updates[1]} of the PRM")
         rows = min(rows, s.batch_rows)
-    batches = -(-rows * longest // (cards * s.micro_batch_tokens))
-    print(f"an update: accumulates over at most {batches} micro-batches of {s.micro_batch_tokens} tokens a card\n\n"
+    batches = -(-rows // (cards * max(1, s.micro_batch_tokens // longest)))
+    print(f"an update accumulates over {batches} micro-batches of {s.micro_batch_tokens} tokens a card if rows are that long\n\n"
           f"GB a card {'total':>8}" + "".join(f"{part:>13}" for part in (*PARTS, "engine")))
     for name, parts in phases.items():
         cells = [f"{parts[part] / GB:.1f}" for part in (*PARTS, "engine")]
@@ -120,19 +140,23 @@ def predict(script, s, cards):
         print(f"{name:<9} {parts.total() / GB:8.1f}" + "".join(f"{cell:>13}" for cell in cells))
     if script == "prime":
         engine(s, m, 1)
+    if script == "prime" and s.offload:
+        host = 8 * m.P + (12 if s.prm_update != "none" else 2) * prm.P + (2 * ref.P if s.ref_type == "freeze" else 0)
+        print(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
     share = s.gpu_memory if script == "prime" else 0.0
     print("fits cards of " + ", ".join(f"{card} GB: {'yes' if fits(phases, card, share) else 'no'}" for card in CARDS))
 
 def engine(s, m, cards):
     """Print what vLLM holds: its weights, and in the rest of its share of a card the keys and values of so many answers."""
-    answer = m.cache * (s.max_prompt_tokens + s.max_tokens)
-    room = {card: max(0, int((s.gpu_memory * card * GB * cards - 2 * m.P) // answer)) for card in CARDS}
+    longest = min(s.max_prompt_tokens + max([s.max_tokens, *getattr(s, "benchmark_tokens", {}).values()]), m.positions)
+    answer = m.cache * longest
+    room = {card: max(0, int((s.gpu_memory * 0.985 * card * GB * cards - 2 * m.P) // answer)) for card in CARDS}
     print(f"engine over {cards} cards: weights {2 * m.P / cards / GB:.1f} GB a card, {answer / GB:.2f} GB for an answer of "
-          f"{s.max_prompt_tokens + s.max_tokens} tokens; at a time on cards of " +
+          f"{longest} tokens; at a time on cards of " +
           ", ".join(f"{card} GB: {count}" for card, count in room.items()))
 
 def flops(net, tokens, pairs):
-    """FLOPs of a training step, nothing recomputed: 6 a weight and token, and causal attention's; pairs: sum of length^2 of rows."""
+    """FLOPs of a training step, nothing recomputed: 6 a weight and token, and of causal attention; pairs: the sum of length^2."""
     tied = net.config.tie_word_embeddings
     weights = sum(p.numel() for name, p in net.named_parameters() if tied or "embed_tokens" not in name)
     return 6 * weights * tokens + 6 * net.config.num_hidden_layers * net.config.hidden_size * pairs
@@ -143,19 +167,35 @@ def matmul_rate(device, dtype):
     make = f"a = torch.randn({size}, {size}, dtype={dtype}, device='{device}')"
     return 2 * size**3 / min(Timer("a @ a", make, num_threads=torch.get_num_threads()).timeit(1).mean for _ in range(9))
 
-def longest_batch(nets, tokens, device):
-    """The largest pass there can be, of each (model, optimizer) or (model, None): prints the peak of this card."""
+def longest_batch(nets, tokens, device, move=None, entropy=False):
+    """The largest passes there can be, of each (model, optimizer) or (model, None); prints what the fullest card then holds.
+    move: prime.py's if it offloads, all but the first model's weights; entropy: the first one's loss has it."""
     from sft import optimizer_step, pack
-    for net, optimizer in nets:
-        with torch.set_grad_enabled(optimizer is not None):
-            logprobs, = net(**pack([(torch.zeros(tokens), torch.ones(tokens))], device))
+    away = [(net, optimizer) if i else (optimizer,) for i, (net, optimizer) in enumerate(nets)]
+    for parts in away if move else ():
+        move("cpu", *parts)
+    for (net, optimizer), parts in 2 * list(zip(nets, away)):               # the second time beside everybody's moments
+        if move:
+            move(device, *parts)
+        for _ in range(2 if optimizer else 1):                              # the second time beside gradients
+            with torch.set_grad_enabled(optimizer is not None):
+                values = net(**pack([(torch.zeros(tokens), torch.ones(tokens))], device), entropy=entropy and net is nets[0][0])
+            if optimizer:
+                sum(value.mean() for value in values).backward()
+            del values
         if optimizer:
-            logprobs.mean().backward()
             optimizer_step(net, optimizer, 0.0, 1.0)
         else:
             net.reshard()                                   # a pass without backward leaves embeddings and head gathered
-    used = torch.cuda.max_memory_allocated() / GB if device.type == "cuda" else float("nan")
-    print(f"the longest batch, {tokens} tokens, went through: peak {used:.1f} GB, as torch counts")
+        if move:
+            move("cpu", *parts)
+    line = f"the longest batch, {tokens} tokens, went through"
+    if device.type == "cuda":       # not torch's own count, which still has what a sleeping vLLM gave back
+        free, total = torch.cuda.mem_get_info(device)
+        used = torch.tensor(total - free, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX)
+        line += f": {used.item() / GB:.1f} of {total / GB:.1f} GB of the fullest card are taken"
+    print(line)
 
 def main():
     """README's table: GB a card at the fullest moment, and the cards that it fits, for the default settings of both scripts."""

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-import weakref
 
 import pytest
 import torch
@@ -95,7 +94,6 @@ def test_packed_logprobs_equal_transformers(tmp_path, group, tied, kind):
             torch.testing.assert_close(p.grad.full_tensor(), q.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_logits_never_exist_at_once(tmp_path, group, entropy):
     """Forward and backward have logits of a chunk of tokens at a time, those of earlier ones are gone: five tensors of a chunk live at most."""

@@ -28,7 +28,7 @@ def differences(temperature):
     for i, answer in found.items():
         p = prompts[i // 4]
         with torch.no_grad():
-            mine, _ = net(**sft.pack([(p + answer.tokens, [0] * len(p) + [1] * len(answer.tokens))], cpu), temperature=temperature)
+            mine, = net(**sft.pack([(p + answer.tokens, [0] * len(p) + [1] * len(answer.tokens))], cpu), temperature=temperature)
         out.append((mine - torch.tensor(answer.logprobs)).abs().max().item())
     return max(out), {i: a.tokens for i, a in found.items()}
 

@@ -19,7 +19,7 @@ import mpmath  # sympy's arithmetic
 
 from runs.sandbox import PRCTL, PRELUDE, SCRATCH, serve
 
-MAX_CHARS, MAX_BITS = 20_000, 40_000
+MAX_CHARS, MAX_BITS, MAX_PAIRS = 20_000, 64_000, 10_000
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
@@ -37,7 +37,7 @@ def extract_answer(response, fallback=False):
         return from_prose(response) if fallback else None
     while boxes and (not answers or "\n\n" not in (gap := response[boxes[-1].end():start]) and GLUE.fullmatch(gap)):
         start = (box := boxes.pop()).start()
-        minus = re.search(r"(?<![\w})\].])\s*\$?\s*-\s*$", response[max(0, start - 20):start])
+        minus = re.search(r"(?:[=$(]\s*-\s*|(?<![\w})\].-])-)$", response[max(0, start - 20):start])  # a bullet is none
         answers.insert(0, "-" * bool(minus) + box[box.lastindex])
     return ", ".join(dict.fromkeys(answers))
 
@@ -74,6 +74,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|boldsymbol|vec|hat|math(?:bf|it|sf|cal)|bf|rm)(?![a-zA-Z])\.?", " "),
     (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),  # 14\,916, np.sqrt
+    *[(rf"(?<=[\d}}])\s*(\\text\s*{{)?\s*\b{word}s?\b", rf"*10^{zeros} \1")  # 5 million
+      for word, zeros in dict(hundred=2, thousand=3, million=6, billion=9).items()],
     (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\pmod", r"\\bmod"),
     (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
     (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a matrix is a tuple of its rows
@@ -89,6 +91,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
     (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
     (r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)", r"_\2^\1"),  # x^2_i
+    (r"(?:^|(?<==))([^:,=]+):([^:,=]+(?::[^:,=]+)+)$",  # 1:2:3
+     lambda m: "(1," + ",".join(f"({x})/({m[1]})" for x in m[2].split(":")) + ")"),
     (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",  # 0.1666...
      lambda m: f"({m[1]}{m[2]}{m[3]}-{m[1]}{m[2]})/({'9' * len(m[3])}{'0' * len(m[2])})"),
     (r"(?<![\w.^}/*])(\d+) +(\d+)/(\d+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
@@ -175,8 +179,8 @@ LEVEL = dict(zip(["@", "\\cap", "\\setminus", *"+-*/:#"], (1, 1, 1, 2, 2, 3, 3, 
 LEVEL |= dict.fromkeys("^!%°_'", 6)
 LEVEL |= dict.fromkeys([*CLOSERS, *("\\" + name for name in FUNCTIONS)], 4)  # others, as in 2x, have 5
 LEVEL |= dict.fromkeys([",", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
-NAME = re.compile(r"(?:(?!\\(?:pi|infty|sqrt|empty))(?:_\s*(?:{[^{}]*}|.)|(?<=[a-zA-Z'])\([^()]*\)|\\(?:lim|sum).*|"
-                  r"[a-zA-Z\s\\:/,(){}'@]))*+")  # what an equation can give a value: x, f(2), AB, |AB|, dy/dx, angle APC
+NAME = re.compile(r"(?:\^{-1}(?=\()|(?!\\(?:pi|infty|sqrt|empty))(?:_\s*(?:{[^{}]*}|.)|(?<=[a-zA-Z'}])\([^()]*\)|"
+                  r"\\(?:lim|sum).*|[a-zA-Z\s\\:/,(){}'@]))*+")  # what an equation can give a value: x, f(2), AB, |AB|, dy/dx, angle APC
 CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf, "%": Fraction(1, 100), "°": mp.pi / 180}
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items) if len(items) != 1 else items[0]
@@ -229,12 +233,14 @@ def expression(tokens, lowest=0):
     while (level := binding(tokens[-1])) > lowest:
         sign = tokens.pop() if level not in (4, 5) else "*"
         if sign[0] in "%°@_'":
-            value = value._replace(unit=value.unit or re.sub(r"[@{}\s]", "", sign))
-        elif sign == "\\cap":
+            value = value._replace(unit=value.unit or re.sub(r"[@{}\s.]", "", sign))
+        elif level == 1:
             others = members(expression(tokens, level))
-            value = collection([x for x in members(value) if any(equal(x, y) for y in others)])
-        elif sign == "\\setminus":
-            for point in members(expression(tokens, level)):
+            if len(others) * len(members(value)) > MAX_PAIRS:
+                raise Unparsed("sets too big")
+            if sign == "\\cap":
+                value = collection([x for x in members(value) if any(equal(x, y) for y in others)])
+            for point in others if sign == "\\setminus" else ():
                 value = collection([rest for x in members(value) for rest in without(x, point)])
         else:
             value = compute(sign, value, *([] if sign == "!" else [expression(tokens, level)]))
@@ -281,7 +287,8 @@ def function(name, tokens):
 def variable(name):
     "a constant, or a random rational for each of four points, which depends on the name only; positive at the first two"
     draws = [zlib.crc32(f"{name} {k}".encode()) for k in range(4)]
-    xs = [Fraction(d % 2200 + 300, 997) * (-1 if k > 1 and d >> 16 & 1 else 1) for k, d in enumerate(draws)]
+    xs = [Fraction(d % 600 + 1900, 297) if k % 2 else Fraction(d % 2200 + 300, 997) for k, d in enumerate(draws)]
+    xs = [-x if k == 3 or k == 2 and draws[2] >> 16 & 1 else x for k, x in enumerate(xs)]
     return Value([CONSTANTS[name]] if name in CONSTANTS else xs)
 
 def compute(name, *args):
@@ -311,9 +318,9 @@ def same_number(g, a, parity=False, tolerance=None):
     if n > 1 or not both or close(*both[0]):
         return len(both) >= min(n, 2) and all(close(x, y) for x, y in both)
     x, y = both[0]
-    error, x = abs(mp.convert(x + -y)), mp.convert(x)
+    whole, error, x = exact(x) and x.denominator == 1, abs(mp.convert(x + -y)), mp.convert(x)
     digit = mp.mpf(10) ** (mp.floor(mp.log10(abs(x))) + 1 - g.digits) if x and g.digits > 1 else 0  # its last one
-    relative = "1e-4" if g.digits or parity else "1e-12" if a.digits >= 12 else 0
+    relative = "1e-4" if g.digits or parity else "1e-12" if a.digits >= 12 and not whole else 0
     granted = max(tolerance or 0, digit / 2, abs(x) * mp.mpf(relative)) * (1 + mp.mpf("1e-50"))
     return error <= granted < mp.inf or parity and any(abs(x * k - y) < abs(x * k) / 10000 for k in (100, mp.mpf("0.01")))
 
@@ -351,7 +358,7 @@ def judge(answer, gold, parity, tolerance):
     if re.fullmatch(r"\(?[A-F]\)?", gold):
         answer = re.sub(r"^\(?([A-F])[).:]\W+\S.*", r"\1", answer, flags=re.S)  # "(B) 12" is choice B
     words = re.search("[a-z]{3}", gold, re.I) and not re.search(r"[\d\\^_=+{|]", answer + gold)
-    signs = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})" if words else r"[@\s\\]"
+    signs = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})" if words else r"[@\\]|(?<![\d,])\s|\s(?!\d)|\s(?=\d{3}\b)"
     x, y = (re.sub(signs, "", t, flags=re.I).strip(".") for t in (answer, gold))
     if x == y or words and len(y) > 1 and x.lower() == y.lower():
         return x != ""
@@ -380,7 +387,7 @@ def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
 class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
 
 class Score(float):
-    'a grade in [0, 1]; failure: None, or why it is 0.0: "timeouts", "crashes" (memory, a dead child) or "unparsed"'
+    'a grade in [0, 1]; failure: None, or why it is 0.0: "timeouts", and of maths "crashes" (a dead child) or "unparsed"'
     def __new__(cls, value, failure=None):
         score = super().__new__(cls, value)
         score.failure = failure
@@ -415,7 +422,7 @@ class Grader:
             score = grade_code(response, gold, self.timeout, self.code_timeout)
         else:
             score = Score(*ask(self.idle, "math", self.timeout, [response, gold, reference.get("tolerance"), *self.options]))
-        self.failures.append(score.failure)
+        self.failures += [score.failure] * (score.failure is not None)
         return score
 
 # --- child processes: `python grader.py` judges answers, runs/sandbox.py forks programs. They speak JSON
@@ -473,8 +480,8 @@ os.register_at_fork(after_in_child=IDLE.clear)
 @functools.cache
 def isolation(sandbox=None):
     """What separates programs from this machine (README: The sandbox): the first level that works. RuntimeError if none does,
-    or not the first although sandbox="required"; None: what was said before, also in the process that started this one."""
-    sandbox = sandbox or os.environ.get("PRIME_SANDBOX", "auto")
+    or not the first although sandbox="required", now or before (PRIME_SANDBOX in the environment)."""
+    sandbox = "required" if "required" in (sandbox, os.environ.get("PRIME_SANDBOX")) else "auto"
     for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
         with contextlib.suppress(GraderError):
             if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
@@ -491,7 +498,7 @@ def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, prelude
         stdout, stderr, *end = ask(idle, level, timeout + 10, *messages)
         if end:
             return RunResult(stdout, shorten(stderr), *end)
-    return RunResult("", "", 128 + signal.SIGKILL, False)  # it has killed its parent
+    return RunResult("", "", 128 + signal.SIGKILL, False)  # it has stopped or killed its parent, twice
 
 def box(level):
     "the command that isolates another: it is process 1 of namespaces, and bubblewrap shows it the interpreter only, read-only"
@@ -523,7 +530,7 @@ def grade_code(response, tests, timeout=10.0, total=math.inf):
     """Share of `tests` that the last ```python block of `response` passes, of which each has `timeout` seconds, all `total`.
     tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
     function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval); else
-    ValueError. All tests count (but in PRIME's scorer), yet if the first five fail the rest is not run."""
+    ValueError. All tests count, unlike in PRIME's own scorer; but if the first five fail the rest is not run."""
     tests = json.loads(tests) if isinstance(tests, str) else tests
     if isinstance(tests, dict):
         tests = [(*pair, tests.get("fn_name")) for pair in zip(tests["inputs"], tests["outputs"], strict=True)]
@@ -547,7 +554,7 @@ def passes(code, test, timeout):
     given, wanted, name = test
     if name:
         given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
-        call = f"import json\nsolution = defined['Solution']() if 'Solution' in defined else None\n" \
+        call = f"import json\nfrom math import inf, nan\nsolution = defined['Solution']() if 'Solution' in defined else None\n" \
                f"print(json.dumps(getattr(solution, {name!r}, defined.get({name!r}))(*{given!r})))"
         result = run_python(code, timeout=timeout, prelude=PRELUDE, test=call)
         with contextlib.suppress(ValueError, RecursionError):  # no value, or one that is deeply nested
@@ -571,7 +578,8 @@ def same(got, wanted):
     if got == wanted or all(whole) or isinstance(got, str) != isinstance(wanted, str):
         return got == wanted
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return abs(float(got) - float(wanted)) <= 1e-8 + abs(float(wanted)) * (1e-9 if whole[1] else 1e-5)
+        error = abs(float(got) - float(wanted))
+        return error < math.inf and error <= 1e-8 + abs(float(wanted)) * (1e-9 if whole[1] else 1e-5)
     return False
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 OUTPUT_LIMIT, MAX_TASKS = 8 << 20, 16  # bytes of a file, stdout and stderr included; processes and threads of a program
+ERROR_LIMIT = 64 << 10  # bytes of stderr that the caller gets
 SCRATCH = "/dev/shm"  # where programs in namespaces may write: 64 MB in memory
 PRCTL = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # macOS has none
 
@@ -23,7 +24,7 @@ def serve(answer, traces=bool):
             except MemoryError:
                 reply = 0.0, "crashes"
             except Exception:
-                reply = traceback.format_exc()
+                reply = traceback.format_exc() if traces() == fresh else (0.0, "crashes")  # a program has changed our limits
             caller.send_bytes(json.dumps(reply).encode())
     os._exit(0)
 
@@ -43,9 +44,10 @@ def enter():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 ignores signals of its namespace that it has no handler for
     os.chdir(SCRATCH if os.getpid() == 1 else ".")
 
-def traces():  # what programs can leave in their namespaces to those that come after them
-    return os.getpid() == 1 and [os.listdir(), os.nice(0), os.sched_getscheduler(0), *map(resource.getrlimit, range(16)),
-                                 *(path.read_text() for path in Path("/proc/sysvipc").iterdir())]
+def traces():
+    "what programs can leave in their namespaces to those that come after them"
+    settings = os.nice(0), os.sched_getscheduler(0), os.sched_getaffinity(0), *map(resource.getrlimit, range(16))
+    return os.getpid() == 1 and [os.listdir(), settings, *(path.read_text() for path in Path("/proc/sysvipc").iterdir())]
 
 def execute(code, stdin, prelude, timeout, memory_mb, tested):
     "forks a program, or a test that forks its program: stdout, stderr, return code, was its time over?"
@@ -56,19 +58,20 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
     ended, deadline, gone = {}, time.monotonic() + timeout, select.poll()
     gone.register(0, 0)  # the caller
     while first not in ended and time.monotonic() < deadline and not gone.poll(2):
-        ended.update([os.waitpid(-1, os.WNOHANG)])
+        ended.update(pair for pair in [os.waitpid(-1, os.WNOHANG)] if not os.WIFSTOPPED(pair[1]))  # ptrace stops it
     timed_out = first not in ended
     for target in [-1] if os.getpid() == 1 else [-first, first]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(target, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         while True:
-            ended = dict([os.wait()]) | ended  # a program may have got a number that was free again
+            ended = dict(pair for pair in [os.wait()] if not os.WIFSTOPPED(pair[1])) | ended  # numbers may be used again
     with contextlib.suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
     status = os.waitstatus_to_exitcode(ended[first])
-    return *(os.pread(file.fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace") for file in files[1:]), \
-        status if status >= 0 else 128 - status, timed_out
+    stdout, stderr = (os.pread(file.fileno(), size, 0).decode("utf-8", "replace")
+                      for file, size in zip(files[1:], (OUTPUT_LIMIT, ERROR_LIMIT)))
+    return stdout, stderr, status if status >= 0 else 128 - status, timed_out
 
 def run(code, prelude, tested, files, folder, timeout, memory_mb):
     "in a process of its own: limits, a program or its test, and the interpreter's normal end"
@@ -108,9 +111,9 @@ def program(code, prelude, link=None):
     main.__file__ = os.path.abspath("program.py")
     sys.modules[main.__name__], sys.argv, sys.path[0] = main, ["program.py"], os.getcwd()
     exec(prelude, names := vars(main))
-    before, objects = dict(names), []
-    exec(compile(code, "program.py", "exec", dont_inherit=True), names)
-    objects.append({name: value for name, value in names.items() if before.get(name) is not value})
+    before, objects, module = dict(names), [], compile(code, "program.py", "exec", dont_inherit=True)
+    exec(module, names)
+    objects.append({name: x for name, x in names.items() if before.get(name, before) is not x or name in module.co_names})
     while link:
         expression = link.recv_bytes()
         try:
@@ -144,8 +147,8 @@ class Remote:
     def _ask(expression):
         Remote._link.send_bytes(expression.encode())
         value = json.loads(Remote._link.recv_bytes(), object_hook=lambda pair: [KINDS[kind](x) for kind, x in pair.items()][0])
-        if isinstance(value, Exception):
-            raise value
+        if isinstance(value, Exception):  # a StopIteration would end the test's own loops in silence
+            raise RuntimeError(value) if isinstance(value, StopIteration) else value
         return value
 
 KINDS = {name: kind for name, kind in (vars(builtins) | {"Remote": Remote}).items() if isinstance(kind, type) and issubclass(
@@ -167,9 +170,9 @@ def examine(code, prelude):
     Remote._link.send_bytes(b"go")
     exec(MODULES, names)
     names["defined"] = defined = Remote._ask("objects[0]")
-    used = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)} & set(defined)
+    used, known = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}, {*dir(builtins), *names}
     # a program cannot replace builtins and modules, unless it is tested under such a name
-    exec(test, names | {name: defined[name] for name in used - set(dir(builtins)) - set(names) or used})
+    exec(test, names | {name: defined[name] for name in (used - known or used) & {*defined}})
 
 if __name__ == "__main__":
     enter()

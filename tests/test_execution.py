@@ -501,6 +501,31 @@ def test_numpy_between_a_test_and_its_program(bubblewrap):
     assert grader.grade_code(code, ["assert array() == ([[1, 2]], 0.5, True)"]) == 1.0
 
 
+def test_a_test_keeps_its_own_loops(outer_level):
+    """A program that defines builtins, or raises what ends a loop, does not keep the assertions in them from running."""
+    loops = ["for x in range(5):\n    assert f(x) == x * x", "for x, y in zip([1, 2], [1, 4]):\n    assert f(x) == y",
+             "for x, y in zip(map(f, [1, 2]), [1, 4]):\n    assert x == y"]
+    assert grader.grade_code(block("def f(x): return x * x"), loops) == 1.0
+    for cheat in ("def range(*a): return []\ndef zip(*a): return []", "def f(x): raise StopIteration", "f = zip = range = lambda *a: []"):
+        assert grader.grade_code(block(cheat), loops) == 0.0
+
+
+@pytest.mark.parametrize("code", [
+    "import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), 10)",
+    "import resource, time; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0)); time.sleep(.3)"])
+def test_programs_that_upset_their_parent_score_nothing(level, code):
+    """No exception reaches the caller, whose run would end; the next program is as well as ever."""
+    assert grader.grade_code(block("import os\n" + code + "\n" + ADD), IO, timeout=2) == 0.0
+    assert grader.grade_code(block(ADD), IO) == 0.75
+
+
+def test_values_that_compare_badly(outer_level):
+    assert grader.grade_code(block("print(5)"), {"inputs": ["1"] * 3, "outputs": ["inf", "Infinity", "nan"]}) == 0.0
+    assert grader.grade_code(block("print(float('inf'))"), {"inputs": ["1"], "outputs": ["inf"]}) == 1.0
+    assert grader.grade_code(block("from math import gcd"), {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}) == 1.0
+    assert grader.grade_code(block("def f(x): return x > 9"), {"fn_name": "f", "inputs": [[float("inf")]], "outputs": [True]}) == 1.0
+
+
 def test_code_in_the_pool():
     """One test has `timeout` seconds, the item code_timeout; a malformed item is an error."""
     reference = dict(ability="code", ground_truth=json.dumps(IO))

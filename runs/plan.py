@@ -2,7 +2,7 @@
 What a run asks of its cards, by arithmetic: --dry_run=True of every script, sft.py's MFU, and README's table of memory:
 
     python prime.py config/eurus2_prime.py --dry_run=True          # for as many cards as there are, or as torchrun starts
-    python runs/plan.py                                            # the table
+    python -m runs.plan                                            # the table
 
 Of a model of P parameters, a card of W always holds P/W times 4 bytes (weights in fp32) and 8 (Adam's moments) while it is trained,
 2 while it is frozen, and 4 more (gradients) in an update. A pass comes on top, and what counts is the largest of its moments:
@@ -13,13 +13,11 @@ graphs of a sleeping vLLM, and that a resume with offload holds everything once.
 import os
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch.utils.benchmark import Timer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from configurator import UserError
 
 GB = 2 ** 30
@@ -89,9 +87,10 @@ def prime_phases(s, policy, prm, ref, cards):
 def fits(phases, card, share=0.0):
     """Does every phase fit a card of so many GB, with 2 GB to spare, and the rollout beside the engine's share of the card, if
     that holds the engine's weights?"""
-    room, weights = 0.985 * card, phases["sync"]["engine"] / GB if share else 0.0
-    return weights < share * room + (not share) and all(
-        parts.total() / GB + share * room * (name == "rollout") + 2 <= room for name, parts in phases.items())
+    room = 0.985 * card
+    if share and phases["sync"]["engine"] / GB >= share * room:
+        return False
+    return all(parts.total() / GB + share * room * (name == "rollout") + 2 <= room for name, parts in phases.items())
 
 def dry_run(script, settings):
     """With the setting dry_run, print what a script does in a step and what of a card it takes, and exit; training scripts do
@@ -102,6 +101,8 @@ def dry_run(script, settings):
     if int(os.environ.get("RANK", 0)) == 0:
         predict(script, SimpleNamespace(**settings), cards)
     alone = cards > 1 and "RANK" not in os.environ                      # as one process it would fill one of the cards
+    if alone and torch.cuda.is_available() and script in ("sft", "prime"):
+        print("start it with torchrun, a process a card, to run the longest batch")
     if alone or script in ("generate", "evaluate") or settings["device"] == "cpu" or not torch.cuda.is_available():
         sys.exit(0)
 

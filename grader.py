@@ -179,8 +179,6 @@ LEVEL = dict(zip(["@", "\\cap", "\\setminus", *"+-*/:#"], (1, 1, 1, 2, 2, 3, 3, 
 LEVEL |= dict.fromkeys("^!%°_'", 6)
 LEVEL |= dict.fromkeys([*CLOSERS, *("\\" + name for name in FUNCTIONS)], 4)  # others, as in 2x, have 5
 LEVEL |= dict.fromkeys([",", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
-NAME = re.compile(r"(?:\^{-1}(?=\()|(?!\\(?:pi|infty|sqrt|empty))(?:_\s*(?:{[^{}]*}|.)|(?<=[a-zA-Z'}])\([^()]*\)|"
-                  r"\\(?:lim|sum).*|[a-zA-Z\s\\:/,(){}'@]))*+")  # what an equation can give a value: x, f(2), AB, |AB|, dy/dx, angle APC
 CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf, "%": Fraction(1, 100), "°": mp.pi / 180}
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items) if len(items) != 1 else items[0]
@@ -213,7 +211,7 @@ def relation(tokens):
         signs += [tokens.pop()] if sides else []
         before = tokens[:]
         sides.append(expression(tokens))
-        names.append(NAME.fullmatch("".join(reversed(before[len(tokens):]))))
+        names.append(is_name("".join(reversed(before[len(tokens):]))))
     if not signs:
         return sides[0]
     if signs[0][0] == ">":  # 3 > x is x < 3
@@ -226,6 +224,11 @@ def relation(tokens):
         k, ends = named.index(True), [Value([-mp.inf]), *sides, Value([mp.inf])]
         value = collection([ends[k], ends[k + 2]], "[("[["<", *signs][k] == "<"] + "])"[[*signs, "<"][k] == "<"])
     return value._replace(signs=signs, sides=sides, name=sides[named.index(True) if True in named else 0])
+
+def is_name(text):
+    "can an equation give it a value: x, f(2), AB, |AB|, dy/dx, angle APC?"
+    rest = re.sub(r"_\s*(?:{[^{}]*}|.)|\^{-1}(?=\()|(?<=[a-zA-Z'}])\([^()]*\)|\\(?:lim|sum).*", "", text)
+    return re.fullmatch(r"[a-zA-Z\s\\:/,(){}'@]*", rest) and not re.search(r"\\(?:pi|infty|sqrt|empty)", rest)
 
 def expression(tokens, lowest=0):
     "the value of an operand and of all that binds to it tighter than the lowest level"

@@ -219,7 +219,7 @@ def test_time_limit(any_level):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda code: grader.run_python("print('so far', flush=True)\n" + code, timeout=1.5), ENDLESS))
     assert results == [grader.RunResult("so far\n", "", 128 + 9, True)] * 4
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 10
 
 
 def test_memory_limit(outer_level):

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prime
+import sft
 from conftest import ROOT, call, read_jsonl, run, torchrun, two_nodes, write_jsonl
 
 
@@ -177,7 +178,7 @@ def test_data_settings(result, arguments, guess_data, tmp_path):
 def test_no_setting_is_without_a_test():
     """Each name in prime.py's settings stands in this file; what only a GPU or a hung network can show is named here."""
     import configurator
-    elsewhere = {"gpu_memory": "a card's memory", "compile": "test_sft.py"} | dict.fromkeys(
+    elsewhere = {"gpu_memory": "a card's memory", "compile": "test_sft.py", "dry_run": "test_plan.py"} | dict.fromkeys(
         ("tir", "tir_rounds", "tir_timeout", "sandbox"), "test_tir.py")
     text = open(__file__, encoding="utf-8").read()
     untested = [name for name in configurator.values(vars(prime)) if f"--{name}=" not in text and name not in elsewhere]

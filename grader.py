@@ -16,10 +16,11 @@ from multiprocessing import connection
 from pathlib import Path
 
 import mpmath  # sympy's arithmetic
+import sympy
 
 from runs.sandbox import PRCTL, PRELUDE, SCRATCH, serve
 
-MAX_CHARS, MAX_BITS, MAX_PAIRS = 20_000, 64_000, 10_000
+MAX_CHARS, MAX_BITS = 20_000, 64_000
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
 
 # --- from a response to the text of its answer
@@ -66,7 +67,8 @@ FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot s
     gcd lcm""".split()
 SAME = dict(pair.split(":") for pair in """ln:log le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!=
     approx:~ simeq:~ equiv:= cdot:* times:* div:/ bmod:# mod:# vert:| mid:| lbrace:{ rbrace:} langle:( rangle:)
-    varnothing:emptyset infinity:infty choose:binom exponentialE:e percent:% pct:% percentage:% cup:, and:, or:,""".split())
+    varnothing:emptyset infinity:infty choose:binom backslash:setminus
+    exponentialE:e percent:% pct:% percentage:% and:, or:,""".split())
 NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
@@ -76,7 +78,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),  # 14\,916, np.sqrt
     *[(rf"(?<=[\d}}])\s*(\\text\s*{{)?\s*\b{word}s?\b", rf"*10^{zeros} \1")  # 5 million
       for word, zeros in dict(hundred=2, thousand=3, million=6, billion=9).items()],
-    (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\pmod", r"\\bmod"),
+    (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\pmod", r"\\bmod"), (r"-\s*(?=\\{)", r"\\setminus "),
     (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
     (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a matrix is a tuple of its rows
     (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"), (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),
@@ -159,6 +161,7 @@ def factorial(n):
         raise Unparsed("factorial too big")
     return Fraction(math.factorial(int(n))) if exact(n) and n.denominator == 1 and n >= 0 else mp.gamma(n + 1)
 
+SETS = {"\\cup": sympy.Union, "\\cap": sympy.Intersection, "\\setminus": sympy.Complement}
 TABLE = {"\\" + name: mild(name) for name in FUNCTIONS} | {
     "+": lambda a, b: a + b, "-": lambda a, b: a + -b, "*": lambda a, b: a * b, "/": divide, "\\frac": divide, "^": power,
     "#": lambda a, b: a - b * floor(divide(a, b)), "\\sqrt": lambda x, n=Fraction(2): power(x, 1 / n), "!": factorial,
@@ -178,7 +181,7 @@ RELATIONS = "= < > <= >= != ~ \\in".split()
 LEVEL = dict(zip(["@", "\\cap", "\\setminus", *"+-*/:#"], (1, 1, 1, 2, 2, 3, 3, 3, 3)))  # of what follows an operand
 LEVEL |= dict.fromkeys("^!%°_'", 6)
 LEVEL |= dict.fromkeys([*CLOSERS, *("\\" + name for name in FUNCTIONS)], 4)  # others, as in 2x, have 5
-LEVEL |= dict.fromkeys([",", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
+LEVEL |= dict.fromkeys([",", "\\cup", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
 CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf, "%": Fraction(1, 100), "°": mp.pi / 180}
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items) if len(items) != 1 else items[0]
@@ -196,12 +199,15 @@ def parse(text):
 
 def bracket(opener, tokens):
     "the value of a list up to the end of its bracket. Here and below tokens are in reversed order, and what is read is popped"
-    items, closer = [], tokens.pop() if tokens[-1] in CLOSERS[opener] else ","
-    while closer == ",":
+    items, closer, unions = [], tokens.pop() if tokens[-1] in CLOSERS[opener] else ",", 0
+    while closer in (",", "\\cup"):
         items.append(relation(tokens))
         closer = tokens.pop()
+        unions += closer == "\\cup"
     if closer not in CLOSERS[opener]:
         raise Unparsed("brackets")
+    if unions:
+        return combine("\\cup", *items)
     return compute(opener, *items) if opener in TABLE else collection(items, opener[-1:] + closer[-1:])
 
 def relation(tokens):
@@ -220,6 +226,8 @@ def relation(tokens):
     if kinds <= {"=", "~", "\\in"} and (any(named) or "~" in kinds or all(equal(sides[-1], side) for side in sides)):
         first = sides[:[*signs, "~"].index("~") + 1]
         value = ([side for side, name in zip(first, named) if not name] or sides)[-1]
+    elif kinds == {"!="} and sum(named) == 1 == len(signs):
+        value = combine("\\setminus", parse("(-\\infty,\\infty)"), sides[named.index(False)])
     elif kinds <= {"<", "<="} and sum(named) == 1:
         k, ends = named.index(True), [Value([-mp.inf]), *sides, Value([mp.inf])]
         value = collection([ends[k], ends[k + 2]], "[("[["<", *signs][k] == "<"] + "])"[[*signs, "<"][k] == "<"])
@@ -238,23 +246,40 @@ def expression(tokens, lowest=0):
         if sign[0] in "%°@_'":
             value = value._replace(unit=value.unit or re.sub(r"[@{}\s.]", "", sign))
         elif level == 1:
-            others = members(expression(tokens, level))
-            if len(others) * len(members(value)) > MAX_PAIRS:
-                raise Unparsed("sets too big")
-            if sign == "\\cap":
-                value = collection([x for x in members(value) if any(equal(x, y) for y in others)])
-            for point in others if sign == "\\setminus" else ():
-                value = collection([rest for x in members(value) for rest in without(x, point)])
+            value = combine(sign, value, expression(tokens, level))
         else:
             value = compute(sign, value, *([] if sign == "!" else [expression(tokens, level)]))
     return value
 
-def without(x, point):
-    "what is left of a member of a set, an interval or not, without this point"
-    ends = [mp.re(y.xs[0]) for y in (*x.items[:1], point, *x.items[1:]) if y.xs]
-    if is_tuple(x) and len(ends) == 3 and ends[0] < ends[1] < ends[2]:
-        return [collection([x.items[0], point], x.brackets[0] + ")"), collection([point, x.items[1]], "(" + x.brackets[1])]
-    return [] if equal(x, point) else [x]
+def combine(sign, *sets):
+    "a union, intersection or difference: of real numbers and intervals by sympy, which joins what touches; else of members"
+    ends, (first, *others) = {}, map(members, sets)
+    if sum(map(len, others), len(first)) > 30:
+        raise Unparsed("sets too big")
+    try:
+        found = SETS[sign](*[region(s, ends) for s in sets])
+    except Unparsed:
+        others = [x for other in others for x in other]
+        return collection(first + others if sign == "\\cup" else [
+            x for x in first if any(equal(x, y) for y in others) == (sign == "\\cap")])
+    items = []
+    for part in sympy.Union.make_args(found):
+        items += [ends[x] for x in part] if not isinstance(part, sympy.Interval) else [
+            collection([ends[part.start], ends[part.end]], "[("[part.left_open == True] + "])"[part.right_open == True])]
+    return collection(items) if items else variable("\\emptyset")
+
+def region(v, ends):
+    "a set of real numbers for sympy, whose numbers are the keys of ends"
+    if v.items and not is_tuple(v):
+        return sympy.Union(*[region(x, ends) for x in v.items])
+    numbers = []
+    for item in v.items or [v]:
+        x, *more = plain(item).xs or [mp.nan]
+        if more or mp.im(x) or mp.isnan(x) or bits(x) > MAX_BITS or len(v.items) > 2:
+            raise Unparsed("not real numbers")
+        numbers.append(mp.sign(x) * sympy.oo if mp.isinf(x) else sympy.Rational(str(x) if exact(x) else mp.nstr(mp.re(x), 99)))
+        ends.setdefault(numbers[-1], item)
+    return sympy.Interval(*numbers, v.brackets[0] == "(", v.brackets[1] == ")") if v.items else sympy.FiniteSet(*numbers)
 
 def operand(tokens, lowest):
     "a number, a bracket, a fraction, a function, a variable or a word; a sign goes with the product that follows"
@@ -500,7 +525,7 @@ def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, prelude
     for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle child may be about to end, a new one is not
         stdout, stderr, *end = ask(idle, level, timeout + 10, *messages)
         if end:
-            return RunResult(stdout, shorten(stderr), *end)
+            return RunResult(stdout, stderr, *end)
     return RunResult("", "", 128 + signal.SIGKILL, False)  # it has stopped or killed its parent, twice
 
 def box(level):
@@ -519,14 +544,6 @@ def box(level):
             words += "--perms", "0755", "--dir", folder  # else root's alone
         words += "--ro-bind-try", path, path
     return [*words, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
-
-def shorten(stderr):
-    "of tracebacks the first line, the program's own lines and the last; directories and addresses removed"
-    lines = stderr.rstrip().split("\n")
-    if (head := "Traceback (most recent call last):") in lines:
-        own = [line for before, line in zip(["", *lines], lines[:-1]) if line == head or 'File "program.py"' in before + line]
-        stderr = "\n".join([*own, lines[-1], ""])
-    return re.sub(r"0x[0-9a-f]{6,}", "0x...", re.sub(r"(?<![\w/:])(/[\w.+-]+)+/", "", stderr))
 
 # --- code rewards
 def grade_code(response, tests, timeout=10.0, total=math.inf):

@@ -2,7 +2,7 @@
 The inside of the sandbox: grader.py starts this file as a process of its own, in bubblewrap or namespaces, and asks it to run
 programs. It has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours and knows no answers.
 """
-import ast, atexit, builtins, contextlib, ctypes, gc, json, math, os, resource, secrets, select, shutil, signal, sys
+import ast, atexit, builtins, contextlib, ctypes, gc, json, math, os, re, resource, secrets, select, shutil, signal, sys
 import tempfile, threading, time, traceback
 from multiprocessing import connection
 from pathlib import Path
@@ -71,7 +71,15 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
     status = os.waitstatus_to_exitcode(ended[first])
     stdout, stderr = (os.pread(file.fileno(), size, 0).decode("utf-8", "replace")
                       for file, size in zip(files[1:], (OUTPUT_LIMIT, ERROR_LIMIT)))
-    return stdout, stderr, status if status >= 0 else 128 - status, timed_out
+    return stdout, shorten(stderr), status if status >= 0 else 128 - status, timed_out
+
+def shorten(stderr):
+    "of tracebacks the first line, the program's own lines and the last; directories and addresses removed"
+    lines = stderr.rstrip().split("\n")
+    if (head := "Traceback (most recent call last):") in lines:
+        own = [line for before, line in zip(["", *lines], lines[:-1]) if line == head or 'File "program.py"' in before + line]
+        stderr = "\n".join([*own, lines[-1], ""])
+    return re.sub(r"0x[0-9a-f]{6,}", "0x...", re.sub(r"(?<![\w/:])(/[\w.+-]+)+/", "", stderr))
 
 def run(code, prelude, tested, files, folder, timeout, memory_mb):
     "in a process of its own: limits, a program or its test, and the interpreter's normal end"

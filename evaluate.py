@@ -15,7 +15,7 @@ from configurator import UserError, run, values
 from generate import (announce_sandbox, load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows,
                       sample, sample_seed, stream_answers)
 from grader import Grader, extract_answer, golds, is_equiv
-from sft import pick_device, plan
+from runs import plan
 
 # --- what
 models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each
@@ -370,7 +370,7 @@ def positions(path):
 
 def open_engine(path, tokenizer):
     longest = min(max_prompt_tokens + max([max_tokens, *benchmark_tokens.values()]), positions(path))
-    return make_engine(engine, path, tokenizer, *pick_device(device, dtype), longest, tensor_parallel, gpu_memory)
+    return make_engine(engine, path, tokenizer, *plan.pick_device(device, dtype), longest, tensor_parallel, gpu_memory)
 
 def answer_question(path, tokenizer):
     """Print the answers to `ask`, put as the card of Eurus-2-7B-PRIME puts questions of mathematics, and of programming."""

@@ -13,6 +13,7 @@ from itertools import count, groupby, islice, takewhile
 import torch
 from configurator import UserError, run
 from grader import Grader, extract_answer, isolation, run_python
+from runs import plan
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -417,11 +418,10 @@ def write_sft_set(rows):
         raise UserError(f"no answer is right: {path} is empty; try more samples_per_problem or another model")
 
 def main():
-    from sft import pick_device, plan
     plan.dry_run("generate", globals())
     if min(samples_per_problem, max_tokens, tir_rounds) < 1:
         raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
-    torch_device, torch_dtype = pick_device(device, dtype)
+    torch_device, torch_dtype = plan.pick_device(device, dtype)
     problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt,
                              max_problems=max_problems, max_bad_share=max_bad_share)
     tokenizer = load_tokenizer(model)

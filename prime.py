@@ -13,7 +13,7 @@ training/verl/ (called "original" below) and the `prime` recipe of github.com/ve
 Shapes: N rows (prompts x K samples, the K of a prompt contiguous), T response tokens, padded on the right; `mask` [N, T] is 1
 on the response, its end token included. What is left out on purpose: value model, KL penalty, asynchronous rollouts.
 """
-import json, math, os, random, resource, time
+import concurrent.futures, json, math, os, random, resource, time
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -26,9 +26,10 @@ import configurator
 from configurator import UserError
 from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer, make_engine, render_prompt, sample,
                       sample_seed)
-from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
-                 optimizer_step, pack, pick_device, save_checkpoint, save_model, setup_distributed, write_run_config)
+from grader import Grader, extract_answer
 from runs import plan
+from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
+                 optimizer_step, pack, save_checkpoint, save_model, setup_distributed, waiting_for)
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
@@ -318,7 +319,6 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
     finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
     seed: what is sampled does not depend on the number of ranks. sampling: of sample()."""
-    from grader import extract_answer
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = list(enumerate(prompts))[rank::world]
     groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
@@ -403,10 +403,9 @@ def check_settings():
 # ---------------------------------------------------------------------------------------------------------------------
 
 def main():
-    from grader import Grader
     N = prompts_per_step * samples_per_prompt
     check_settings()
-    torch_device, torch_dtype = pick_device(device, dtype)
+    torch_device, torch_dtype = plan.pick_device(device, dtype)
     plan.dry_run("prime", globals())                # if asked for: ends here where there is no GPU
     tokenizer = load_tokenizer(model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
@@ -425,9 +424,10 @@ def main():
                           gpu_memory=gpu_memory, colocated=True)
     put_to_sleep(sampler)
     loading = dict(device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile)
-    policy = load_model(model, checkpointing=checkpointing, **loading)
-    prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
-    ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
+    with waiting_for("loading", timeout_minutes):
+        policy = load_model(model, checkpointing=checkpointing, **loading)
+        prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
+        ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
     optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
@@ -444,7 +444,7 @@ def main():
     wandb_run = None
     if first:
         keep_lines(metrics_path, start), keep_lines(samples_path, start)
-        write_run_config(out_dir, configurator.values(globals()))
+        plan.write_run_config(out_dir, configurator.values(globals()))
         size = sum(p.numel() for p in policy.parameters()) / 1e6
         updates, prm_updates = ppo_epochs * math.ceil(N / batch_rows), math.ceil(N / prm_batch_rows)
         print(f"{size:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, engine {sampler.name}; "
@@ -455,20 +455,19 @@ def main():
             import wandb
             wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
 
+    # A checkpoint is written during the next rollout, which changes nothing of it. The writers have a group of their own.
+    writers = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+    background = dict(submit=concurrent.futures.ThreadPoolExecutor(1).submit, group=writers)
+    saving, ended = None, False         # the Future of the last one; was the run asked to end?
     seconds = {}                        # of the step, by phase
 
     @contextmanager
     def phase(name, *needed):           # needed: models and optimizers that wait in host memory, if they are offloaded
         began = time.time()
-        try:
+        with waiting_for(f"step {step + 1}, {name}", timeout_minutes):
             move(torch_device, *needed * offload)
             yield
             move("cpu", *needed * offload)
-        except RuntimeError as e:       # gloo's; NCCL's watchdog ends the process itself and says which collective it was
-            if world > 1 and "imed out" in str(e):
-                raise UserError(f"step {step + 1}, {name}: a process did not come within timeout_minutes={timeout_minutes}",
-                                rank_local=True) from e
-            raise
         seconds[name] = seconds.get(name, 0.0) + time.time() - began
 
     def share(rows):
@@ -498,7 +497,6 @@ def main():
     hand_over(policy, sampler)
     sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
         dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
-    ended = False
     with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
             open(samples_path if first else os.devnull, "a", encoding="utf-8") as samples_file, \
             Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader:
@@ -526,6 +524,7 @@ def main():
                     drawn_groups += groups
                     if len(kept) >= prompts_per_step:
                         break
+                saving = saving and saving.result()
                 if collect == "once":
                     kept += failed[:max(0, prompts_per_step - len(kept))]
                 if len(kept) < prompts_per_step:
@@ -678,10 +677,11 @@ def main():
             ended = all_sum(len(stopped), torch_device) > 0
             state = dict(drawn=stream.drawn, buffer=list(stream.buffer), samples=row["samples"])
             if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
-                save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints)
+                saving = save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints, **background)
             if ended:
                 break
 
+    saving and saving.result()
     if not ended:
         move(torch_device, prm)
         save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)

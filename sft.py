@@ -7,7 +7,8 @@ Supervised fine-tuning with FSDP2 on packed sequences.
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
 changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism.
 """
-import functools, glob, heapq, importlib.metadata, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
+import faulthandler, functools, glob, heapq, importlib.util, json, math, os, re, shutil, signal, sys, time
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -69,28 +70,26 @@ val_interval = 300                  # steps
 save_interval = 300                 # steps between checkpoints to resume from (published: 300); 0: none
 keep_checkpoints = 2                # the newest so many stay
 
-def pick_device(device, dtype):
-    """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
-    UserError: another name, cuda without a GPU."""
-    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "bfloat16", "float32"):
-        raise UserError(f"device={device!r}, dtype={dtype!r}: 'auto', 'cpu' or 'cuda'; 'auto', 'bfloat16' or 'float32'")
-    cuda = device != "cpu" and torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if cuda else "float32")
-
 def setup_distributed(device, timeout_minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     kind = dict(backend="cpu:gloo,cuda:nccl", device_id=device) if device.type == "cuda" else dict(backend="gloo")
     dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **kind)
+    faulthandler.enable(2)                              # NCCL's watchdog aborts a process that hangs: then say where it was
     if dist.get_rank() > 0:                             # from here on only rank 0 prints; stderr stays open to all
         sys.stdout = open(os.devnull, "w")
     return dist.get_rank(), dist.get_world_size()
+
+@contextmanager
+def waiting_for(phase, minutes):
+    """What goes on while a collective waits too long for a process has a name: UserError (gloo; NCCL ends the process itself)."""
+    try:
+        yield
+    except RuntimeError as e:
+        if dist.get_world_size() > 1 and "imed out" in str(e):
+            raise UserError(f"{phase}: a process did not come within timeout_minutes={minutes}", rank_local=True) from e
+        raise
 
 def all_sum(value, device):
     """The sum of a number over all processes."""
@@ -278,15 +277,21 @@ def training_state(trained):
     """{name: {model, optimizer}} of {name: (model, optimizer)}: what dcp saves and loads, sharded."""
     return {name: dict(zip(("model", "optimizer"), get_state_dict(*pair))) for name, pair in trained.items()}
 
-def save_checkpoint(folder, step, trained, extra, keep):
+def save_checkpoint(folder, step, trained, extra, keep, submit=lambda write: write(), group=None):
     """Write everything a run needs to go on to folder/step_<step>. trained: {name: (model, optimizer)}; extra: JSON-able.
-    Complete or not at all: written under another name, then renamed. The newest `keep` stay."""
+    Complete or not at all: written under another name, then renamed. The newest `keep` stay. With submit, an executor's, it
+    returns a Future and writes while others read what is trained; group: the gloo group of these writers."""
     path = os.path.join(folder, f"step_{step:06d}")
     on_first_rank(lambda: shutil.rmtree(path + ".tmp", ignore_errors=True))
-    dcp.save(training_state(trained) | dict(extra=json.dumps(extra)), checkpoint_id=path + ".tmp")
-    on_first_rank(lambda: put_in_place(path))
-    for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep] if dist.get_rank() == 0 else []:
-        shutil.rmtree(old, ignore_errors=True)
+    state = training_state(trained) | dict(extra=json.dumps(extra))
+
+    def write():
+        dcp.save(state, checkpoint_id=path + ".tmp", process_group=group)      # rank 0 returns when all have written
+        if dist.get_rank() == 0:
+            put_in_place(path)
+        for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep] if dist.get_rank() == 0 else []:
+            shutil.rmtree(old, ignore_errors=True)
+    return submit(write)
 
 def load_checkpoint(folder, trained):
     """Go back to the newest complete checkpoint in folder, on any number of processes. Returns (step, extra) or None."""
@@ -300,14 +305,6 @@ def load_checkpoint(folder, trained):
         for name, (model, optimizer) in trained.items():
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
         return int(path[-6:]), json.loads(state["extra"])
-
-def write_run_config(out_dir, settings):
-    """config.json of a run: all settings, versions, command, git commit."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
-    about = dict(settings=settings, command=sys.argv, commit=git.stdout.strip() or None, world_size=dist.get_world_size(),
-                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", python=sys.version.split()[0])
-    about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
-    Path(out_dir, "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
 
 def keep_lines(path, before):
     """Drop the rows of a .jsonl file whose `step` is `before` or later: they are made again after a resume."""
@@ -375,14 +372,15 @@ def main():
     for name, known in dict(schedule=("linear", "cosine", "constant"), overlong=("truncate", "drop")).items():
         if globals()[name] not in known:
             raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(known)}")
-    torch_device, torch_dtype = pick_device(device, dtype)
+    torch_device, torch_dtype = plan.pick_device(device, dtype)
     plan.dry_run("sft", globals())                              # if asked for: ends here where there is no GPU
     tok = load_tokenizer(tokenizer or model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
-    rows = [] if dry_run else load_sft_rows(data, tok)
-    net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
+    with waiting_for("loading", timeout_minutes):
+        rows = [] if dry_run else load_sft_rows(data, tok)
+        net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     if dry_run:
         return plan.longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
@@ -395,7 +393,7 @@ def main():
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
     start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
     if rank == 0:
-        write_run_config(out_dir, configurator.values(globals()))
+        plan.write_run_config(out_dir, configurator.values(globals()))
         keep_lines(metrics, start)
     log = open(metrics if rank == 0 else os.devnull, "a", encoding="utf-8")
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
@@ -419,11 +417,12 @@ def main():
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1 + epoch)).tolist()
         batch = [rows[i] for i in order[position * batch_size:(position + 1) * batch_size]]
         lr = learning_rate_at(step, steps, learning_rate, schedule, math.ceil(warmup * steps))
-        loss = loss_over(batch, backward=True)
-        norm = optimizer_step(net, optimizer, lr, grad_clip)
+        with waiting_for(f"step {step + 1}, update", timeout_minutes):
+            loss = loss_over(batch, backward=True)
+            norm = optimizer_step(net, optimizer, lr, grad_clip)
         row = dict(step=step, epoch=step / steps_per_epoch, loss=loss, lr=lr, grad_norm=norm)
         if val and ((step + 1) % val_interval == 0 or step + 1 == steps):
-            with torch.no_grad():
+            with waiting_for(f"step {step + 1}, validation", timeout_minutes), torch.no_grad():
                 row["val_loss"] = loss_over(val, backward=False)
             net.reshard()                                       # a forward without backward leaves the root gathered
         tokens, pairs, dt, t0 = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch), time.time() - t0, time.time()
@@ -437,7 +436,8 @@ def main():
             raise UserError(f"the loss of step {step} is {loss}: lower the learning rate, or look at the data")
         ended = all_sum(len(stopped), torch_device) > 0
         if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
-            save_checkpoint(checkpoints, step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
+            with waiting_for(f"step {step + 1}, checkpoint", timeout_minutes):
+                save_checkpoint(checkpoints, step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
         if ended:
             print(f"stopped after step {step + 1}: start again with the same command to go on")
             break

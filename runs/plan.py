@@ -1,5 +1,5 @@
 """
-What a run asks of its cards, by arithmetic: --dry_run=True of every script, sft.py's MFU, and README's table of memory:
+The machine of a run, and by arithmetic what is asked of it: --dry_run=True of every script, sft.py's MFU, README's table of memory:
 
     python prime.py config/eurus2_prime.py --dry_run=True          # for as many cards as there are, or as torchrun starts
     python -m runs.plan                                            # the table
@@ -10,12 +10,17 @@ embeddings and head are gathered throughout, a layer around its turn, logits exi
 to the tensors of sft.py's own passes in bfloat16 (tests/test_plan.py counts them again). Not in them: CUDA and NCCL, the CUDA
 graphs of a sleeping vLLM, and that a resume with offload holds everything once. GB are 2^30 bytes.
 """
+import importlib.metadata
+import json
 import os
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from torch.utils.benchmark import Timer
 
 from configurator import UserError
@@ -24,6 +29,27 @@ GB = 2 ** 30
 CARDS = (24, 80, 141)               # GB as they are sold (98.5 % of it in our GB): a consumer's, A100 or H100, H200
 CHUNK = 2048                        # tokens whose logits exist at a time, in sft.py
 PARTS = ("weights", "moments", "gradients", "gathered", "activations", "logits")
+
+def pick_device(device, dtype):
+    """(torch.device, torch dtype) of the settings; 'auto' is cuda and bfloat16 where there is a GPU, else cpu and float32.
+    UserError: another name, cuda without a GPU."""
+    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "bfloat16", "float32"):
+        raise UserError(f"device={device!r}, dtype={dtype!r}: 'auto', 'cpu' or 'cuda'; 'auto', 'bfloat16' or 'float32'")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise UserError("device='cuda', but torch sees no GPU here: --device=cpu, or install a CUDA build of torch")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if cuda else "float32")
+
+def write_run_config(out_dir, settings):
+    """config.json of a run: all settings, versions, command, git commit."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    about = dict(settings=settings, command=sys.argv, commit=git.stdout.strip() or None, world_size=dist.get_world_size(),
+                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", python=sys.version.split()[0])
+    about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
+    Path(out_dir, "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
 
 def shape(config):
     """The sizes of a model that memory depends on. config: a transformers configuration, or the folder or hub id of one."""
@@ -194,7 +220,7 @@ def longest_batch(nets, tokens, device, move=None, entropy=False):
     if device.type == "cuda":       # not torch's own count, which still has what a sleeping vLLM gave back
         free, total = torch.cuda.mem_get_info(device)
         used = torch.tensor(total - free, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(used, op=torch.distributed.ReduceOp.MAX)
+        dist.all_reduce(used, op=dist.ReduceOp.MAX)
         line += f": {used.item() / GB:.1f} of {total / GB:.1f} GB of the fullest card are taken"
     print(line)
 

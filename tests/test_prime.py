@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prime
 import sft
-from conftest import ROOT, call, read_jsonl, run, torchrun, two_nodes, write_jsonl
+from conftest import ROOT, SFT, call, read_jsonl, run, torchrun, two_nodes, write_jsonl
 
 
 def weights(folder):
@@ -246,12 +246,15 @@ def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
     assert "start again" in out and len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments):
-    """One of two processes is stopped (SIGSTOP) in the middle of the run: the other says so in a line, with code 2."""
+@pytest.mark.parametrize("script", ["prime.py", "sft.py"])
+def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments, guesser, guess_data, script):
+    """One of two processes is stopped (SIGSTOP) in the middle of the run: the other says so in a line, with code 2. And one that
+    is aborted, as by NCCL's watchdog, says where it was."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         env = os.environ | dict(OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
-    ranks = [subprocess.Popen([sys.executable, "prime.py", *arguments, "--max_steps=500", "--timeout_minutes=0.2", f"--out_dir={tmp_path}"],
+    own = arguments if script == "prime.py" else [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--epochs=1000"]
+    ranks = [subprocess.Popen([sys.executable, script, *own, "--max_steps=500", "--timeout_minutes=0.2", f"--out_dir={tmp_path}"],
                               cwd=ROOT, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
                               stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     log = tmp_path / "metrics.jsonl"
@@ -259,10 +262,12 @@ def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, argu
         time.sleep(0.05)
     ranks[1].send_signal(signal.SIGSTOP)
     errors = ranks[0].communicate(timeout=120)[1]
-    ranks[1].kill()
-    ranks[1].communicate()
+    ranks[1].send_signal(signal.SIGABRT)
+    ranks[1].send_signal(signal.SIGCONT)
+    trace = ranks[1].communicate(timeout=60)[1]
     assert ranks[0].returncode == 2 and "Traceback" not in errors, errors
     assert re.search(r"^error: step \d+, \w+: .*timeout_minutes=0.2$", errors, re.M), errors
+    assert re.search(rf"{script}\", line \d+ in main", trace), trace
 
 
 def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):

@@ -1,6 +1,6 @@
 r"""
-The one judge of answers: generate.py, prime.py and evaluate.py import it unchanged. Maths first, then the pool of workers, the
-sandbox for programs (run_python), and code rewards (grade_code).
+The one judge of answers: generate.py, prime.py and evaluate.py import it unchanged. Maths first, then the pool of workers, then
+code rewards (grade_code); programs run in the sandbox of runs/sandbox.py.
 
     >>> grade_math(r"... so its area is \boxed{\tfrac12\text{ cm}^2}.", "0.5")
     True
@@ -8,17 +8,14 @@ sandbox for programs (run_python), and code rewards (grade_code).
 A parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify), at four
 random points if it has variables: exactly while it stays rational, else to 220 digits. README has the rules of what is equal.
 """
-import concurrent.futures, contextlib, functools, itertools, json, math, os, re, resource, signal, subprocess, sys, tempfile
-import textwrap, time, unicodedata, zlib
+import concurrent.futures, contextlib, functools, itertools, json, math, os, re, resource, signal, textwrap, time, unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
-from multiprocessing import connection
-from pathlib import Path
 
 import mpmath  # sympy's arithmetic
 import sympy
 
-from runs.sandbox import PRCTL, PRELUDE, SCRATCH, serve
+from runs.sandbox import PRCTL, PRELUDE, GraderError, RunResult, ask, isolation, run_python, serve  # noqa: F401
 
 MAX_CHARS, MAX_BITS = 20_000, 64_000
 class Unparsed(Exception): "not mathematics that we can read, or too costly to work out"
@@ -412,8 +409,6 @@ def grade_math(response, gold, fallback=False, *, parity=False, tolerance=None):
     return is_equiv(extract_answer(response, fallback), gold, parity=parity, tolerance=tolerance)
 
 # --- grading at scale
-class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
-
 class Score(float):
     'a grade in [0, 1]; failure: None, or why it is 0.0: "timeouts", and of maths "crashes" (a dead child) or "unparsed"'
     def __new__(cls, value, failure=None):
@@ -449,46 +444,9 @@ class Grader:
         if reference["ability"] == "code":
             score = grade_code(response, gold, self.timeout, self.code_timeout)
         else:
-            score = Score(*ask(self.idle, "math", self.timeout, [response, gold, reference.get("tolerance"), *self.options]))
+            score = Score(*ask(self.idle, __file__, None, self.timeout, [response, gold, reference.get("tolerance"), *self.options]))
         self.failures += [score.failure] * (score.failure is not None)
         return score
-
-# --- child processes: `python grader.py` judges answers, runs/sandbox.py forks programs. They speak JSON
-def ask(idle, level, seconds, *messages):
-    "the reply of an idle child, or of a new one; (0.0, failure) if it is late or dies"
-    try:
-        while (child := idle.pop()).poll() is not None:  # it has died meanwhile
-            pass
-    except IndexError:
-        child = start(level)
-    failure = "crashes"
-    with contextlib.suppress(OSError, EOFError):
-        for message in messages:
-            child.pipe.send_bytes(json.dumps(message).encode())
-        if child.pipe.poll(seconds):
-            reply = json.loads(child.pipe.recv_bytes())
-            idle.append(child)
-            if isinstance(reply, str):
-                raise GraderError(reply)
-            return reply
-        failure = "timeouts"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # bubblewrap and what is in it
-    child.wait()
-    return 0.0, failure
-
-def start(level):
-    "a child that is ready"
-    file = os.path.abspath(__file__) if level == "math" else SANDBOX
-    command, (ours, theirs) = [*box(level), sys.executable, file], connection.Pipe()
-    with contextlib.suppress(OSError, EOFError):
-        child = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
-                                 start_new_session=True, env=os.environ if level == "math" else ENVIRONMENT)
-        theirs.close()
-        child.pipe = ours
-        if ours.poll(60) and ours.recv_bytes():
-            return child
-    raise GraderError(f"a child process ({level}) does not start")
 
 def judge_item(response, gold, tolerance, memory_mb, fallback, parity):
     with contextlib.suppress(ValueError):  # macOS has no such limit
@@ -496,54 +454,6 @@ def judge_item(response, gold, tolerance, memory_mb, fallback, parity):
     answer = extract_answer(response, fallback)
     right, unparsed = (False, False) if answer is None else verdict(answer, gold, parity, tolerance)
     return float(right), "unparsed" if unparsed else None
-
-# --- programs that a model wrote
-SANDBOX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runs", "sandbox.py")
-ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", HOME=".", TMPDIR=".", CUDA_VISIBLE_DEVICES="",
-                   OMP_NUM_THREADS="1", PYTHONUTF8="1", PYTHONHASHSEED="0", PYTHONNOUSERSITE="1")
-RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
-IDLE = {}  # children for programs, without work, by level and interpreter
-os.register_at_fork(after_in_child=IDLE.clear)
-
-@functools.cache
-def isolation(sandbox=None):
-    """What separates programs from this machine (README: The sandbox): the first level that works. RuntimeError if none does,
-    or not the first although sandbox="required", now or before (PRIME_SANDBOX in the environment)."""
-    sandbox = "required" if "required" in (sandbox, os.environ.get("PRIME_SANDBOX")) else "auto"
-    for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
-        with contextlib.suppress(GraderError):
-            if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
-                os.environ["PRIME_SANDBOX"] = sandbox
-                return level
-    raise RuntimeError(f"sandbox={sandbox!r} cannot be had on this machine")
-
-def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, prelude="", test=None):
-    """Run a program in the sandbox -> RunResult, or that of a `test` of it (see examine). `timeout`: seconds of wall clock;
-    `memory_mb`: address space of each of its processes; `level`: see isolation. One thread, no GPU. stderr is shortened as
-    NuminaMath shows it to the model. Thread-safe: each concurrent call has a child of its own."""
-    level, messages = level or isolation(), [[code, stdin, prelude, timeout, memory_mb, bool(test)], *[test] * bool(test)]
-    for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle child may be about to end, a new one is not
-        stdout, stderr, *end = ask(idle, level, timeout + 10, *messages)
-        if end:
-            return RunResult(stdout, stderr, *end)
-    return RunResult("", "", 128 + signal.SIGKILL, False)  # it has stopped or killed its parent, twice
-
-def box(level):
-    "the command that isolates another: it is process 1 of namespaces, and bubblewrap shows it the interpreter only, read-only"
-    if level == "namespaces":
-        rights = "--map-current-user --keep-caps" if os.getuid() else ""  # for the mount; setpriv gives them back
-        script = f'mount -t tmpfs -o size=64m,mode=1777 - {SCRATCH} && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
-        return [*f"unshare --net --ipc --pid --fork --mount-proc {rights} sh -c".split(), script, "sh"]
-    if level != "bubblewrap":
-        return []
-    words = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
-    words += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split() * (os.getuid() == 0)
-    paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, SANDBOX]
-    for path in sorted({form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}):
-        for folder in [*Path(path).parents][-2::-1]:
-            words += "--perms", "0755", "--dir", folder  # else root's alone
-        words += "--ro-bind-try", path, path
-    return [*words, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
 
 # --- code rewards
 def grade_code(response, tests, timeout=10.0, total=math.inf):

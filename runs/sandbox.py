@@ -1,9 +1,11 @@
 """
-The inside of the sandbox: grader.py starts this file as a process of its own, in bubblewrap or namespaces, and asks it to run
-programs. It has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours and knows no answers.
+The sandbox for programs that models write. run_python starts this file as a process of its own, in bubblewrap or namespaces, and
+asks it to run programs. That child has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours and
+knows no answers. The same way to start and ask children serves grader.py, whose own judge answers.
 """
-import ast, atexit, builtins, contextlib, ctypes, gc, json, math, os, re, resource, secrets, select, shutil, signal, sys
-import tempfile, threading, time, traceback
+import ast, atexit, builtins, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal
+import subprocess, sys, tempfile, threading, time, traceback
+from collections import namedtuple
 from multiprocessing import connection
 from pathlib import Path
 
@@ -12,6 +14,90 @@ ERROR_LIMIT = 64 << 10  # bytes of stderr that the caller gets
 SCRATCH = "/dev/shm"  # where programs in namespaces may write: 64 MB in memory
 PRCTL = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # macOS has none
 
+ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", HOME=".", TMPDIR=".", CUDA_VISIBLE_DEVICES="",
+                   OMP_NUM_THREADS="1", PYTHONUTF8="1", PYTHONHASHSEED="0", PYTHONNOUSERSITE="1")
+RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
+IDLE = {}  # children for programs, without work, by level and interpreter
+os.register_at_fork(after_in_child=IDLE.clear)
+class GraderError(RuntimeError): "the grader itself failed: a bug to mend, never a reward"
+
+# --- the caller's side: children, processes that answer its questions, in JSON
+def ask(idle, file, level, seconds, *messages):
+    "the reply of an idle child that runs this file, or of a new one; (0.0, failure) if it is late or dies"
+    try:
+        while (child := idle.pop()).poll() is not None:  # it has died meanwhile
+            pass
+    except IndexError:
+        child = start(file, level)
+    failure = "crashes"
+    with contextlib.suppress(OSError, EOFError):
+        for message in messages:
+            child.pipe.send_bytes(json.dumps(message).encode())
+        if child.pipe.poll(seconds):
+            reply = json.loads(child.pipe.recv_bytes())
+            idle.append(child)
+            if isinstance(reply, str):
+                raise GraderError(reply)
+            return reply
+        failure = "timeouts"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # bubblewrap and what is in it
+    child.wait()
+    return 0.0, failure
+
+def start(file, level):
+    "a child that is ready; for programs, at a level, it is alone in an environment of its own"
+    command, (ours, theirs) = [*box(level), sys.executable, os.path.abspath(file)], connection.Pipe()
+    with contextlib.suppress(OSError, EOFError):
+        child = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
+                                 start_new_session=True, env=ENVIRONMENT if level else os.environ)
+        theirs.close()
+        child.pipe = ours
+        if ours.poll(60) and ours.recv_bytes():
+            return child
+    raise GraderError(f"a child process ({file}, {level}) does not start")
+
+@functools.cache
+def isolation(sandbox=None):
+    """What separates programs from this machine (README: The sandbox): the first level that works. RuntimeError if none does,
+    or not the first although sandbox="required", now or before (PRIME_SANDBOX in the environment)."""
+    sandbox = "required" if "required" in (sandbox, os.environ.get("PRIME_SANDBOX")) else "auto"
+    for level in ("bubblewrap", "namespaces", "limits")[:1 if sandbox == "required" else 3]:
+        with contextlib.suppress(GraderError):
+            if run_python("print(6 * 7)", timeout=60, level=level).stdout == "42\n":
+                os.environ["PRIME_SANDBOX"] = sandbox
+                return level
+    raise RuntimeError(f"sandbox={sandbox!r} cannot be had on this machine")
+
+def run_python(code, stdin="", timeout=10.0, memory_mb=1024, level=None, prelude="", test=None):
+    """Run a program in the sandbox -> RunResult, or that of a `test` of it (see examine). `timeout`: seconds of wall clock;
+    `memory_mb`: address space of each of its processes; `level`: see isolation. One thread, no GPU. stderr is shortened as
+    NuminaMath shows it to the model. Thread-safe: each concurrent call has a child of its own."""
+    level, messages = level or isolation(), [[code, stdin, prelude, timeout, memory_mb, bool(test)], *[test] * bool(test)]
+    for idle in IDLE.setdefault((level, sys.executable), []), []:  # an idle child may be about to end, a new one is not
+        stdout, stderr, *end = ask(idle, __file__, level, timeout + 10, *messages)
+        if end:
+            return RunResult(stdout, stderr, *end)
+    return RunResult("", "", 128 + signal.SIGKILL, False)  # it has stopped or killed its parent, twice
+
+def box(level):
+    "the command that isolates another: it is process 1 of namespaces, and bubblewrap shows it the interpreter only, read-only"
+    if level == "namespaces":
+        rights = "--map-current-user --keep-caps" if os.getuid() else ""  # for the mount; setpriv gives them back
+        script = f'mount -t tmpfs -o size=64m,mode=1777 - {SCRATCH} && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
+        return [*f"unshare --net --ipc --pid --fork --mount-proc {rights} sh -c".split(), script, "sh"]
+    if level != "bubblewrap":
+        return []
+    words = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
+    words += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split() * (os.getuid() == 0)
+    paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, os.path.abspath(__file__)]
+    for path in sorted({form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}):
+        for folder in [*Path(path).parents][-2::-1]:
+            words += "--perms", "0755", "--dir", folder  # else root's alone
+        words += "--ro-bind-try", path, path
+    return [*words, *f"--perms 1777 --size {64 << 20} --tmpfs {SCRATCH} --remount-ro /dev --remount-ro /".split()]
+
+# --- the child's side
 def serve(answer, traces=bool):
     """The life of a child: it answers requests, JSON over its standard input, and ends with its caller; or when the traces that
     requests leave are not those of the beginning."""

@@ -34,7 +34,7 @@ LEVELS = [level for level in ("bubblewrap", "namespaces", "limits") if works(lev
 
 
 def use(request, monkeypatch):
-    monkeypatch.setattr(grader, "isolation", lambda sandbox="auto": request.param)
+    monkeypatch.setattr(sandbox, "isolation", lambda sandbox="auto": request.param)
     monkeypatch.setattr(sys, "executable", interpreter(request.param))
     return request.param
 
@@ -151,7 +151,7 @@ def test_programs_are_forked_from_a_loaded_interpreter(bubblewrap):
 
 def test_a_killed_template_is_replaced(any_level):
     grader.run_python("print(1)")
-    for templates in grader.IDLE.values():
+    for templates in sandbox.IDLE.values():
         for template in templates:
             template.kill(), template.wait()
     assert grader.run_python("print(1)").stdout == "1\n"
@@ -346,9 +346,9 @@ def test_no_descriptors_and_no_privileges(level):
 def test_required(monkeypatch):
     grader.isolation.cache_clear()
     assert grader.isolation() == LEVELS[0]
-    monkeypatch.setattr(grader.subprocess, "Popen", lambda words, popen=grader.subprocess.Popen, **kw: popen(
+    monkeypatch.setattr(sandbox.subprocess, "Popen", lambda words, popen=sandbox.subprocess.Popen, **kw: popen(
         words if words[0] != "bwrap" else ["no-such-program"], **kw))
-    monkeypatch.setattr(grader, "IDLE", {})
+    monkeypatch.setattr(sandbox, "IDLE", {})
     grader.isolation.cache_clear()
     with pytest.raises(RuntimeError, match="required"):
         grader.isolation("required")

@@ -13,6 +13,7 @@ import prime
 import sft
 from conftest import call, read_jsonl, write_jsonl
 from generate import Sample, run_tool, sample
+from runs import sandbox
 
 CPU = torch.device("cpu")
 
@@ -306,8 +307,8 @@ def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
     with pytest.raises(generate.UserError, match="sandbox='off'"):
         generate.announce_sandbox("off", False)
     grader.isolation.cache_clear()
-    monkeypatch.setattr(grader, "box", lambda kind: ["/nowhere/bwrap"])
-    monkeypatch.setattr(grader, "IDLE", {})
+    monkeypatch.setattr(sandbox, "box", lambda kind: ["/nowhere/bwrap"])
+    monkeypatch.setattr(sandbox, "IDLE", {})
     try:
         with pytest.raises(generate.UserError, match="apt install bubblewrap"):
             generate.announce_sandbox("required", True)

@@ -8,7 +8,8 @@ code rewards (grade_code); programs run in the sandbox of runs/sandbox.py.
 A parser of our own computes the value of an answer as it reads it (nothing that a model wrote reaches eval or sympify), at four
 random points if it has variables: exactly while it stays rational, else to 220 digits. README has the rules of what is equal.
 """
-import concurrent.futures, contextlib, functools, itertools, json, math, os, re, resource, signal, textwrap, time, unicodedata, zlib
+import concurrent.futures, contextlib, functools, itertools, json, math, os, re, resource, signal, textwrap, time
+import unicodedata, zlib
 from collections import namedtuple
 from fractions import Fraction
 
@@ -23,7 +24,7 @@ class Unparsed(Exception): "not mathematics that we can read, or too costly to w
 # --- from a response to the text of its answer
 BRACED = functools.reduce(lambda inner, _: r"(?:[^{}\\]++|\\.|{%s})*+" % inner, range(40), "")  # balanced braces
 BOX = re.compile(r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*(?:{(%s)}|(\d))" % BRACED, re.S)
-GLUE = re.compile(r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b)*")
+GLUE = re.compile(r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b|\b[a-z](?:_\d)?\s*=)*")
 PHRASE = re.compile(r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s*]*|^(?:A|####):?\s", re.I | re.M)
 FORMULA = re.compile(r"(?<!\$)\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)", re.S)
 
@@ -49,43 +50,61 @@ def from_prose(response):
     return next(filter(None, found[0 if before and found[0].start() == 0 else -1].groups())) if found else None
 
 def golds(gold):
-    "the texts that count as right: a string, the box or last phrase of a solution (if it is no word there), of a list each"
+    r"""The texts that count as right: a string, the box or last phrase of a solution (if it is no word there), of
+    \textbf{(B)} 7 also B and 7, of a list each."""
     if isinstance(gold, (list, tuple)):
         return [text for item in gold for text in golds(item)]
     phrase = re.search(r"answer is:?\s*(?:\$(.+?)\$|([-+*/^().\d\s]+?)\.?\s*$)", str(gold))
-    return [extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)]
+    text = extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)
+    choice = re.fullmatch(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)(?:[\s\\~]*}|}[\s\\~]*)(?=\S)(.+)", text)
+    return [text, *choice.groups()] if choice else [text]
 
 # --- from text to tokens: numbers, letters, \commands, _indices, @words@ and signs
-SIGNS = dict(zip("−–—∗÷∕⁄º′’％;&", "---*///°''%,,")) | {s[0]: f"\\{s[1:]} " for s in """×times ·times ⋅times ≤le ≥ge ≠ne
-    ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi
-    ∠angle ∖setminus""".split()}
-SIGNS = str.maketrans(SIGNS | {c: f"{'^_'[k > 9]}{k % 10}" for k, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉")})
+SIGNS = str.maketrans(dict(zip("−–—∗÷∕⁄º′’％;&", "---*///°''%,,")) | {c: f" {c}" for c in "½⅓⅔¼¾⅛⅜⅝⅞"} | {
+    s[0]: f"\\{s[1:]} " for s in """×times ·times ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi
+    ∠angle ∖setminus αalpha βbeta γgamma δdelta θtheta λlambda μmu ρrho σsigma φphi ωomega ΔDelta ΩOmega""".split()})
 FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc log lg exp sqrt abs floor ceil max min
     gcd lcm""".split()
 SAME = dict(pair.split(":") for pair in """ln:log le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!=
     approx:~ simeq:~ equiv:= cdot:* times:* div:/ bmod:# mod:# vert:| mid:| lbrace:{ rbrace:} langle:( rangle:)
-    varnothing:emptyset infinity:infty choose:binom backslash:setminus
-    exponentialE:e percent:% pct:% percentage:% and:, or:,""".split())
+    varnothing:emptyset infinity:infty choose:binom backslash:setminus smallsetminus:setminus exponentialE:e
+    varphi:phi varepsilon:epsilon vartheta:theta percent:% pct:% percentage:% and:& or:,""".split())
 NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
     (r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])", " "),
     (r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)", ","),  # 14{,}916
-    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits|boldsymbol|vec|hat|math(?:bf|it|sf|cal)|bf|rm)(?![a-zA-Z])\.?", " "),
-    (r"\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),  # 14\,916, np.sqrt
+    (r"\\left\s*\\{(?=\s*\\begin)(.*?)\\right\s*\.", r"\1"),
+    (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", " "),
+    (r"\\(?:displaystyle|limits|boldsymbol|vec|hat|math(?:bf|it|sf|cal)|bf|rm)(?![a-zA-Z])", " "),
+    (r"\\!\s*|{}(?=\s*\^)|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])", ""),  # 14\,916, np.sqrt
     *[(rf"(?<=[\d}}])\s*(\\text\s*{{)?\s*\b{word}s?\b", rf"*10^{zeros} \1")  # 5 million
       for word, zeros in dict(hundred=2, thousand=3, million=6, billion=9).items()],
-    (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\pmod", r"\\bmod"), (r"-\s*(?=\\{)", r"\\setminus "),
+    (r"(?<=\d)\s*x\s*(?=10\s*\^)", "*"),  # 3 x 10^8
+    (r"(?<=\d):00(?!\d)", ""),
+    (r"(?i)(?<=\d)\s*(\\text\s*{)?\s*\b([ap])\.?m\b\.?", lambda m: f" {m[1] or ''}{m[2].lower()}m"),
+    (r"^\*\*(.*)\*\*$", r"\1"), (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\not\s*=", r"\\ne "),
+    (r"\\[lc]dots|\\dots[bcim]|\.\.\.", r"\\dots "),
+    (r"{([^{}]*)\\choose(?![a-z])([^{}]*)}", r"\\binom{\1}{\2}"),
+    (r"\\pmod\s*{?(\w+)}?", r"(\\mod \1)"),
+    (r"\(\s*(?:\\mod|\\[bp]mod|\\(?:text|mathrm)\s*{\s*mod\s*}|mod)\s*{?(\w+)}?\s*\)", r"\\bmod{\1}@≡\1@"),  # its unit
+    (r"(?:,|\\text\s*{|\\q?quad|\s)*(?:\bfor (?:all|any|every)(?: real)?\b|\\forall)[\s}$]*[a-z]"
+     r"(?:\s*\\in\s*\\mathbb\s*{?[RNZQ]}?)?$", ""),
+    (r",\s*(?=[=<>])|\\text\s*{\s*(?:if|for|when)\s*}", " "),  # in systems and cases
     (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
-    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases)}", "⟦⟦"),  # a matrix is a tuple of its rows
-    (r"(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases)}", "⟧⟧"), (r"\\\\|\\(?=[-\d])", "⟧, ⟦"),
-    (r"\\{ ?(\w) ?(?:\\mid|[|:])((?:[^{}]|{[^{}]*})*)\\}", r"\2"),  # the set of all x with x > 2
+    (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases|aligned|align\*)}", "⟦⟦"),  # a matrix is a tuple of its rows
+    (r"[,;.]?\s*(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases|aligned|align\*)}", "⟧⟧"),
+    (r"[,;.]?\s*\\\\|\\(?=[-\d])", "⟧, ⟦"),
+    (r"\\{ ?(\w) ?(?:\\in ?\\mathbb ?{?R}? ?)?(?:\\mid|[|:])((?:[^{}]|{[^{}]*})*)\\}", r"\2"),  # the set of all x with x > 2
+    (r"-\s*(?=\\{)", r"\\setminus "),
     (r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]", " "),
-    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
-    (r"arc(?=sin|cos|tan)", "a"), (r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}", r"\\a\1"),
+    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"),
+    (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
+    (r"arc(?=sin|cos|tan)", "a"),
+    (r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}", r"\\a\1"),
     (r"\\?sqrt\s*\[([^\[\]]*)\]", r"\\sqrt_{\1}"),
     (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
-    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z]))(?:\s*[CF]\b)?", "°"),
+    (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z])|°)(?:\s*(?:\\(?:text|mathrm)\s*{\s*)?[CF]\b}?)?", "°"),
     (r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*{(?:th|st|nd|rd)}|th\b)\s*}?", ""),  # the 5^{th}
     (r"(?<=\w[a-z])\.(?= )", ""),  # sq. ft.
     (r"\\mathbb\s*{?\s*R(?:\s*})?", r"(-\\infty,\\infty)"),
@@ -99,9 +118,12 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])", r"\\frac{\1}{\2}"),  # 1/2x
     (r"(?<![\w.^])([\d.]+)[\s']*'(?!\s*\d)", r"\1"),  # feet
     (r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?", r"\1e\2")]]
-WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{([^{}]*)}")
-UNIT = re.compile(r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:(?:[ckm]?m|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|th|st|nd|rd|seconds?|minutes?)"
-                  rf"\b(?![({{])(?:/[hs]\b)?|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)(?: [a-z]{{2,}}\b)*")
+WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{((?:[^{}]|\^\s*{-?\d+})*)}")
+UNIT = re.compile(
+    r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:"
+    r"(?:[ckm]?m|m[lL]|min|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|k?Hz|k[JWN]|eV|th|st|nd|rd|seconds?|minutes?)\b(?![({])(?:/[hs]\b)?"
+    rf"|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)"
+    r"(?: (?!or\b|and\b)[a-z]{2,}\b)*")
 NUMBER = r"[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?(?![^(\[]{0,99}[)\]])|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?!\d))?"
 TOKEN = re.compile(rf"\s*(?:(\\[a-zA-Z]+|{'|'.join(f for f in FUNCTIONS if len(f) > 2)}|(?:{NAMES})(?![a-zA-Z]))"  # a name
                    r"|(?=[a-zA-Z]{4})([A-Z]?[a-z]{0,20}[aeiou][a-z]{0,20}(?![a-zA-Z]))"  # a word
@@ -112,26 +134,37 @@ def unwrap(m):
     text = re.sub(r"[@\\]", " ", m[2]).strip()
     if text in FUNCTIONS or m[1][0] == "o":
         return f"\\{text} "
-    unit = re.search(r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\\cdot|/))\s*$", m.string[:m.start()]) and text not in "eiId"
+    if number := re.fullmatch(r"(-?\d[\d,./]*) ?([a-zA-Z][a-zA-Z ]*)", text):
+        return f" {number[1]} @{number[2]}@"
+    before = r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\^\s*{?-?\d+}?\s*)?(?:\\cdot|/))\s*$"
+    unit = re.search(before, m.string[:m.start()]) and text not in "eiId"
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
+def as_unit(m):
+    "5 m and 2.5e-3 m are lengths, but in 1+2m, (a+b)h and 2m^2-m a letter is a variable"
+    before, after = (re.split(r"[=,~@]|\b(?:or|and)\b|\\approx", text) for text in (m.string[:m.start()], m.string[m.end():]))
+    number = r"\s*-?(?:[\d.,(){}^*/!\s]|(?<=[{(e])-|e(?=-?\d)|\\(?:frac|sqrt|pi|times|cdot)(?![a-z]))*"
+    alone = re.fullmatch(number, before[-1]) and re.fullmatch(r"\s*(?:\^\s*{?-?\d}?)?[\s)}\].]*", after[0])
+    return f"@{m[0].strip()}@" if alone or len(m[0].strip()) > 1 else m[0]
+
 def clean(text):
     "one spelling for what people write in many"
-    text = " ".join(unicodedata.normalize("NFKC", text[:2 * MAX_CHARS].translate(SIGNS)).translate(SIGNS).split())
+    text = re.sub("([⁰¹²³⁴-⁹⁻ⁿ]+)|[₀-₉]+", lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", text[:2 * MAX_CHARS])
+    text = " ".join(unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS).split())
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
-    for pattern, new in [*REWRITES, (WORDS, unwrap), (UNIT, lambda m: f"@{m[0].strip()}@")]:
+    for pattern, new in [*REWRITES, (WORDS, unwrap), (UNIT, as_unit)]:
         text = " ".join(pattern.sub(new, text).split())  # on long runs of blanks patterns take quadratic time
     text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))
-    return text.strip(" =").rstrip(".,: ")
+    return re.sub(r"^\\(?:approx|simeq)\b", "", text.strip(" =")).rstrip(".,: ")
 
 def tokenize(text):
     tokens, bars = [], itertools.cycle(["\\lvert", "\\rvert"])
     for name, word, other in TOKEN.findall(text):
         name = SAME.get(name.strip("\\"), name.strip("\\"))
         token = "\\" + name if name.isalpha() and len(name) > 1 else name or word and "@" + word or other
-        tokens += [next(bars) if token == "|" else token] if token != "," or tokens[-1:] != [","] else []  # "2, and 3"
+        tokens += [next(bars) if token == "|" else token] if token not in ",&" or tokens[-1:] != [","] else []  # "2, and 3"
     return tokens
 
 # --- arithmetic at one point: with fractions, else in mpmath; long numbers, powers and factorials are refused
@@ -178,7 +211,7 @@ RELATIONS = "= < > <= >= != ~ \\in".split()
 LEVEL = dict(zip(["@", "\\cap", "\\setminus", *"+-*/:#"], (1, 1, 1, 2, 2, 3, 3, 3, 3)))  # of what follows an operand
 LEVEL |= dict.fromkeys("^!%°_'", 6)
 LEVEL |= dict.fromkeys([*CLOSERS, *("\\" + name for name in FUNCTIONS)], 4)  # others, as in 2x, have 5
-LEVEL |= dict.fromkeys([",", "\\cup", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
+LEVEL |= dict.fromkeys([",", "&", "\\cup", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
 CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf, "%": Fraction(1, 100), "°": mp.pi / 180}
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items) if len(items) != 1 else items[0]
@@ -191,20 +224,25 @@ def binding(token): return LEVEL.get(token[:1] if token[:1] in ("@", "_") else t
 @functools.lru_cache(256)
 def parse(text):
     "the value of a cleaned text; +- gives a list of both"
+    if re.search(r"(?<![\w.^}])[\d.]+ \d", text):
+        raise Unparsed("two numbers side by side")
     both = dict.fromkeys(text.replace("\\pm", plus).replace("\\mp", minus) for plus, minus in ("+-", "-+"))
     return collection([bracket("", ["", *reversed(tokenize(one))]) for one in both])
 
 def bracket(opener, tokens):
     "the value of a list up to the end of its bracket. Here and below tokens are in reversed order, and what is read is popped"
-    items, closer, unions = [], tokens.pop() if tokens[-1] in CLOSERS[opener] else ",", 0
-    while closer in (",", "\\cup"):
+    items, signs, closer = [], set(), tokens.pop() if tokens[-1] in CLOSERS[opener] else ","
+    while closer in (",", "&", "\\cup"):
+        signs.add(closer)
         items.append(relation(tokens))
         closer = tokens.pop()
-        unions += closer == "\\cup"
     if closer not in CLOSERS[opener]:
         raise Unparsed("brackets")
-    if unions:
+    if "\\cup" in signs:
         return combine("\\cup", *items)
+    if "&" in signs and all(x.signs and {*x.signs} <= {"<", "<=", "!="} and equal(x.name, items[0].name) for x in items):
+        both = combine("\\cap", *items)
+        items = items if both.xs else [both]  # x > 2 and x < 5; but x < 2 and x > 5, which is nowhere, are meant as two
     return compute(opener, *items) if opener in TABLE else collection(items, opener[-1:] + closer[-1:])
 
 def relation(tokens):
@@ -232,8 +270,8 @@ def relation(tokens):
 
 def is_name(text):
     "can an equation give it a value: x, f(2), AB, |AB|, dy/dx, angle APC?"
-    rest = re.sub(r"_\s*(?:{[^{}]*}|.)|\^{-1}(?=\()|(?<=[a-zA-Z'}])\([^()]*\)|\\(?:lim|sum).*", "", text)
-    return re.fullmatch(r"[a-zA-Z\s\\:/,(){}'@]*", rest) and not re.search(r"\\(?:pi|infty|sqrt|empty)", rest)
+    rest = re.sub(r"_\s*(?:{[^{}]*}|.)|\^{-1}(?=\()|(?<=[a-zA-Z'}])\([^()]*\)|\\(?:lim|sum|int|prod).*", "", text)
+    return re.fullmatch(r"[a-zA-Z\s\\:/,(){}'@\[\]⟦⟧]*", rest) and not re.search(r"\\(?:pi|infty|sqrt|empty)", rest)
 
 def expression(tokens, lowest=0):
     "the value of an operand and of all that binds to it tighter than the lowest level"
@@ -241,6 +279,8 @@ def expression(tokens, lowest=0):
     while (level := binding(tokens[-1])) > lowest:
         sign = tokens.pop() if level not in (4, 5) else "*"
         if sign[0] in "%°@_'":
+            if re.search(r"\b(?:even|odd|prime|or more|or less|at most|at least)\b", sign):
+                raise Unparsed("a condition")
             value = value._replace(unit=value.unit or re.sub(r"[@{}\s.]", "", sign))
         elif level == 1:
             value = combine(sign, value, expression(tokens, level))
@@ -257,6 +297,8 @@ def combine(sign, *sets):
         found = SETS[sign](*[region(s, ends) for s in sets])
     except Unparsed:
         others = [x for other in others for x in other]
+        if sign != "\\cup" and any(map(is_tuple, first + others)):
+            raise
         return collection(first + others if sign == "\\cup" else [
             x for x in first if any(equal(x, y) for y in others) == (sign == "\\cap")])
     items = []
@@ -299,7 +341,18 @@ def operand(tokens, lowest):
         raise Unparsed("no operand")
     while tokens[-1][:1] in ("_", "'"):  # its indices and primes
         token += re.sub(r"[@{}\s]", "", tokens.pop())
+    if token.strip("'") == "f" and tokens[-1] == "(":
+        return unknown(token, operand(tokens, 6))
     return variable(token.strip("@ ").lower() if token[0] == "@" else token)
+
+def unknown(name, argument):
+    "a function f of which nothing is known: a random number for each value of its argument"
+    columns = [x.xs for x in argument.items or [argument]]
+    if not all(columns):
+        raise Unparsed("argument")
+    points = zip(*[xs * (4 // len(xs)) for xs in columns])
+    names = [name + str([str(x) if exact(x) else mp.nstr(x, 99) for x in point]) for point in points]
+    return Value([variable(text).xs[k] for k, text in enumerate(names)])
 
 def function(name, tokens):
     "sin x, sin^2 x, sin(x), log_2 8, sqrt_3 x, max(a, b)"
@@ -351,6 +404,8 @@ def same_number(g, a, parity=False, tolerance=None):
 
 def same_relation(g, a):
     "equations up to a constant factor, inequalities up to a positive one"
+    if len(g.signs) > 1 and g.signs == a.signs and all(map(equal, g.sides, a.sides)):
+        return True
     if g.signs != a.signs or len(g.signs) > 1 or not all(side.xs for side in g.sides + a.sides):
         return False
     difference = compute("-", *g.sides)
@@ -358,13 +413,21 @@ def same_relation(g, a):
     return len({*difference.xs}) > 1 < len(ratio) and all(
         r and close(r, ratio[0]) and (g.signs[0][0] != "<" or mp.re(r) > 0) for r in ratio)
 
+def spread(v):
+    "(x, y) = (1, 2) as x = 1, y = 2"
+    if not (v.name and v.name.items and len(v.name.items) == len(v.items)):
+        return v
+    return collection([x._replace(signs=("=",), sides=(name, x), name=name) for name, x in zip(v.name.items, v.items)])
+
 def equal(g, a, *rules):
     "does the value a answer the gold g?"
+    if all(x.signs for v in (g, a) for x in members(v)):
+        g, a = spread(g), spread(a)
     if g.signs and a.signs:
         return same_relation(g, a) or equal(g.name, a.name) and equal(g._replace(signs=()), a, *rules)
     if g.xs and a.xs:
-        units = {v.unit if len(v.unit) < 4 else "" for v in (g, a)}  # only abbreviations must agree
-        same = units == {"", "%"} and same_number(plain(g), plain(a), *rules)
+        units = {v.unit if len(v.unit) < 4 or not v.unit[0].islower() else "" for v in (g, a)}  # cm, May and _8 must agree
+        same = len(units) > 1 and "°" not in units and same_number(plain(g), plain(a), *rules)  # 50% is 0.5, 5g 5 times g
         return same or (len(units) == 1 or "" in units and not {"_", "'"} & {*"".join(units)}) and same_number(g, a, *rules)
     if is_tuple(g) or is_tuple(a):
         brackets = {g.brackets, a.brackets} - {"⟦⟧"}
@@ -381,12 +444,15 @@ def judge(answer, gold, parity, tolerance):
     if parity:  # without bases and kinds of brackets
         answer, gold = (re.sub(r"(?<=\d)_({\d+}|\d+)", "", t).replace("[", "(").replace("]", ")") for t in (answer, gold))
     if re.fullmatch(r"\(?[A-F]\)?", gold):
-        answer = re.sub(r"^\(?([A-F])[).:]\W+\S.*", r"\1", answer, flags=re.S)  # "(B) 12" is choice B
+        one_letter = r"@?\(?([A-F])[).:](?:\W+(?=\S)(?:(?!\b[A-F]\b(?! [a-z])).)*)?"  # "(B) 12" is choice B, "(B), (C)" is none
+        answer = re.sub(rf"^{one_letter}$", r"\1", answer, flags=re.S)
     words = re.search("[a-z]{3}", gold, re.I) and not re.search(r"[\d\\^_=+{|]", answer + gold)
     signs = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})" if words else r"[@\\]|(?<![\d,])\s|\s(?!\d)|\s(?=\d{3}\b)"
     x, y = (re.sub(signs, "", t, flags=re.I).strip(".") for t in (answer, gold))
     if x == y or words and len(y) > 1 and x.lower() == y.lower():
         return x != ""
+    if re.fullmatch("[A-Z]{3,}|[IVX]+", y):  # an order, a numeral: no product
+        return False
     return equal(parse(gold), parse(answer), parity, tolerance)
 
 def verdict(answer, gold, parity=False, tolerance=None):
@@ -444,7 +510,8 @@ class Grader:
         if reference["ability"] == "code":
             score = grade_code(response, gold, self.timeout, self.code_timeout)
         else:
-            score = Score(*ask(self.idle, __file__, None, self.timeout, [response, gold, reference.get("tolerance"), *self.options]))
+            item = [response, gold, reference.get("tolerance"), *self.options]
+            score = Score(*ask(self.idle, __file__, None, self.timeout, item))
         self.failures += [score.failure] * (score.failure is not None)
         return score
 

@@ -83,7 +83,7 @@ def setup_distributed(device, timeout_minutes=60):
 
 @contextmanager
 def waiting_for(phase, minutes):
-    """What goes on while a collective waits too long for a process has a name: UserError (gloo; NCCL ends the process itself)."""
+    """Names the phase in which a process did not come: UserError, of a collective of gloo's (NCCL ends the process itself)."""
     try:
         yield
     except RuntimeError as e:

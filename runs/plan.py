@@ -1,5 +1,5 @@
 """
-The machine of a run, and by arithmetic what is asked of it: --dry_run=True of every script, sft.py's MFU, README's table of memory:
+The machine of a run, and by arithmetic what is asked of it: --dry_run=True, sft.py's MFU, README's table of memory:
 
     python prime.py config/eurus2_prime.py --dry_run=True          # for as many cards as there are, or as torchrun starts
     python -m runs.plan                                            # the table

@@ -1,7 +1,7 @@
 """
-The sandbox for programs that models write. run_python starts this file as a process of its own, in bubblewrap or namespaces, and
-asks it to run programs. That child has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours and
-knows no answers. The same way to start and ask children serves grader.py, whose own judge answers.
+The sandbox for programs that models write. run_python starts this file as a process of its own, in bubblewrap or namespaces,
+and asks it to run programs. That child has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours
+and knows no answers. grader.py starts and asks children in the same way, itself run as a script, to judge answers.
 """
 import ast, atexit, builtins, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal
 import subprocess, sys, tempfile, threading, time, traceback
@@ -13,7 +13,6 @@ OUTPUT_LIMIT, MAX_TASKS = 8 << 20, 16  # bytes of a file, stdout and stderr incl
 ERROR_LIMIT = 64 << 10  # bytes of stderr that the caller gets
 SCRATCH = "/dev/shm"  # where programs in namespaces may write: 64 MB in memory
 PRCTL = getattr(ctypes.CDLL(None), "prctl", lambda *_: None)  # macOS has none
-
 ENVIRONMENT = dict(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8", HOME=".", TMPDIR=".", CUDA_VISIBLE_DEVICES="",
                    OMP_NUM_THREADS="1", PYTHONUTF8="1", PYTHONHASHSEED="0", PYTHONNOUSERSITE="1")
 RunResult = namedtuple("RunResult", "stdout stderr returncode timed_out")  # returncode: 128 + signal if one has ended it
@@ -90,7 +89,7 @@ def box(level):
         return []
     words = "bwrap --unshare-net --unshare-ipc --unshare-pid --unshare-uts --as-pid-1 --proc /proc --dev /dev".split()
     words += "--cap-add CAP_SETUID --cap-add CAP_SETGID".split() * (os.getuid() == 0)
-    paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, os.path.abspath(__file__)]
+    paths = [*"/usr /bin /lib /lib64 /etc/ld.so.cache /etc/alternatives".split(), sys.prefix, sys.base_prefix, __file__]
     for path in sorted({form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}):
         for folder in [*Path(path).parents][-2::-1]:
             words += "--perms", "0755", "--dir", folder  # else root's alone

@@ -63,6 +63,17 @@ SAME = {
     "bases": [("52_8", "52_{8}"), ("4210_7", "4210_7")],
     "text": [("\\text{(B)}", "B"), ("B", "B."), ("B", "\\textbf{(B)}"), ("C", "(C)"), ("B", "(B) 12"), ("5 million", "5000000"), ("5\\text{ million dollars}", "5,000,000"), ("1:2:3", "2:4:6"), ("14 916", "14916"), ("north-east", "\\text{North-East}"), ("northeast", "north-east"), ("\\text{Evelyn}", "evelyn"), ("\\text{no solution}", "No solution"), ("12:00", "12:00"),
              ("\\text{even}", "Even"), ("\\text{6:30 p.m.}", "6:30 p.m."), ("\\infty", "infinity"), ("\\emptyset", "∅")],
+    "letters that are no units": [("2m+1", "1+2m"), ("(m+1)^2", "m^2+2m+1"), ("m(m+2)", "m^2+2m"), ("(m_1+m_2)g", "m_1g+m_2g"), ("\\frac13g", "\\frac{g}{3}"), ("\\frac{(m_1-m_2)g}{m_1+m_2}", "\\frac{m_1-m_2}{m_1+m_2}g"),
+                                  ("8", "x=8m"), ("4.5e-7", "4.5\\times10^{-7} m"), ("5, 6", "5 m \\text{ or } 6 m"), ("g'(x)f(x)+f'(x)g(x)", "f'(x)g(x)+f(x)g'(x)")],
+    "more units": [("25", "25^\\circ\\text{C}"), ("25", "25°C"), ("25^{\\circ}\\mathrm{C}", "25^\\circ C"), ("9.8", "9.8\\ \\mathrm{m/s^{2}}"), ("5", "5\\,\\mathrm{J\\,kg^{-1}\\,K^{-1}}"), ("5", "5\\,\\text{kg}\\cdot\\text{m}^2/\\text{s}"), ("12", "\\text{12 cm}"), ("5", "5 min")],
+    "choices with a value": [("A", "(A) A circle"), ("D", "\\text{(D) none of these}"), ("C", "C)"), ("\\textbf{(D)}\\ 42", "D"), ("\\textbf{(D) }42", "42"), ("\\textbf{(D)}\\ 42", "\\textbf{(D)}")],
+    "moduli": [("x\\equiv 3\\pmod 7", "x\\equiv 3\\ (\\text{mod }7)"), ("x\\equiv 3\\pmod{7}", "x \\equiv 3 (\\bmod 7)"), ("3\\pmod 7", "3")],
+    "unicode": [("1024", "2¹⁰"), ("1.6e-19", "1.6×10⁻¹⁹"), ("x^n", "xⁿ"), ("2.5", "2½"), ("x_{12}", "x₁₂"), ("\\alpha+\\beta", "α+β"), ("\\varphi(n)", "\\phi(n)")],
+    "systems": [("(1,2)", "\\begin{cases} x = 1, \\\\ y = 2. \\end{cases}"), ("x=1,y=2", "\\left\\{\\begin{array}{l}x=1\\\\y=2\\end{array}\\right."), ("x=1,y=2", "\\begin{align*}x&=1\\\\y&=2\\end{align*}"),
+                ("\\begin{cases} 1 & x>0 \\\\ 2 & x<0 \\end{cases}", "\\begin{cases} 1, & \\text{if } x>0 \\\\ 2, & \\text{if } x<0 \\end{cases}"), ("(x,y)=(1,2)", "y=2, x=1"), ("(a,b)=(1,2)", "(b,a)=(2,1)")],
+    "writing": [("3.14", "\\approx 3.14"), ("3e8", "3 x 10^8"), ("\\binom{n}{k}", "{n \\choose k}"), ("1,2,\\dots,10", "1,2,\\ldots,10"), ("\\frac12", "\\int_0^1 x\\,dx=\\frac12"), ("12", "[ABC]=12"), ("10:00 \\text{ a.m.}", "10:00"),
+                ("3:45\\text{ PM}", "3:45 \\text{ p.m.}"), ("(2,\\infty)", "\\{x\\in\\mathbb{R}\\mid x>2\\}"), ("b<a<c", "c>a>b"), ("A<B<C", "C>B>A"), ("2x", "f(x)=2x \\text{ for all } x \\in \\mathbb{R}"), ("5", "**5**"),
+                ("(2,5)", "x>2 \\text{ and } x<5"), ("x<2 \\text{ or } x>5", "x<2 \\text{ and } x>5"), ("f(2x)=1+x", "f(x+x) = x+1")],
 }
 DIFFERENT = {
     "integers": [("102018", "102019"), ("5", "-5"), ("12", "1,2"), ("12", "1,23"), ("12", "[1,2]"), ("100", "10000"), ("12345678901234567890", "12345678901234567891"), ("5", "5.001"),
@@ -85,6 +96,13 @@ DIFFERENT = {
     "bases": [("52_8", "52_9"), ("52_8", "52"), ("42", "52_8")],
     "text": [("\\text{Friday}", "\\text{Fridayx}"), ("B", "C"), ("\\text{(B)}", "\\text{(C)}"), ("B", "A or B"), ("B", "AB"), ("12:00", "1:00"), ("3:45", "4:45"), ("\\text{even}", "\\text{odd}"), ("x", "X"),
              ("\\text{listen}", "\\text{silent}")],
+    "letters that are no units": [("3", "1+2m"), ("m^2+2", "m^2+2m"), ("2", "5-3m"), ("4x+2", "4x+2h"), ("m_1+m_2", "(m_1+m_2)g"), ("\\frac12(a+b)", "\\frac{1}{2}(a+b)h")],
+    "choices with a value": [("A", "(A), (B)"), ("A", "(A)(B)"), ("A", "(A) or (B)"), ("A", "A) 5, B) 6"), ("B", "(B) and (C)"), ("\\textbf{(D)}\\ 42", "\\textbf{(C)}\\ 42"), ("\\textbf{(D)}\\ 42", "41")],
+    "moduli": [("n\\equiv1 \\pmod 8", "n\\equiv 1\\pmod 4"), ("3\\pmod{5}", "3\\pmod{7}")],
+    "conditions": [("n\\text{ is odd}", "n\\text{ is even}"), ("n", "n\\text{ odd}"), ("3", "3\\text{ or more}"), ("3\\text{ at least}", "3\\text{ at most}"), ("5\\text{ April}", "5\\text{ March}"), ("\\mathbb{R}", "\\mathbb{R}\\setminus\\mathbb{Q}"), ("\\mathbb{R}", "\\mathbb{R}\\setminus(-2,2)"), ("1", "x\\not=1")],
+    "orders": [("ABCD", "ACBD"), ("HHT", "HTH"), ("VI", "IV"), ("12", "3 4"), ("25", "5 5")],
+    "unicode": [("1", "2¹⁰"), ("x", "x¹⁰"), ("21/2", "2½")],
+    "names": [("(x,y)=(1,2)", "y=1, x=2"), ("(a,b,c)=(1,2,3)", "c=1,b=2,a=3"), ("y=2f(x)", "y=f(2x)"), ("-f(x)", "f(-x)"), ("f(x^2)", "f(x)^2"), ("f(a+b)", "f(a)+f(b)"), ("10 am", "10 \\text{ p.m.}")],
 }
 
 
@@ -129,7 +147,7 @@ def test_golds_of_several_kinds():
 @pytest.mark.parametrize("response, answer", [
     (r"so \boxed{42}.", "42"), (r"\boxed{1} no, \boxed{2}", "2"), (r"\fbox{3}", "3"), (r"\boxed 7", "7"), (r"\\boxed{-3}", "-3"), (r"$-\boxed{256}$", "-256"), (r"x = -\boxed{5}", "-5"),
     (r"$10-\boxed{256}$", "256"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{5", None), (r"\boxed{4} then \boxed{5", "4"), (r"\boxed{\boxed{5}}", r"\boxed{5}"),
-    (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"), (r"\boxed{10} and then \boxed{42}", "42"), ("The answer is 5.", None), ("", None), ("}}{{", None), (r"\boxed{1}" "\n\n" r"\boxed{2}", "2"),
+    (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"), (r"$x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"), (r"\boxed{10} and then \boxed{42}", "42"), ("The answer is 5.", None), ("", None), ("}}{{", None), (r"\boxed{1}" "\n\n" r"\boxed{2}", "2"),
 ])
 def test_extraction(response, answer):
     assert extract_answer(response) == answer

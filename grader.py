@@ -88,8 +88,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"{([^{}]*)\\choose(?![a-z])([^{}]*)}", r"\\binom{\1}{\2}"),
     (r"\\pmod\s*{?(\w+)}?", r"(\\mod \1)"),
     (r"\(\s*(?:\\mod|\\[bp]mod|\\(?:text|mathrm)\s*{\s*mod\s*}|mod)\s*{?(\w+)}?\s*\)", r"\\bmod{\1}@≡\1@"),  # its unit
-    (r"(?:,|\\text\s*{|\\q?quad|\s)*(?:\bfor (?:all|any|every)(?: real)?\b|\\forall)[\s}$]*[a-z]"
-     r"(?:\s*\\in\s*\\mathbb\s*{?[RNZQ]}?)?$", ""),
+    (r"(?:\\text\s*{\s*)?(?:\bfor (?:all|any|every)(?: real)?\b|\\forall)[\s}$]*[a-z](?:\s*\\in\s*\\mathbb\s*{?[RNZQ]}?)?$", ""),
     (r",\s*(?=[=<>])|\\text\s*{\s*(?:if|for|when)\s*}", " "),  # in systems and cases
     (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
     (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases|aligned|align\*)}", "⟦⟦"),  # a matrix is a tuple of its rows
@@ -137,13 +136,14 @@ def unwrap(m):
     if number := re.fullmatch(r"(-?\d[\d,./]*) ?([a-zA-Z][a-zA-Z ]*)", text):
         return f" {number[1]} @{number[2]}@"
     before = r"(?:[\d}]|\\(?:mathrm|text)\s*{[^{}]*}\s*(?:\^\s*{?-?\d+}?\s*)?(?:\\cdot|/))\s*$"
-    unit = re.search(before, m.string[:m.start()]) and text not in "eiId"
+    unit = re.search(before, m.string[:m.start()]) and not re.fullmatch(r"[eiId]|\([A-F]\)", text)
     word = text.strip(" ,") not in SAME and re.search("[a-zA-Z]" if unit else "[a-zA-Z]{2}", text)
     return f"@{text}@" if word else f" {text} "
 
 def as_unit(m):
     "5 m and 2.5e-3 m are lengths, but in 1+2m, (a+b)h and 2m^2-m a letter is a variable"
-    before, after = (re.split(r"[=,~@]|\b(?:or|and)\b|\\approx", text) for text in (m.string[:m.start()], m.string[m.end():]))
+    around = m.string[max(0, m.start() - 200):m.start()], m.string[m.end():m.end() + 50]
+    before, after = (re.split(r"[=,~@]|\b(?:or|and)\b|\\approx", text) for text in around)
     number = r"\s*-?(?:[\d.,(){}^*/!\s]|(?<=[{(e])-|e(?=-?\d)|\\(?:frac|sqrt|pi|times|cdot)(?![a-z]))*"
     alone = re.fullmatch(number, before[-1]) and re.fullmatch(r"\s*(?:\^\s*{?-?\d}?)?[\s)}\].]*", after[0])
     return f"@{m[0].strip()}@" if alone or len(m[0].strip()) > 1 else m[0]
@@ -444,7 +444,7 @@ def judge(answer, gold, parity, tolerance):
     if parity:  # without bases and kinds of brackets
         answer, gold = (re.sub(r"(?<=\d)_({\d+}|\d+)", "", t).replace("[", "(").replace("]", ")") for t in (answer, gold))
     if re.fullmatch(r"\(?[A-F]\)?", gold):
-        one_letter = r"@?\(?([A-F])[).:](?:\W+(?=\S)(?:(?!\b[A-F]\b(?! [a-z])).)*)?"  # "(B) 12" is choice B, "(B), (C)" is none
+        one_letter = r"@?\(?([A-F])[).:](?:\W{1,9}(?=\S)(?:(?!\b[A-F]\b(?! [a-z])).)*)?"  # "(B) 12" is choice B, "(B), (C)" is none
         answer = re.sub(rf"^{one_letter}$", r"\1", answer, flags=re.S)
     words = re.search("[a-z]{3}", gold, re.I) and not re.search(r"[\d\\^_=+{|]", answer + gold)
     signs = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})" if words else r"[@\\]|(?<![\d,])\s|\s(?!\d)|\s(?=\d{3}\b)"

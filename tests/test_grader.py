@@ -97,7 +97,7 @@ DIFFERENT = {
     "text": [("\\text{Friday}", "\\text{Fridayx}"), ("B", "C"), ("\\text{(B)}", "\\text{(C)}"), ("B", "A or B"), ("B", "AB"), ("12:00", "1:00"), ("3:45", "4:45"), ("\\text{even}", "\\text{odd}"), ("x", "X"),
              ("\\text{listen}", "\\text{silent}")],
     "letters that are no units": [("3", "1+2m"), ("m^2+2", "m^2+2m"), ("2", "5-3m"), ("4x+2", "4x+2h"), ("m_1+m_2", "(m_1+m_2)g"), ("\\frac12(a+b)", "\\frac{1}{2}(a+b)h")],
-    "choices with a value": [("A", "(A), (B)"), ("A", "(A)(B)"), ("A", "(A) or (B)"), ("A", "A) 5, B) 6"), ("B", "(B) and (C)"), ("\\textbf{(D)}\\ 42", "\\textbf{(C)}\\ 42"), ("\\textbf{(D)}\\ 42", "41")],
+    "choices with a value": [("A", "(A), (B)"), ("A", "(A)(B)"), ("A", "\\textbf{(A)} \\textbf{(B)}"), ("A", "(A) or (B)"), ("A", "A) 5, B) 6"), ("B", "(B) and (C)"), ("\\textbf{(D)}\\ 42", "\\textbf{(C)}\\ 42"), ("\\textbf{(D)}\\ 42", "41")],
     "moduli": [("n\\equiv1 \\pmod 8", "n\\equiv 1\\pmod 4"), ("3\\pmod{5}", "3\\pmod{7}")],
     "conditions": [("n\\text{ is odd}", "n\\text{ is even}"), ("n", "n\\text{ odd}"), ("3", "3\\text{ or more}"), ("3\\text{ at least}", "3\\text{ at most}"), ("5\\text{ April}", "5\\text{ March}"), ("\\mathbb{R}", "\\mathbb{R}\\setminus\\mathbb{Q}"), ("\\mathbb{R}", "\\mathbb{R}\\setminus(-2,2)"), ("1", "x\\not=1")],
     "orders": [("ABCD", "ACBD"), ("HHT", "HTH"), ("VI", "IV"), ("12", "3 4"), ("25", "5 5")],

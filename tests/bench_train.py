@@ -1,9 +1,10 @@
-"""
+r"""
 Speed of sft.py and prime.py at a given shape, on random weights; beside TRL's SFTTrainer where its interpreter is given:
 
     python tests/bench_train.py                                    # some minutes on two cores: 20 M parameters, rows of 162 tokens
     python tests/bench_train.py --trl /path/to/venv/bin/python     # the same rows, batches and model by TRL, turn about
-    python tests/bench_train.py --hidden 1536 --layers 28 --vocab 151936 --tokens 1024 --device cuda --dtype bfloat16
+    python tests/bench_train.py --hidden 1536 --layers 28 --vocab 151936 --intermediate 8960 --heads 12 --groups 2 --tokens 1024 \
+        --device cuda --dtype bfloat16                             # the shape of Qwen2.5-1.5B
 
 Tokens are those of the rows, padding not counted; MFU is a share of the rate of a matrix product measured in the same process;
 "other" is what is left of a step without its phases. The median of the steps after the second.
@@ -19,6 +20,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHAPE = dict(hidden=384, layers=9, vocab=16384, intermediate=0, heads=0, groups=0)  # 0: in the usual proportion to hidden
 TRL = """
 import json, sys, time, torch
 from datasets import Dataset
@@ -54,9 +56,9 @@ def make(folder, a):
     subprocess.run([sys.executable, "data/arithmetic/prepare.py", f"--out_dir={folder}/world", "--web_solutions=50", "--web_val_solutions=10",
                     "--train_problems=50", "--rl_problems=50", "--test_problems=50"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     tokenizer = AutoTokenizer.from_pretrained(f"{folder}/world/init")
-    heads = max(1, a.hidden // 64)
-    config = Qwen2Config(vocab_size=a.vocab, hidden_size=a.hidden, intermediate_size=a.hidden * 11 // 4 // 64 * 64, num_hidden_layers=a.layers,
-                         num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), max_position_embeddings=8192,
+    heads, inner = a.heads or max(1, a.hidden // 64), a.intermediate or a.hidden * 11 // 4 // 64 * 64
+    config = Qwen2Config(vocab_size=a.vocab, hidden_size=a.hidden, intermediate_size=inner, num_hidden_layers=a.layers,
+                         num_attention_heads=heads, num_key_value_heads=a.groups or max(1, heads // 4), max_position_embeddings=8192,
                          eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -87,7 +89,7 @@ def ours(folder, a, *more):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in dict(hidden=384, layers=9, vocab=16384, tokens=162, rows=16, steps=6, rounds=1).items():
+    for name, value in dict(SHAPE, tokens=162, rows=16, steps=6, rounds=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of both; float32 or bfloat16")

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prime
@@ -233,6 +234,33 @@ def test_killed_and_started_again(tmp_path, arguments, result):
                      for n in ("whole", "killed"))
     assert whole == killed
     assert read_jsonl(tmp_path / "killed/samples.jsonl") == read_jsonl(tmp_path / "whole/samples.jsonl")
+
+
+def test_a_checkpoint_is_written_during_the_next_rollout(tmp_path, arguments, monkeypatch):
+    """A slow disk: the next rollout has begun before the first checkpoint is written, and what it holds is the state of its step."""
+    order, save, roll = [], sft.dcp.save, prime.rollout
+
+    def slow(*args, **kwargs):
+        time.sleep(1)
+        save(*args, **kwargs)
+        order.append("written")
+
+    def rollout(*args, **kwargs):
+        order.append("rollout")
+        return roll(*args, **kwargs)
+    monkeypatch.setattr(prime, "rollout", rollout)
+    one = [*arguments, "--collect=once", "--filter_low=0", "--filter_high=1", "--save_interval=1"]
+    call(prime, *one, "--max_steps=1", f"--out_dir={tmp_path}/plain")
+    assert order == ["rollout"]
+    monkeypatch.setattr(sft.dcp, "save", slow)
+    call(prime, *one, "--max_steps=2", f"--out_dir={tmp_path}/slow")
+    assert order[1:] == ["rollout", "rollout", "written", "written"]
+    for name in ("plain", "slow"):
+        dcp_to_torch_save(tmp_path / name / "checkpoints/step_000001", tmp_path / f"{name}.pt")
+    plain, slowly = (torch.load(tmp_path / f"{name}.pt", weights_only=False) for name in ("plain", "slow"))
+    leaves = torch.utils._pytree.tree_leaves
+    assert len(leaves(plain)) > 50 and all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+                                           for a, b in zip(leaves(plain), leaves(slowly), strict=True))
 
 
 def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):

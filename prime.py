@@ -13,7 +13,8 @@ training/verl/ (called "original" below) and the `prime` recipe of github.com/ve
 Shapes: N rows (prompts x K samples, the K of a prompt contiguous), T response tokens, padded on the right; `mask` [N, T] is 1
 on the response, its end token included. What is left out on purpose: value model, KL penalty, asynchronous rollouts.
 """
-import concurrent.futures, json, math, os, random, resource, time
+import json, math, os, random, resource, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -455,9 +456,8 @@ def main():
             import wandb
             wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
 
-    # A checkpoint is written during the next rollout, which changes nothing of it. The writers have a group of their own.
+    # A checkpoint is written during the next rollout, which changes nothing of it, by threads with a group of their own.
     writers = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
-    background = dict(submit=concurrent.futures.ThreadPoolExecutor(1).submit, group=writers)
     saving, ended = None, False         # the Future of the last one; was the run asked to end?
     seconds = {}                        # of the step, by phase
 
@@ -499,12 +499,12 @@ def main():
         dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
     with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
             open(samples_path if first else os.devnull, "a", encoding="utf-8") as samples_file, \
-            Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader:
+            Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader, \
+            ThreadPoolExecutor(1, "writer", plan.pick_device, (device, dtype)) as writer:     # a thread's card is its own
         if held_out and start == 0:
             greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed, max_prompt_tokens, sampling)
-            if first:
-                print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
-                metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
+            print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
+            metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
         began = time.time()
         for step in range(start, max_steps):
             step_began = time.time()
@@ -524,7 +524,6 @@ def main():
                     drawn_groups += groups
                     if len(kept) >= prompts_per_step:
                         break
-                saving = saving and saving.result()
                 if collect == "once":
                     kept += failed[:max(0, prompts_per_step - len(kept))]
                 if len(kept) < prompts_per_step:
@@ -534,13 +533,15 @@ def main():
                     if step and mean > filter_high:
                         print(f"{passed}: these problems are solved, the run ends here", flush=True)
                         break
-                    if step > start and save_interval:
+                    if step > start and save_interval and step % save_interval:
                         save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
                     raise UserError(f"{passed}: take easier or harder problems, a wider filter, or more max_draws")
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
             put_to_sleep(sampler)
+            with phase("save"):
+                saving = saving and saving.result()
 
             prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
             responses, written = [tokens for g in kept for tokens in g["tokens"]], [m for g in kept for m in g["mask"]]
@@ -659,29 +660,28 @@ def main():
                     row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,
                                                                        max_prompt_tokens, sampling)
             row["seconds"] = {k: round(v, 3) for k, v in seconds.items()} | dict(step=round(time.time() - step_began, 3))
-            if first:
-                metrics_file.write(json.dumps(row) + "\n")
-                metrics_file.flush()
-                log_samples(samples_file, step, kept, problems, rewards, A)
-                eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
-                held = ("" if "eval_greedy" not in row else
-                        f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}")
-                print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} "
-                      f"len {row['response_tokens']:.0f} cut {row['truncated']:.1%} | "
-                      f"prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
-                      f"clip {row['clipfrac']:.3f} kl {row['approx_kl']:.1e} ent {row['entropy']:.2f} mis {mismatch:.0e} | " +
-                      " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) +
-                      f" s eta {timedelta(seconds=round(eta))}{held}", flush=True)
-                if wandb_run:
-                    wandb_run.log(row, step=step)
-            ended = all_sum(len(stopped), torch_device) > 0
+            print(json.dumps(row), file=metrics_file, flush=True)
+            log_samples(samples_file, step, kept, problems, rewards, A)
+            eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
+            held = ("" if "eval_greedy" not in row else
+                    f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}")
+            print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} "
+                  f"len {row['response_tokens']:.0f} cut {row['truncated']:.1%} | "
+                  f"prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
+                  f"clip {row['clipfrac']:.3f} kl {row['approx_kl']:.1e} ent {row['entropy']:.2f} mis {mismatch:.0e} | " +
+                  " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) +
+                  f" s eta {timedelta(seconds=round(eta))}{held}", flush=True)
+            if wandb_run:
+                wandb_run.log(row, step=step)
             state = dict(drawn=stream.drawn, buffer=list(stream.buffer), samples=row["samples"])
-            if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
-                saving = save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints, **background)
+            with phase("save"):
+                ended = all_sum(len(stopped), torch_device) > 0
+                if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
+                    saving = save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints, writer.submit, writers)
             if ended:
                 break
-
-    saving and saving.result()
+        with waiting_for("the last checkpoint", timeout_minutes):
+            saving and saving.result()
     if not ended:
         move(torch_device, prm)
         save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)

@@ -282,7 +282,7 @@ def save_checkpoint(folder, step, trained, extra, keep, submit=lambda write: wri
     Complete or not at all: written under another name, then renamed. The newest `keep` stay. With submit, an executor's, it
     returns a Future and writes while others read what is trained; group: the gloo group of these writers."""
     path = os.path.join(folder, f"step_{step:06d}")
-    on_first_rank(lambda: shutil.rmtree(path + ".tmp", ignore_errors=True))
+    on_first_rank(lambda: [shutil.rmtree(old, ignore_errors=True) for old in glob.glob(os.path.join(folder, "*.tmp"))])
     state = training_state(trained) | dict(extra=json.dumps(extra))
 
     def write():
@@ -434,9 +434,9 @@ def main():
                   f" lr {lr:.2e} norm {norm:.2f} | {tokens / dt:.0f} tok/s mfu {row['mfu']:.1%} eta {eta}", flush=True)
         if not math.isfinite(loss):
             raise UserError(f"the loss of step {step} is {loss}: lower the learning rate, or look at the data")
-        ended = all_sum(len(stopped), torch_device) > 0
-        if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
-            with waiting_for(f"step {step + 1}, checkpoint", timeout_minutes):
+        with waiting_for(f"step {step + 1}, checkpoint", timeout_minutes):
+            ended = all_sum(len(stopped), torch_device) > 0
+            if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
                 save_checkpoint(checkpoints, step + 1, dict(model=(net, optimizer)), {}, keep_checkpoints)
         if ended:
             print(f"stopped after step {step + 1}: start again with the same command to go on")

@@ -1,10 +1,8 @@
 """The judge of mathematical answers: its rules as worked examples, properties, hostile answers, and the pool.   pytest tests/test_grader.py"""
 import importlib.util
-import os
 import pathlib
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import time

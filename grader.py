@@ -56,19 +56,20 @@ def golds(gold):
         return [text for item in gold for text in golds(item)]
     phrase = re.search(r"answer is:?\s*(?:\$(.+?)\$|([-+*/^().\d\s]+?)\.?\s*$)", str(gold))
     text = extract_answer(str(gold)) or (phrase and (phrase[1] or phrase[2])) or str(gold)
-    choice = re.fullmatch(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)(?:[\s\\~]*}|}[\s\\~]*)(?=\S)(.+)", text)
+    choice = re.fullmatch(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)[\s\\~]*}[\s\\~]*(?=\S)(.+)", text)
     return [text, *choice.groups()] if choice else [text]
 
 # --- from text to tokens: numbers, letters, \commands, _indices, @words@ and signs
 SIGNS = str.maketrans(dict(zip("−–—∗÷∕⁄º′’％;&", "---*///°''%,,")) | {c: f" {c}" for c in "½⅓⅔¼¾⅛⅜⅝⅞"} | {
     s[0]: f"\\{s[1:]} " for s in """×times ·times ⋅times ≤le ≥ge ≠ne ≈approx ±pm ∓mp ∞infty ∪cup ∩cap ∈in ∅emptyset √sqrt πpi
-    ∠angle ∖setminus αalpha βbeta γgamma δdelta θtheta λlambda μmu ρrho σsigma φphi ωomega ΔDelta ΩOmega""".split()})
+    ∠angle ∖setminus ≡equiv ℝmathbb{R} ℤmathbb{Z} ℕmathbb{N} ℚmathbb{Q} αalpha βbeta
+    γgamma δdelta θtheta λlambda μmu ρrho σsigma φphi ωomega ΔDelta ΩOmega""".split()})
 FUNCTIONS = """asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc log lg exp sqrt abs floor ceil max min
     gcd lcm""".split()
 SAME = dict(pair.split(":") for pair in """ln:log le:<= leq:<= leqslant:<= ge:>= geq:>= geqslant:>= lt:< gt:> ne:!= neq:!=
     approx:~ simeq:~ equiv:= cdot:* times:* div:/ bmod:# mod:# vert:| mid:| lbrace:{ rbrace:} langle:( rangle:)
     varnothing:emptyset infinity:infty choose:binom backslash:setminus smallsetminus:setminus exponentialE:e
-    varphi:phi varepsilon:epsilon vartheta:theta percent:% pct:% percentage:% and:& or:,""".split())
+    varphi:phi varepsilon:epsilon vartheta:theta percent:% pct:% percentage:% and:& or:;""".split())
 NAMES = "|".join([*FUNCTIONS, *SAME, *"pi infty alpha beta gamma delta theta lambda mu omega sigma tau phi rho".split()])
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"), (r"\\\\\\\\", r"\\\\"),  # doubled by somebody's escaping
@@ -86,9 +87,8 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"^\*\*(.*)\*\*$", r"\1"), (r"\\%", "%"), (r"\*\*", "^"), (r"\\prime", "'"), (r"\\not\s*=", r"\\ne "),
     (r"\\[lc]dots|\\dots[bcim]|\.\.\.", r"\\dots "),
     (r"{([^{}]*)\\choose(?![a-z])([^{}]*)}", r"\\binom{\1}{\2}"),
-    (r"\\pmod\s*{?(\w+)}?", r"(\\mod \1)"),
-    (r"\(\s*(?:\\mod|\\[bp]mod|\\(?:text|mathrm)\s*{\s*mod\s*}|mod)\s*{?(\w+)}?\s*\)", r"\\bmod{\1}@≡\1@"),  # its unit
-    (r"(?:\\text\s*{\s*)?(?:\bfor (?:all|any|every)(?: real)?\b|\\forall)[\s}$]*[a-z](?:\s*\\in\s*\\mathbb\s*{?[RNZQ]}?)?$", ""),
+    (r"(?:\\text\s*{\s*)?(?:\bfor (?:all|any|every)(?: (?:real|rational|positive|integers?|natural|numbers?))*\b|\\forall)"
+     r"[\s}$]*[a-z](?:\s*\\in\s*\\mathbb\s*{?[RNZQ]}?(?:\^{?[+*]}?)?)?$", ""),
     (r",\s*(?=[=<>])|\\text\s*{\s*(?:if|for|when)\s*}", " "),  # in systems and cases
     (r"\\begin\s*{vmatrix}", r"\\det ⟦⟦"),
     (r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases|aligned|align\*)}", "⟦⟦"),  # a matrix is a tuple of its rows
@@ -97,10 +97,11 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\{ ?(\w) ?(?:\\in ?\\mathbb ?{?R}? ?)?(?:\\mid|[|:])((?:[^{}]|{[^{}]*})*)\\}", r"\2"),  # the set of all x with x > 2
     (r"-\s*(?=\\{)", r"\\setminus "),
     (r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]", " "),
-    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"),
-    (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
-    (r"arc(?=sin|cos|tan)", "a"),
-    (r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}", r"\\a\1"),
+    (r"\\pmod\s*({(?:[^{}]|{\w*})*}|\w+)", r"(\\mod \1)"),
+    (r"(\\equiv[^()]{0,99}?)\\?b?mod(?![a-z])\s*([^()\s]+)$", r"\1(\\mod \2)"),  # no arithmetic
+    (r"\(\s*(?:\\(?:text|mathrm|operatorname)\s*{\s*mod\s*}|\\?b?mod)\s*([^()]*)\)", r"\\bmod{\1}@≡\1@"),  # its unit
+    (r"\\[dtc](frac|binom)(?![a-z])", r"\\\1"), (r"\\frac\s*(\d)\s*(\d+)", r"\\frac{\1}{\2}"),
+    (r"arc(?=sin|cos|tan)", "a"), (r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}", r"\\a\1"),
     (r"\\?sqrt\s*\[([^\[\]]*)\]", r"\\sqrt_{\1}"),
     (r"\^\s*{?\s*('[\s']*)}?", r"\1"),
     (r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z])|°)(?:\s*(?:\\(?:text|mathrm)\s*{\s*)?[CF]\b}?)?", "°"),
@@ -120,7 +121,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
 WORDS = re.compile(r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)\s*{((?:[^{}]|\^\s*{-?\d+})*)}")
 UNIT = re.compile(
     r"(?:(?<=[\d})%])|(?<=\\pi))\s*(?:"
-    r"(?:[ckm]?m|m[lL]|min|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|k?Hz|k[JWN]|eV|th|st|nd|rd|seconds?|minutes?)\b(?![({])(?:/[hs]\b)?"
+    r"(?:[ckm]?m|m[lL]|min|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|k?Hz|k[JWN]|th|st|nd|rd|seconds?|minutes?)\b(?![({])(?:/[hs]\b)?"
     rf"|(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b)"
     r"(?: (?!or\b|and\b)[a-z]{2,}\b)*")
 NUMBER = r"[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?(?![^(\[]{0,99}[)\]])|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?!\d))?"
@@ -144,19 +145,22 @@ def as_unit(m):
     "5 m and 2.5e-3 m are lengths, but in 1+2m, (a+b)h and 2m^2-m a letter is a variable"
     around = m.string[max(0, m.start() - 200):m.start()], m.string[m.end():m.end() + 50]
     before, after = (re.split(r"[=,~@]|\b(?:or|and)\b|\\approx", text) for text in around)
-    number = r"\s*-?(?:[\d.,(){}^*/!\s]|(?<=[{(e])-|e(?=-?\d)|\\(?:frac|sqrt|pi|times|cdot)(?![a-z]))*"
+    atoms = r"[\d.,^*/!\s]|\\(?:frac|sqrt|pi|times|cdot)(?![a-z])"
+    before[-1] = functools.reduce(lambda t, _: re.sub(rf"[({{](?:[-+]|{atoms})*[)}}]", "1", t), range(4), before[-1])  # (1+2) m
+    number = rf"\s*(?:-|\\pm)?(?:{atoms}|[(){{}}]|(?<=[{{(e])-|e(?=-?\d))*"
     alone = re.fullmatch(number, before[-1]) and re.fullmatch(r"\s*(?:\^\s*{?-?\d}?)?[\s)}\].]*", after[0])
     return f"@{m[0].strip()}@" if alone or len(m[0].strip()) > 1 else m[0]
 
 def clean(text):
     "one spelling for what people write in many"
-    text = re.sub("([⁰¹²³⁴-⁹⁻ⁿ]+)|[₀-₉]+", lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", text[:2 * MAX_CHARS])
+    text = re.sub("([⁰¹²³⁴-ⁿ]+)|[₀-ₙ]+", lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", text[:2 * MAX_CHARS])
     text = " ".join(unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS).split())
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
     for pattern, new in [*REWRITES, (WORDS, unwrap), (UNIT, as_unit)]:
         text = " ".join(pattern.sub(new, text).split())  # on long runs of blanks patterns take quadratic time
-    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", re.sub(r"(?<=@)\s*\^\s*{?-?\d+}?", "@@", text))
+    text = re.sub(r"(@[a-z])?@\s*\^\s*{?(-?\d+)}?", lambda m: f"{m[1]}^{m[2]}@" if m[1] else "@@@", text)  # 4m^2 is not 4m
+    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", text)
     return re.sub(r"^\\(?:approx|simeq)\b", "", text.strip(" =")).rstrip(".,: ")
 
 def tokenize(text):
@@ -164,7 +168,9 @@ def tokenize(text):
     for name, word, other in TOKEN.findall(text):
         name = SAME.get(name.strip("\\"), name.strip("\\"))
         token = "\\" + name if name.isalpha() and len(name) > 1 else name or word and "@" + word or other
-        tokens += [next(bars) if token == "|" else token] if token not in ",&" or tokens[-1:] != [","] else []  # "2, and 3"
+        if token in (",", "&", ";") and tokens[-1:] == [","]:  # "2, and 3"
+            tokens.pop()
+        tokens.append(next(bars) if token == "|" else token)
     return tokens
 
 # --- arithmetic at one point: with fractions, else in mpmath; long numbers, powers and factorials are refused
@@ -186,6 +192,7 @@ def power(a, b):
     odd = exact(b) and b.denominator % 2 and not mp.im(a) and mp.re(a) < 0  # a real odd root
     return mp.power(-a, b) * (-1) ** b.numerator if odd else mp.power(a, b)
 
+@functools.lru_cache(256)
 def factorial(n):
     if not abs(mp.convert(n)) < 4096:
         raise Unparsed("factorial too big")
@@ -211,7 +218,7 @@ RELATIONS = "= < > <= >= != ~ \\in".split()
 LEVEL = dict(zip(["@", "\\cap", "\\setminus", *"+-*/:#"], (1, 1, 1, 2, 2, 3, 3, 3, 3)))  # of what follows an operand
 LEVEL |= dict.fromkeys("^!%°_'", 6)
 LEVEL |= dict.fromkeys([*CLOSERS, *("\\" + name for name in FUNCTIONS)], 4)  # others, as in 2x, have 5
-LEVEL |= dict.fromkeys([",", "&", "\\cup", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
+LEVEL |= dict.fromkeys([",", "&", ";", "\\cup", *RELATIONS, *itertools.chain(*CLOSERS.values())], 0)  # the end of an expression
 CONSTANTS = {"i": mp.mpc(0, 1), "e": mp.e, "\\pi": mp.pi, "\\infty": mp.inf, "%": Fraction(1, 100), "°": mp.pi / 180}
 
 def collection(items, brackets=""): return Value(brackets=brackets, items=items) if len(items) != 1 else items[0]
@@ -227,12 +234,12 @@ def parse(text):
     if re.search(r"(?<![\w.^}])[\d.]+ \d", text):
         raise Unparsed("two numbers side by side")
     both = dict.fromkeys(text.replace("\\pm", plus).replace("\\mp", minus) for plus, minus in ("+-", "-+"))
-    return collection([bracket("", ["", *reversed(tokenize(one))]) for one in both])
+    return collection(joint([bracket("", ["", *reversed(tokenize(one))]) for one in both]))
 
 def bracket(opener, tokens):
     "the value of a list up to the end of its bracket. Here and below tokens are in reversed order, and what is read is popped"
     items, signs, closer = [], set(), tokens.pop() if tokens[-1] in CLOSERS[opener] else ","
-    while closer in (",", "&", "\\cup"):
+    while closer in (",", "&", ";", "\\cup"):
         signs.add(closer)
         items.append(relation(tokens))
         closer = tokens.pop()
@@ -240,10 +247,15 @@ def bracket(opener, tokens):
         raise Unparsed("brackets")
     if "\\cup" in signs:
         return combine("\\cup", *items)
-    if "&" in signs and all(x.signs and {*x.signs} <= {"<", "<=", "!="} and equal(x.name, items[0].name) for x in items):
-        both = combine("\\cap", *items)
-        items = items if both.xs else [both]  # x > 2 and x < 5; but x < 2 and x > 5, which is nowhere, are meant as two
+    items = items if ";" in signs else joint(items)
     return compute(opener, *items) if opener in TABLE else collection(items, opener[-1:] + closer[-1:])
+
+def joint(items):
+    "x > 2 and x < 5 as one set; but x < 2 and x > 5, which is nowhere, are meant as two"
+    if 1 < len(items) < 31 and all(x.signs and {*x.signs} <= {"<", "<=", "!="} and equal(x.name, items[0].name) for x in items):
+        with contextlib.suppress(Unparsed):
+            return items if (both := combine("\\cap", *items)).xs else [both]
+    return items
 
 def relation(tokens):
     "an expression or a relation. x = 1 + 1 = 2 and |AB| = 2 ~ 2.1 have the value of the last side before ~, x < 5 an interval"
@@ -278,10 +290,12 @@ def expression(tokens, lowest=0):
     value = operand(tokens, lowest)
     while (level := binding(tokens[-1])) > lowest:
         sign = tokens.pop() if level not in (4, 5) else "*"
+        if sign[0] in "_'" and not value.xs or value.unit[:1] == "≡":
+            raise Unparsed("an index of a set, or more after a modulus")
         if sign[0] in "%°@_'":
-            if re.search(r"\b(?:even|odd|prime|or more|or less|at most|at least)\b", sign):
-                raise Unparsed("a condition")
-            value = value._replace(unit=value.unit or re.sub(r"[@{}\s.]", "", sign))
+            end = "" if len(value.xs or "") > 1 else "(?=@?$)"  # 4 prime numbers are 4, but a condition must agree, like a base
+            must = re.search(r"\b(?:or|at (?:most|least)|(?:even|odd|prime|positive|negative|divisible|is)%s)\b" % end, sign)
+            value = value._replace(unit=value.unit or "_" * bool(must) + re.sub(r"[@{}\s.]", "", sign))
         elif level == 1:
             value = combine(sign, value, expression(tokens, level))
         else:
@@ -297,8 +311,8 @@ def combine(sign, *sets):
         found = SETS[sign](*[region(s, ends) for s in sets])
     except Unparsed:
         others = [x for other in others for x in other]
-        if sign != "\\cup" and any(map(is_tuple, first + others)):
-            raise
+        if sign != "\\cup" and (any(map(is_tuple, first + others)) or not all(s.items for s in sets)):
+            return variable(sign + str(sets))  # Z without {0}: equal if written alike
         return collection(first + others if sign == "\\cup" else [
             x for x in first if any(equal(x, y) for y in others) == (sign == "\\cap")])
     items = []
@@ -318,6 +332,8 @@ def region(v, ends):
             raise Unparsed("not real numbers")
         numbers.append(mp.sign(x) * sympy.oo if mp.isinf(x) else sympy.Rational(str(x) if exact(x) else mp.nstr(mp.re(x), 99)))
         ends.setdefault(numbers[-1], item)
+    if numbers[0] > numbers[-1]:
+        raise Unparsed("no interval")
     return sympy.Interval(*numbers, v.brackets[0] == "(", v.brackets[1] == ")") if v.items else sympy.FiniteSet(*numbers)
 
 def operand(tokens, lowest):
@@ -444,9 +460,9 @@ def judge(answer, gold, parity, tolerance):
     if parity:  # without bases and kinds of brackets
         answer, gold = (re.sub(r"(?<=\d)_({\d+}|\d+)", "", t).replace("[", "(").replace("]", ")") for t in (answer, gold))
     if re.fullmatch(r"\(?[A-F]\)?", gold):
-        one_letter = r"@?\(?([A-F])[).:](?:\W{1,9}(?=\S)(?:(?!\b[A-F]\b(?! [a-z])).)*)?"  # "(B) 12" is choice B, "(B), (C)" is none
+        one_letter = r"@?\(?([A-F])[).:](?:\W{1,9}(?=\S)(?:(?!\b[A-F]\b(?! [a-z])).)*)?"  # "(B) 12" is B, "(B), (C)" none
         answer = re.sub(rf"^{one_letter}$", r"\1", answer, flags=re.S)
-    words = re.search("[a-z]{3}", gold, re.I) and not re.search(r"[\d\\^_=+{|]", answer + gold)
+    words = re.search("[a-z]{3}|^@?no@?$", gold, re.I) and not re.search(r"[\d\\^_=+{|]", answer + gold)
     signs = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})" if words else r"[@\\]|(?<![\d,])\s|\s(?!\d)|\s(?=\d{3}\b)"
     x, y = (re.sub(signs, "", t, flags=re.I).strip(".") for t in (answer, gold))
     if x == y or words and len(y) > 1 and x.lower() == y.lower():
@@ -551,7 +567,7 @@ def passes(code, test, timeout):
     given, wanted, name = test
     if name:
         given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
-        call = f"import json\nfrom math import inf, nan\nsolution = defined['Solution']() if 'Solution' in defined else None\n" \
+        call = "import json\nfrom math import inf, nan\nsolution = defined['Solution']() if 'Solution' in defined else None\n" \
                f"print(json.dumps(getattr(solution, {name!r}, defined.get({name!r}))(*{given!r})))"
         result = run_python(code, timeout=timeout, prelude=PRELUDE, test=call)
         with contextlib.suppress(ValueError, RecursionError):  # no value, or one that is deeply nested

@@ -1,7 +1,7 @@
 """
 The sandbox for programs that models write. run_python starts this file as a process of its own, in bubblewrap or namespaces,
-and asks it to run programs. That child has numpy and sympy loaded, waits, and forks for each program; it imports nothing of ours
-and knows no answers. grader.py starts and asks children in the same way, itself run as a script, to judge answers.
+and asks it to run programs. That child has numpy and sympy loaded, waits, and forks for each program; it imports nothing of
+ours and knows no answers. grader.py starts and asks children in the same way, itself run as a script, to judge answers.
 """
 import ast, atexit, builtins, contextlib, ctypes, functools, gc, json, math, os, re, resource, secrets, select, shutil, signal
 import subprocess, sys, tempfile, threading, time, traceback

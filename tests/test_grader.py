@@ -71,7 +71,9 @@ SAME = {
                 ("\\begin{cases} 1 & x>0 \\\\ 2 & x<0 \\end{cases}", "\\begin{cases} 1, & \\text{if } x>0 \\\\ 2, & \\text{if } x<0 \\end{cases}"), ("(x,y)=(1,2)", "y=2, x=1"), ("(a,b)=(1,2)", "(b,a)=(2,1)")],
     "writing": [("3.14", "\\approx 3.14"), ("3e8", "3 x 10^8"), ("\\binom{n}{k}", "{n \\choose k}"), ("1,2,\\dots,10", "1,2,\\ldots,10"), ("\\frac12", "\\int_0^1 x\\,dx=\\frac12"), ("12", "[ABC]=12"), ("10:00 \\text{ a.m.}", "10:00"),
                 ("3:45\\text{ PM}", "3:45 \\text{ p.m.}"), ("(2,\\infty)", "\\{x\\in\\mathbb{R}\\mid x>2\\}"), ("b<a<c", "c>a>b"), ("A<B<C", "C>B>A"), ("2x", "f(x)=2x \\text{ for all } x \\in \\mathbb{R}"), ("5", "**5**"),
-                ("(2,5)", "x>2 \\text{ and } x<5"), ("x<2 \\text{ or } x>5", "x<2 \\text{ and } x>5"), ("f(2x)=1+x", "f(x+x) = x+1")],
+                ("(2,5)", "x>2 \\text{ and } x<5"), ("x<2 \\text{ or } x>5", "x<2 \\text{ and } x>5"), ("f(2x)=1+x", "f(x+x) = x+1"), ("No", "\\text{no}"), ("f(x)=x", "f(x)=x\\text{ for all real numbers }x"), ("x>2,x\\ne3", "x>2\\text{ and }x\\neq 3"),
+                ("(2,5)", "x>2, x<5"), ("x\\ne 1,x\\ne -1", "x\\ne\\pm 1"), ("4", "4\\text{ prime numbers}"), ("n\\ge 3\\text{ odd}", "n \\geq 3\\text{ odd}"), ("25-\\pi", "(25-\\pi) m^2"), ("\\pm 5", "\\pm 5 m"),
+                ("3\\pmod{2^5}", "3\\;(\\bmod\\ 2^5)"), ("2^{n+1}", "2ⁿ⁺¹"), ("\\mathbb{R}", "ℝ"), ("\\mathrm{(C) \\ } 5", "C"), ("x\\equiv 3\\pmod 7", "x≡3 (\\operatorname{mod} 7)")],
 }
 DIFFERENT = {
     "integers": [("102018", "102019"), ("5", "-5"), ("12", "1,2"), ("12", "1,23"), ("12", "[1,2]"), ("100", "10000"), ("12345678901234567890", "12345678901234567891"), ("5", "5.001"),
@@ -101,6 +103,8 @@ DIFFERENT = {
     "orders": [("ABCD", "ACBD"), ("HHT", "HTH"), ("VI", "IV"), ("12", "3 4"), ("25", "5 5")],
     "unicode": [("1", "2¹⁰"), ("x", "x¹⁰"), ("21/2", "2½")],
     "names": [("(x,y)=(1,2)", "y=1, x=2"), ("(a,b,c)=(1,2,3)", "c=1,b=2,a=3"), ("y=2f(x)", "y=f(2x)"), ("-f(x)", "f(-x)"), ("f(x^2)", "f(x)^2"), ("f(a+b)", "f(a)+f(b)"), ("10 am", "10 \\text{ p.m.}")],
+    "sets, units and moduli": [("\\mathbb{Z}", "\\mathbb{Z}\\setminus\\{0\\}"), ("\\mathbb{C}\\setminus\\{0\\}", "\\mathbb{C}"), ("\\mathbb{R}", "\\mathbb{R}_{+}"), ("(0,1)", "(5,3)\\cup(0,1)"), ("4m^2", "4m"), ("x>2,x<5", "x>2\\text{ or }x<5"),
+                               ("3\\pmod{2^5}", "3\\pmod{2^6}"), ("x\\equiv 3\\pmod 7", "x\\equiv 3 \\mod 8"), ("5", "5\\text{ or fewer}"), ("n", "n\\text{ is negative}"), ("n\\ge 3", "n\\ge 3\\text{ odd}")],
 }
 
 
@@ -235,7 +239,7 @@ HOSTILE = {
     "braces": "{" * 50_000, "nested": "(" * 5000 + "1" + ")" * 5000, "fractions": "\\frac{1}{1+" * 400 + "1" + "}" * 400, "boxes": "\\boxed{" * 20_000, "roots": "\\sqrt{2}^{" * 30 + "2" + "}" * 30,
     "powers": "2^" * 5000 + "2", "minus": "-" * 15_000 + "1", "list": ",".join(map(str, range(5000))), "text": "\\text{" * 3000 + "a" + "}" * 3000, "trig": "\\sin(10^{10^{5}})", "sum": "\\sum_{n=1}^{\\infty} n^{-n}",
     "integral": "\\int_0^1 \\sin(\\sin(x^{x^{x}})) dx", "expansion": "(x+1)^{3000}", "huge": "x" * 1_000_000, "gamma": "(x+10^{5})!", "product": "(10^{99999})" * 400, "commas": "1," * 9000, "bars": "|" * 9000,
-    "primes": "x" + "'" * 9000, "indices": "x" + "_1" * 5000, "spaces": "1" + " " * 19_000 + "2", "bmod": "10^{60000} \\bmod 7^{9999}", "pm": "\\pm" * 4000 + "1", "percent": "5" + "%" * 9000,
+    "primes": "x" + "'" * 9000, "indices": "x" + "_1" * 5000, "spaces": "1" + " " * 19_000 + "2", "bmod": "10^{60000} \\bmod 7^{9999}", "moduli": "1" + "(mod 7)" * 2800, "choose": "{n\\choose k}" * 1600, "pm": "\\pm" * 4000 + "1", "percent": "5" + "%" * 9000,
     "import": "__import__('os').system('touch PWNED')", "open": "open('PWNED','w').write('x')*2\\pi", "lambda": "(lambda: open('PWNED','w'))()", "list comprehension": "[open('PWNED','w') for _ in [0]]",
     "class walk": "(1).__class__.__mro__[1].__subclasses__()", "exit": "exit()", "sympify": "sympify('__import__(\"os\").abort()')", "nan": "nan", "nul": "7\u0000", "arabic": "\u0668",
     "backslashes": "\\" * 19_000, "open displays": "[\\[" * 3000, "functions": "\\sin x!" * 2000,

@@ -293,7 +293,7 @@ def expression(tokens, lowest=0):
         if sign[0] in "_'" and not value.xs or value.unit[:1] == "≡":
             raise Unparsed("an index of a set, or more after a modulus")
         if sign[0] in "%°@_'":
-            end = "" if len(value.xs or "") > 1 else "(?=@?$)"  # 4 prime numbers are 4, but a condition must agree, like a base
+            end = "" if len(value.xs or ()) > 1 else "(?=@?$)"  # 4 prime numbers are 4, but a condition must agree, like a base
             must = re.search(r"\b(?:or|at (?:most|least)|(?:even|odd|prime|positive|negative|divisible|is)%s)\b" % end, sign)
             value = value._replace(unit=value.unit or "_" * bool(must) + re.sub(r"[@{}\s.]", "", sign))
         elif level == 1:

@@ -289,8 +289,8 @@ def save_checkpoint(folder, step, trained, extra, keep, submit=lambda write: wri
         dcp.save(state, checkpoint_id=path + ".tmp", process_group=group)      # rank 0 returns when all have written
         if dist.get_rank() == 0:
             put_in_place(path)
-        for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep] if dist.get_rank() == 0 else []:
-            shutil.rmtree(old, ignore_errors=True)
+            for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
     return submit(write)
 
 def load_checkpoint(folder, trained):

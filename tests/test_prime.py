@@ -262,6 +262,15 @@ def test_a_checkpoint_is_written_during_the_next_rollout(tmp_path, arguments, mo
     assert len(leaves(plain)) > 50 and all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
                                            for a, b in zip(leaves(plain), leaves(slowly), strict=True))
 
+    def broken(*args, **kwargs):
+        if order[-1] == "rollout":
+            raise prime.UserError("no more")
+        return rollout(*args, **kwargs)
+    monkeypatch.setattr(prime, "rollout", broken)       # a mistake meanwhile: what is being written is not lost
+    with pytest.raises(prime.UserError, match="no more"):
+        call(prime, *one, "--max_steps=2", f"--out_dir={tmp_path}/broken")
+    assert [path.name for path in (tmp_path / "broken/checkpoints").iterdir()] == ["step_000001"]
+
 
 def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
     child = subprocess.Popen([sys.executable, "prime.py", *arguments, "--max_steps=500", f"--out_dir={tmp_path}"], cwd=ROOT,

@@ -252,7 +252,7 @@ def bracket(opener, tokens):
 
 def joint(items):
     "x > 2 and x < 5 as one set; but x < 2 and x > 5, which is nowhere, are meant as two"
-    if 1 < len(items) < 31 and all(x.signs and {*x.signs} <= {"<", "<=", "!="} and equal(x.name, items[0].name) for x in items):
+    if len(items) > 1 and all(x.signs and {*x.signs} <= {"<", "<=", "!="} and equal(x.name, items[0].name) for x in items):
         with contextlib.suppress(Unparsed):
             return items if (both := combine("\\cap", *items)).xs else [both]
     return items

@@ -119,7 +119,7 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass
-compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+compile = False                     # torch.compile layers and head: faster steps, after a first one that takes a minute
 shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 offload = False                     # PRM, reference and Adam's moments wait in host memory while they are not needed
 timeout_minutes = 60.0              # a collective that waits longer ends the run
@@ -539,7 +539,7 @@ def main():
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
                 kept = kept[:prompts_per_step]
-            put_to_sleep(sampler)
+                put_to_sleep(sampler)
             with phase("save"):
                 saving = saving and saving.result()
 

@@ -59,7 +59,7 @@ device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is
 dtype = 'auto'                      # compute: 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass: a third more time, far less memory
-compile = False                     # torch.compile each layer: faster steps on a GPU, after a first one that takes a minute
+compile = False                     # torch.compile layers and head: faster steps, after a first one that takes a minute
 shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60.0              # a collective that waits longer ends the run
 dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
@@ -162,17 +162,18 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
         out = out.transpose(1, 2)[row, col]                                                    # [T, H, D]
     return out[None], None
 
-def _chunk_logprobs(hidden, weight, targets, temperature, entropy):
-    logp = (hidden @ weight.T).float().div_(temperature).log_softmax(-1)                       # [t, V], here only
+def _head(hidden, weight, targets, temperature, entropy):
+    logp = (hidden @ weight.T).float()                                                         # [t, V], here only
+    logp = (logp if temperature == 1 else logp.div_(temperature)).log_softmax(-1)
     logprobs = logp.gather(-1, targets[:, None]).squeeze(-1)
     return (logprobs, -(logp.exp() * logp).sum(-1)) if entropy else (logprobs,)
 
-def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, entropy=False, chunk=2048, **kwargs):
+def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, entropy=False, chunk=2048, head=_head, **kwargs):
     """forward() of the models that load_model makes: a pack() -> (log-probabilities [n] of its n targets,), or with entropy
     (log-probabilities, entropies [n]): to be used in the loss, because an idle branch of the graph keeps its logits.
     Logits of all tokens never exist at once: they are made, and in the backward pass made again, `chunk` tokens at a time."""
     hidden = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[0][predict]       # [n, D]
-    parts = [checkpoint(_chunk_logprobs, h, self.lm_head.weight, t, temperature, entropy, use_reentrant=False)
+    parts = [checkpoint(head, h, self.lm_head.weight, t, temperature, entropy, use_reentrant=False)
              for h, t in zip(hidden.split(chunk), targets.split(chunk))]
     return tuple(map(torch.cat, zip(*parts)))
 
@@ -213,9 +214,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
     dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(path))
-    with torch.device(device):
-        model.model.rotary_emb = type(model.model.rotary_emb)(config)                          # to_empty left it undefined
-    model.forward = functools.partial(_logprob_forward, model)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)                   # to_empty left it undefined
+    model.forward = functools.partial(_logprob_forward, model, head=torch.compile(_head, dynamic=True) if compile else _head)
     if checkpointing:
         model.gradient_checkpointing_enable()
     return model.train(trained)                         # checkpointing works in train mode only

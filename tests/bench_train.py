@@ -3,6 +3,7 @@ Speed of sft.py and prime.py at a given shape, on random weights; beside TRL's S
 
     python tests/bench_train.py                                    # some minutes on two cores: 20 M parameters, rows of 162 tokens
     python tests/bench_train.py --trl /path/to/venv/bin/python     # the same rows, batches and model by TRL, turn about
+    python tests/bench_train.py --each                             # each optimisation beside the same without it, turn about
     python tests/bench_train.py --hidden 1536 --layers 28 --vocab 151936 --intermediate 8960 --heads 12 --groups 2 --tokens 1024 \
         --device cuda --dtype bfloat16                             # the shape of Qwen2.5-1.5B
 
@@ -18,8 +19,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from runs import plan
 SHAPE = dict(hidden=384, layers=9, vocab=16384, intermediate=0, heads=0, groups=0)  # 0: in the usual proportion to hidden
 TRL = """
 import json, sys, time, torch
@@ -78,13 +83,69 @@ def make(folder, a):
           f"average, {max(map(len, ids))} at most; batches of {a.rows} rows; {a.dtype}, {a.device}, {os.cpu_count()} cores")
 
 
-def ours(folder, a, *more):
-    "metrics of sft.py, the steps after the second"
+def start(script, folder, a, *settings):
+    "metrics of a run of sft.py or prime.py, the steps after the first"
     out = tempfile.mkdtemp(dir=folder)
-    subprocess.run([sys.executable, "sft.py", f"--data={folder}/rows.jsonl", f"--model={folder}/model", "--tokenizer=None", f"--out_dir={out}",
-                    "--val_rows=0", "--save_interval=0", f"--batch_size={a.rows}", f"--max_steps={a.steps}", f"--device={a.device}",
-                    f"--dtype={a.dtype}", "--checkpointing=False", "--mask_prompt=False", *more], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return [json.loads(line) for line in open(f"{out}/metrics.jsonl")][2:]
+    subprocess.run([sys.executable, f"{script}.py", f"--model={folder}/model", f"--out_dir={out}", f"--device={a.device}", f"--dtype={a.dtype}",
+                    "--save_interval=0", "--checkpointing=False", *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return [json.loads(line) for line in open(f"{out}/metrics.jsonl")][1:]
+
+
+def finetune(folder, a, *more):
+    "tokens/s and MFU of sft.py"
+    rows = start("sft", folder, a, f"--data={folder}/rows.jsonl", "--tokenizer=None", "--val_rows=0", f"--batch_size={a.rows}",
+                 f"--max_steps={a.steps}", "--mask_prompt=False", *more)[1:]
+    return [row["tokens_per_s"] for row in rows], [row["mfu"] for row in rows]
+
+
+def reinforce(folder, a, *more):
+    "seconds by phase of prime.py, a dictionary a step"
+    rows = start("prime", folder, a, f"--data={folder}/problems.jsonl", f"--max_tokens={a.tokens}", f"--max_steps={a.steps // 2}", "--filter_low=0",
+                 "--filter_high=1", f"--prompts_per_step={a.rows}", "--samples_per_prompt=4", f"--batch_rows={2 * a.rows}",
+                 f"--prm_batch_rows={2 * a.rows}", *more)
+    return [row["seconds"] for row in rows]
+
+
+def each(folder, a):
+    "each optimisation beside the same without it: medians of one run, turn about"
+    import torch
+    import sft
+    tokens, seconds = ("tokens/s", lambda old, new: new / old), ("seconds", lambda old, new: old / new)
+
+    def rate(*more):
+        return finetune(folder, a, *more)[0]
+
+    def prm(*more):
+        return [step["prm"] for step in reinforce(folder, a, *more)]
+
+    def save(*how):
+        started = time.perf_counter()
+        writing = sft.save_checkpoint(f"{folder}/checkpoints", len(os.listdir(f"{folder}/checkpoints")), trained, {}, 9, *how)
+        held = time.perf_counter() - started
+        writing and writing.result()
+        return [held]
+
+    os.mkdir(f"{folder}/checkpoints")
+    device = torch.device(a.device)
+    sft.setup_distributed(device)
+    net = sft.load_model(f"{folder}/model", device, getattr(torch, a.dtype))
+    trained = dict(model=(net, sft.make_optimizer(net, 1e-6)))
+    group = torch.distributed.new_group(backend="gloo")
+    print(f"{'':<44}{'without':>16}{'with':>10}  times")
+    with ThreadPoolExecutor(1, "writer", plan.pick_device, (a.device, a.dtype)) as writer:
+        for name, (unit, times), measure, without, with_ in (
+                ("packed rows, not one a pass", tokens, rate, ["--micro_batch_tokens=1"], []),
+                ("compiled layers and head", tokens, rate, [], ["--compile=True"]),
+                ("activations kept, not recomputed", tokens, rate, ["--checkpointing=True"], []),
+                ("PRM scored by the pass that trains it", seconds, prm, ["--prm_update=before"], []),
+                ("checkpoint written beside the loop", seconds, save, [], [writer.submit, group])):
+            old, new = [], []
+            for _ in range(a.rounds):
+                old += measure(*without)
+                new += measure(*with_)
+            old, new = statistics.median(old), statistics.median(new)
+            print(f"{name:<44}{old:10.2f} {unit:<9}{new:6.2f}  {times(old, new):5.2f}", flush=True)
+    torch.distributed.destroy_process_group()
 
 
 def main():
@@ -95,15 +156,17 @@ def main():
     parser.add_argument("--dtype", default="float32", help="of both; float32 or bfloat16")
     parser.add_argument("--trl", help="the interpreter of an environment with trl")
     parser.add_argument("--compile", action="store_true", help="sft.py --compile=True as well")
+    parser.add_argument("--each", action="store_true", help="each optimisation by itself, and nothing else")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make(folder, a)
+        if a.each:
+            return each(folder, a)
         rates, mfu = {}, {}
         for _ in range(a.rounds):                           # turn about: a machine's mood is shared
             for name, more in [("sft.py", [])] + [("sft.py, compiled layers", ["--compile=True"])] * a.compile:
-                rows = ours(folder, a, *more)
-                rates.setdefault(name, []).extend(row["tokens_per_s"] for row in rows)
-                mfu.setdefault(name, []).extend(row["mfu"] for row in rows)
+                for found, values in zip((rates, mfu), finetune(folder, a, *more)):
+                    found.setdefault(name, []).extend(values)
             for packing in ("no packing", "packing") if a.trl else ():
                 done = subprocess.run([a.trl, "-c", TRL, folder, str(a.rows), str(a.steps), packing, a.dtype], capture_output=True, text=True,
                                       cwd=folder)
@@ -113,12 +176,7 @@ def main():
         for name, values in rates.items():
             print(f"{name:<24} {statistics.median(values):8.0f} tokens/s" + (f"  MFU {statistics.median(mfu[name]):.1%}" if name in mfu else "") +
                   f"  sft.py is {base / statistics.median(values):.2f} times as fast" * (name != "sft.py"))
-        out = f"{folder}/prime"
-        subprocess.run([sys.executable, "prime.py", f"--data={folder}/problems.jsonl", f"--model={folder}/model", f"--out_dir={out}",
-                        f"--max_tokens={a.tokens}", f"--max_steps={a.steps // 2}", "--filter_low=0", "--filter_high=1", "--save_interval=0",
-                        f"--prompts_per_step={a.rows}", "--samples_per_prompt=4", f"--batch_rows={2 * a.rows}", f"--prm_batch_rows={2 * a.rows}",
-                        f"--device={a.device}", f"--dtype={a.dtype}", "--checkpointing=False"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        steps = [json.loads(line)["seconds"] for line in open(f"{out}/metrics.jsonl")][1:]
+        steps = reinforce(folder, a)
         whole = sum(step.pop("step") for step in steps)
         shares = {name: sum(step[name] for step in steps) / whole for name in steps[0]}
         print(f"prime.py, {4 * a.rows} rows a step of {whole / len(steps):.1f} s: " + ", ".join(

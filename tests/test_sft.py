@@ -131,7 +131,7 @@ def test_compiled_layers_change_nothing(tmp_path, group):
     for compile, checkpointing in ((False, False), (True, False), (True, True)):
         net = sft.load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=checkpointing, compile=compile)
         assert all((layer._compiled_call_impl is not None) == compile for layer in net.model.layers)
-        logprobs = [net(**sft.pack(rows, CPU))[0] for rows in (ROWS, ROWS[:2])]             # two lengths
+        logprobs = [net(**sft.pack(rows, CPU), temperature=t)[0] for rows, t in ((ROWS, 1.0), (ROWS[:2], 0.7))]     # two lengths
         torch.cat(logprobs).exp().sum().backward()
         got.append([*logprobs, *(p.grad.full_tensor() for p in net.parameters())])
     for compiled in got[1:]:

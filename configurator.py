@@ -4,8 +4,8 @@ The settings of a script are its module globals; config files and the command li
     python sft.py config/toy_sft.py --learning_rate=1e-4 --max_steps 200
 
 A script assigns them at the top, lower-case names with a comment behind each, and ends with run(main, globals()). Config
-files count in their order, then the command line. A value has the type of its default (an int will do for a float); None always
-fits, a default of None takes anything. A config file holds assignments; they may use settings:  max_steps = 10 * warmup_steps
+files count in their order, then the command line. A value has the type of its default (an int will do for a float), or of an
+annotation (shard: int = None); None always fits. A config file holds assignments; they may use settings:  a = 10 * max_steps
 """
 import ast, contextlib, difflib, os, re, sys, time, tokenize, traceback
 
@@ -26,9 +26,9 @@ def run(main, settings):
     except (UserError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:   # a bad out_dir, say
         code, line, rank_local = 2, f"error: {e}", getattr(e, "rank_local", True)
     except BaseException as e:                                      # torch's CheckpointException is no Exception
-        if not re.search("No space left on device|unexpected pos", "".join(traceback.format_exception(e))):
-            raise                                                   # the trace has the causes, too; the second is torch.save's
-        code, line, rank_local = 2, "error: disk full: free space and start again with the same command", isinstance(e, OSError)
+        if not re.search("No space left|quota exceeded|Read-only file|unexpected pos", "".join(traceback.format_exception(e))):
+            raise                                                   # the trace has the causes, too; the last is torch.save's
+        code, line, rank_local = 2, "error: disk full or read-only: free it, start the command again", isinstance(e, OSError)
     rank = int(os.environ.get("RANK", 0))
     if code and (rank == 0 or rank_local):
         print((f"[rank {rank}] " if rank else "") + " ".join(line.split()), file=sys.stderr, flush=True)
@@ -42,9 +42,7 @@ def configure(settings, argv=None):
     lists all, with exit code 0. Returns {name: value}. UserError: unknown name, other type, no such file; nothing changes."""
     args, rank = list(sys.argv[1:] if argv is None else argv), int(os.environ.get("RANK", 0))
     if "--help" in args or "-h" in args:
-        if rank == 0:
-            _print_help(settings)
-        sys.exit(0)
+        sys.exit(_print_help(settings) if rank == 0 else None)
     in_files, in_args = [], []                                      # (where, name, expression or text)
     while args:
         key, equals, text = args.pop(0).partition("=")              # only the first '=' separates
@@ -54,13 +52,14 @@ def configure(settings, argv=None):
             in_args.append(("command line", key[2:], text if equals else args.pop(0)))
         else:
             raise UserError(f"command line: {key} needs a value, {key}=... (--help lists the settings)")
-    defaults, new, origin = values(settings), values(settings), {}
+    defaults, new, origin, kinds = values(settings), values(settings), {}, settings.get("__annotations__", {})
     for where, name, given in in_files + in_args:
         if name not in defaults:
             hint = "".join(f"did you mean {near}?" for near in difflib.get_close_matches(name, defaults, n=1))
             raise UserError(f"{where}: unknown setting {name} ({hint or '--help lists the settings'})")
+        like = kinds[name]() if defaults[name] is None and name in kinds else defaults[name]        # 0 or "", for None
         try:
-            new[name], origin[name] = _check_type(_evaluate(given, defaults[name], new), defaults[name]), where
+            new[name], origin[name] = _check_type(_evaluate(given, like, new), like), where
         except Exception as e:
             raise UserError(f"{where}: {name}: {e}") from None
     settings.update(new)

@@ -7,35 +7,35 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
 Every response is a row of <model>.responses.jsonl; started again, the script goes on where it was, and --regrade=True grades
 what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
 """
-import collections, contextlib, datetime, difflib, glob, itertools, json, math, os, re, statistics, subprocess, sys, time
+import collections, contextlib, datetime, difflib, glob, itertools, json, math, os, re, statistics, sys, time
 from pathlib import Path
 import numpy as np
 import torch
 from configurator import UserError, run, values
-from generate import (announce_sandbox, load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows,
-                      sample, sample_seed, stream_answers)
+from generate import (load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows, sample, sample_seed,
+                      stream_answers)
 from grader import Grader, extract_answer, golds, is_equiv
 from runs import plan
 
 # --- what
 models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each
 benchmarks = ['math500', 'aime24', 'amc', 'minerva', 'olympiadbench']  # names of BENCHMARKS below, or files of problems
-data_dir = None                     # folder with the benchmarks' files, in place of the hub
-problem_column = None               # of files that are not in BENCHMARKS; None: found
-answer_column = None                # likewise
-max_problems = None                 # only the first so many of each benchmark
-system_prompt = None                # None: none, though a chat template may add its own: the first prompt is printed
-user_suffix = ''                    # appended to maths problems
-code_suffix = (                     # appended to code problems
+data_dir: str = None                # folder with the benchmarks' files, in place of the hub
+problem_column: str = None          # of files that are not in BENCHMARKS; None: found
+answer_column: str = None           # likewise
+max_problems: int = None            # only the first so many of each benchmark
+system_prompt: str = None           # None: none, though a chat template may add its own: the first prompt is printed
+user_suffix = ''                    # appended to problems, but not to those of the code benchmarks
+code_suffix = (                     # appended to those
     '\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.')
-chat_template = None                # .jinja file; None: the tokenizer's own
-ask = None                          # a question: print the first model's answers to the two prompts of Eurus-2, and end
-against = None                      # a training file or hub id: print which benchmark problems stand in it, and end
+chat_template: str = None           # .jinja file; None: the tokenizer's own
+ask: str = None                     # a question: print the first model's answers to the two prompts of Eurus-2, and end
+against: str = None                 # a training file or hub id: print which benchmark problems stand in it, and end
 overlap = 0.5                       # share of a problem's 10-grams of words that must stand there (10: as for NuminaMath)
 # --- sampling
 greedy = True                       # one greedy answer a problem
 samples = 0                         # answers a problem at `temperature`: avg@k, pass@k, maj@k
-sampled_benchmarks = None           # list of those that get the samples; None: all
+sampled_benchmarks: list = None     # list of those that get the samples; None: all
 temperature = 0.6                   # of the samples
 top_p = 0.95                        # of the samples
 max_tokens = 8192                   # of an answer; less where the model has fewer positions
@@ -46,7 +46,7 @@ tir = False                         # answers may call Python, as NuminaMath-7B-
 tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
 tir_timeout = 5.0                   # seconds a program (Numina: 5)
 sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
-tir_numina = False                  # the very rules of Numina's notebook, its vote modulo 1000 included
+tir_numina = False                  # the notebook's rules of the conversation, its vote modulo 1000; answers are still boxes
 seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
 # --- grading and report
 published = {}                      # {column: {benchmark: %}}; the first column belongs to the first model, and so on
@@ -59,9 +59,9 @@ regrade = False                     # grade the responses that are there once mo
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
 device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
 dtype = 'auto'                      # 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu
-tensor_parallel = None              # GPUs a model is spread over (vllm); None: all of this machine, under torchrun one
+tensor_parallel: int = None         # GPUs a model is spread over (vllm); None: as many as divide its heads, under torchrun one
 gpu_memory = 0.9                    # share of each card for the engine (vllm)
-grade_workers = None                # processes; None: one a core
+grade_workers: int = None           # processes; None: one a core
 grade_timeout = 5.0                 # seconds an answer
 dry_run = False                     # print what answers take of a card, and end
 out_dir = 'out/evaluate'            # <model>.responses.jsonl, results.md, results.json, results.png
@@ -294,8 +294,10 @@ def differences(results):
                 yield (f"{name}: {model} {lead:+.1f} against {column} as published, "
                        f"{'within' if abs(lead) <= noise else 'beyond'} the noise of two runs (± {noise:.1f})")
     for (old, new), mode in itertools.product(itertools.pairwise(results), ("greedy", "sampled")):
-        for name in [name for name, s in results[new].items() if mode in s.get("values", {})]:
-            a, b = (results[model][name]["values"][mode] for model in (new, old))
+        for name in results[new]:
+            a, b = (results[model][name].get("values", {}).get(mode) for model in (new, old))
+            if a is None or b is None:                      # an average, or answers that are not there
+                continue
             lead, p = 100 * (np.mean(a) - np.mean(b)), mcnemar(a, b)
             yield f"{name}, {mode}: {new} {lead:+.1f} against {old}, p = {p:.2g}" + ": within noise" * (p > 0.05)
 
@@ -325,8 +327,7 @@ def report(rows, sets, prompt):
     for numbers in published.values():                      # the average of other benchmarks is another number
         if {name for name in numbers if " maj@" not in name} != {*sets, "average"}:
             numbers.pop("average", None)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).resolve().parent)
-    about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git.stdout.strip() or None)
+    about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=plan.commit())
     about |= {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
     about |= {k: globals()[k] for k in "samples temperature top_p max_tokens benchmark_tokens benchmark_stop seed".split()}
     notes = [*differences(results), *published_notes]
@@ -346,6 +347,8 @@ def join():
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)    # or vLLM would look for its own group there
     cards = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     first, n = int(os.environ["LOCAL_RANK"]) * (tensor_parallel or 1), tensor_parallel or 1
+    if cards and first + n > len(cards.split(",")):
+        raise UserError(f"process {rank} finds no {n} of the GPUs {cards}: fewer processes, or a smaller tensor_parallel", True)
     os.environ |= dict(CUDA_VISIBLE_DEVICES=",".join(cards.split(",")[first:first + n]), LOCAL_RANK="0")
     sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
     def wait(word):
@@ -364,21 +367,17 @@ def decoding(name=None):
     more = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else dict(stop=benchmark_stop.get(name))
     return dict(max_tokens=benchmark_tokens.get(name, max_tokens)) | {k: v for k, v in more.items() if v is not None}
 
-def positions(path):
-    from transformers import AutoConfig
-    return getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None) or 2**31
-
 def open_engine(path, tokenizer):
-    longest = min(max_prompt_tokens + max([max_tokens, *benchmark_tokens.values()]), positions(path))
+    longest = min(max_prompt_tokens + max([max_tokens, *benchmark_tokens.values()]), plan.positions(path))
     return make_engine(engine, path, tokenizer, *plan.pick_device(device, dtype), longest, tensor_parallel, gpu_memory)
 
 def answer_question(path, tokenizer):
     """Print the answers to `ask`, put as the card of Eurus-2-7B-PRIME puts questions of mathematics, and of programming."""
-    announce_sandbox(sandbox, tir)
+    plan.announce_sandbox(sandbox, tir)
     sampler = open_engine(path, tokenizer)
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
         ids = render_prompt(tokenizer, [dict(role="system", content=system_prompt)] * bool(system_prompt) +
-                            [dict(role="user", content=ask + suffix)])
+                            [dict(role="user", content=f"{ask}{suffix}")])
         if len(ids) > max_prompt_tokens:
             raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
         for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):
@@ -388,7 +387,7 @@ def answer_question(path, tokenizer):
 def make_jobs(path, tokenizer, sets):
     """{(mode, seed, ...): (prompt ids, problem, row)} of all answers that a model is to give; what its rows have in common."""
     jobs, same = {}, dict(model=path, asked=[system_prompt, user_suffix, code_suffix])
-    longest = min(max_prompt_tokens, positions(path) - 1)
+    longest = min(max_prompt_tokens, plan.positions(path) - 1)
     for name, problems in sets.items():
         runs = [("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoding(name))] if greedy else []
         for k in range(samples) if name in (sampled_benchmarks or sets) else ():
@@ -418,7 +417,7 @@ def main():
     if against:
         return report_overlap(sets)
     rows, tokenizers = {}, {path: load_tokenizer(path, chat_template) for path in models}       # mistakes show before any work
-    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
+    plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
     with Grader(grade_workers or max(1, os.cpu_count() // world), grade_timeout) as grader:
         for path, tokenizer in tokenizers.items():
             file = path.strip("./").replace("/", "--") + ".responses.jsonl"
@@ -428,7 +427,8 @@ def main():
             found, prompt = len(jobs.keys() & there.keys()), next(iter(jobs.values()))[2]["prompt"]
             if regrade and not found:
                 raise UserError(f"regrade: {out_dir}/{file} has no response with these settings")
-            print(f"\n{path}: {found} of {len(jobs)} responses are there; first prompt:\n{prompt}", flush=True)
+            rest = ", the others count as wrong" * (regrade and found < len(jobs))
+            print(f"\n{path}: {found} of {len(jobs)} responses are there{rest}; first prompt:\n{prompt}", flush=True)
             wait(f"{path}: all have read")
             if mine and not regrade:
                 sampler = open_engine(path, tokenizer)

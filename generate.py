@@ -11,29 +11,30 @@ What is left out on purpose: batch files, several nodes, an HTTP server.
 import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importlib.util, json, os, pathlib, re, types
 from itertools import count, groupby, islice, takewhile
 import torch
-from configurator import UserError, run
-from grader import Grader, extract_answer, isolation, run_python
+from configurator import UserError, run, values
+from grader import Grader, extract_answer, run_python
 from runs import plan
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
-data_config = None                  # the hub data set's configuration
+data_config: str = None             # the hub data set's configuration
 split = 'train'                     # the hub data set's split
-problem_column = None               # None: prompt (messages), problem, question or instruction, whichever is there
-answer_column = None                # None: ground_truth, reward_model, answer, final_answer or solution
-max_problems = None                 # only the first so many
+problem_column: str = None          # None: prompt (messages), problem, question or instruction, whichever is there
+answer_column: str = None           # None: ground_truth, reward_model, answer, final_answer or solution
+max_problems: int = None            # only the first so many
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
 sft_system_prompt = (               # published: what the student is told
     'Solve the following math problem efficiently and clearly. Think carefully and step by step about your response and reason '
     'before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. '
     'I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves the problem.')
-system_prompt = sft_system_prompt + ' If it is a multiple choice question, [answer] is the letter of your choice.'  # published
+system_prompt = sft_system_prompt + (   # what the teacher is told: published, but for the wording of this sentence, ours
+    ' If it is a multiple choice question, [answer] is the letter of your choice.')
 # --- teacher
 model = 'Qwen/QwQ-32B-Preview'      # hub id or folder
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
 device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
 dtype = 'auto'                      # 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu
-tensor_parallel = None              # GPUs a model is spread over; None: all of this machine (vllm)
+tensor_parallel: int = None         # GPUs a model is spread over (vllm); None: of this machine, as many as divide its heads
 gpu_memory = 0.9                    # share of each card for the engine (vllm)
 # --- sampling
 samples_per_problem = 2             # published: 2 a question
@@ -48,7 +49,7 @@ tir_timeout = 5.0                   # seconds a program (Numina: 5)
 sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
 tir_numina = False                  # the very rules of Numina's notebook: see sample()
 # --- grading and output
-grade_workers = None                # processes; None: one a core
+grade_workers: int = None           # processes; None: one a core
 dry_run = False                     # print what answers take of a card, and end
 out_dir = 'out/generate'            # samples.jsonl and sft.jsonl
 sft_max_tokens = 4500               # longer answers stay out of sft.jsonl (published: unknown; the script's 512 drops most)
@@ -103,8 +104,8 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
     for index, (where, row) in enumerate(rows[:max_problems]):
         prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability", "math")
         truth = truth.get("ground_truth") if isinstance(truth, dict) else truth
-        if isinstance(truth, str) and "####" in truth:                  # GSM8K
-            truth = truth.rsplit("####", 1)[1].strip().replace(",", "")
+        if isinstance(truth, str) and (last := re.search(r"#### *(-?[\d.,]+)\s*$", truth)):      # GSM8K; not a heading
+            truth = last[1].replace(",", "")
         truth = int(truth) if isinstance(truth, float) and truth.is_integer() else truth        # AMC's golds are floats: 36.0
         prompt = [dict(role="user", content=prompt)] if isinstance(prompt, str) and prompt.strip() else prompt
         usable = isinstance(prompt, list) and all(isinstance(m, dict) and m.get("role") and m.get("content") for m in prompt)
@@ -122,9 +123,9 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
 
 def load_tokenizer(path, chat_template=None):
     """The tokenizer of a model, folder or hub id; chat_template: a .jinja file that replaces its own. UserError: not found."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
+    plan.model_config(path)                         # a folder without config.json is no model
     try:
-        AutoConfig.from_pretrained(path)            # a folder without config.json is no model
         tokenizer = AutoTokenizer.from_pretrained(path)
         if chat_template:
             tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
@@ -185,22 +186,23 @@ class VLLMEngine:
         from vllm import LLM
         # on a CPU gpu_memory_utilization means host memory, and compiling takes minutes
         more = dict(gpu_memory_utilization=gpu_memory) if cuda else dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
+        cards = tensor_parallel or (1 if colocated else plan.spread(path, torch.cuda.device_count()))
         self.llm = LLM(path, dtype=dtype, max_model_len=max_model_len, seed=0, logprobs_mode="processed_logprobs",
-                       tensor_parallel_size=tensor_parallel or (1 if colocated else max(1, torch.cuda.device_count())),
-                       distributed_executor_backend="external_launcher" if colocated else None,
-                       enable_sleep_mode=colocated and cuda, enable_prefix_caching=True, **more)
+                       tensor_parallel_size=cards, enable_sleep_mode=colocated and cuda, enable_prefix_caching=True,
+                       distributed_executor_backend="external_launcher" if colocated else None, **more)
         self.name, self.device, self.dtype, self.max_model_len = "vllm", device, dtype, max_model_len
         self.stop = stop_tokens(tokenizer, path)
 
     def sample(self, requests, window=4096):
         """requests: (prompt ids, seed, what differs from SAMPLING), taken while fewer than `window` run; a None: no more just
         now, or ever if none runs. Yields (index of the request, Sample) as they finish."""
-        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
         engine, waiting, index = self.llm.llm_engine, iter(requests), count()
         while True:
             for ids, seed, own in islice(takewhile(bool, waiting), window - engine.get_num_unfinished_requests()):
                 params = SamplingParams(**SAMPLING | own, seed=seed, logprobs=0, flat_logprobs=True, stop_token_ids=self.stop,
-                                        include_stop_str_in_output=True, detokenize=own.get("stop") is not None)
+                                        include_stop_str_in_output=True, detokenize=own.get("stop") is not None,
+                                        output_kind=RequestOutputKind.FINAL_ONLY)
                 engine.add_request(str(next(index)), {"prompt_token_ids": list(ids)}, params)
             if not engine.has_unfinished_requests():
                 return
@@ -266,16 +268,6 @@ TOOL_IMPORTS = "import math, contextlib, io\nimport numpy as np\nimport sympy as
 TOOL = dict(rounds=0, tool_timeout=5.0, numina=False)                           # see sample(); no rounds: no tool
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
-def announce_sandbox(sandbox, needed):
-    """Say once what separates a model's programs from this machine, if there will be any. UserError: not what is required."""
-    if sandbox not in ("auto", "required"):
-        raise UserError(f"sandbox={sandbox!r}: 'auto' or 'required'")
-    try:
-        if needed:
-            print(f"programs run apart from this machine by: {isolation(sandbox)}", flush=True)
-    except RuntimeError as e:
-        raise UserError(f"{e}: install bubblewrap (Debian: apt install bubblewrap), or --sandbox=auto") from None
-
 def run_tool(code, earlier, timeout=5.0, numina=False):
     """(what the model is shown of its program's run, did it succeed): what it printed and the value of its last line, or
     the error; 200 characters. earlier: programs of the same answer; what they defined is there, what they printed is not.
@@ -326,7 +318,7 @@ def sample(engine, tokenizer, requests, live=4096):
 
     def next_requests():
         while True:
-            # If the engine has nothing, for all programs: no clock shall decide what shares a batch, and so the last digits.
+            # An idle engine waits for all programs: else timing would decide who shares a batch, and so the last digits.
             for program in [p for p in programs if p.done() or not asked]:
                 talk, (shown, ok) = programs.pop(program), program.result()
                 words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
@@ -413,32 +405,35 @@ def write_sft_set(rows):
             out.write(json.dumps(dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])) + "\n")
     os.replace(path + ".tmp", path)
     print(f"{len(rows)} answers: {len(kept)} kept, {len(ended) - len(right) - no_box} wrong, {no_box} no box, "
-          f"{len(rows) - len(ended)} truncated, {len(right) - len(kept)} too long; wrote {path}")
+          f"{len(rows) - len(ended)} not ended, {len(right) - len(kept)} too long; wrote {path}")
     if not kept:
         raise UserError(f"no answer is right: {path} is empty; try more samples_per_problem or another model")
 
 def main():
     plan.dry_run("generate", globals())
-    if min(samples_per_problem, max_tokens, tir_rounds) < 1:
-        raise UserError("samples_per_problem, max_tokens and tir_rounds must be at least 1")
+    plan.check(globals(), dict.fromkeys(("samples_per_problem", "max_tokens", "tir_rounds"), 1))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("start generate.py with python, not torchrun: one process takes all GPUs")
     torch_device, torch_dtype = plan.pick_device(device, dtype)
     problems = load_problems(data, split, data_config, problem_column, answer_column, system_prompt,
                              max_problems=max_problems, max_bad_share=max_bad_share)
     tokenizer = load_tokenizer(model)
-    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems))
-    os.makedirs(out_dir, exist_ok=True)
+    plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems))
+    plan.write_run_config(out_dir, values(globals()))
     path = os.path.join(out_dir, "samples.jsonl")
     tool = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else {}
-    same = dict(model=model, sampling=dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool)
+    same = dict(model=model, asked=[system_prompt, seed],
+                sampling=dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens) | tool)
     done = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in resume_rows(path, same)}
-    fitting = [(p, ids) for p in problems if len(ids := render_prompt(tokenizer, p["messages"])) <= max_prompt_tokens]
+    longest = min(max_prompt_tokens, plan.positions(model) - 1)
+    fitting = [(p, ids) for p in problems if len(ids := render_prompt(tokenizer, p["messages"])) <= longest]
     jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k)))
             for p, ids in fitting for k in range(samples_per_problem) if (str(p["id"]), k, p["problem"]) not in done]
     print(f"{len(fitting)} problems x {samples_per_problem} samples, {len(problems) - len(fitting)} problems have more than "
-          f"max_prompt_tokens={max_prompt_tokens}; {len(done)} rows are there, {len(jobs)} to sample")
+          f"{longest} tokens; {len(done)} rows are there, {len(jobs)} to sample")
     if jobs:
-        sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
-                              tensor_parallel, gpu_memory)
+        longest = min(max_prompt_tokens + max_tokens, plan.positions(model))
+        sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, longest, tensor_parallel, gpu_memory)
         print(f"engine: {sampler.name}; first prompt:\n{tokenizer.decode(jobs[0][0])}", flush=True)
         with Grader(workers=grade_workers) as grader:
             stream_answers(sampler, grader, tokenizer, jobs, path)

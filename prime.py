@@ -25,33 +25,32 @@ import torch.nn.functional as F
 
 import configurator
 from configurator import UserError
-from generate import (TOOL_STOP, announce_sandbox, load_problems, load_tokenizer, make_engine, render_prompt, sample,
-                      sample_seed)
+from generate import TOOL_STOP, load_problems, load_tokenizer, make_engine, render_prompt, sample, sample_seed
 from grader import Grader, extract_answer
 from runs import plan
-from sft import (all_sum, catch_signals, keep_lines, load_checkpoint, load_model, make_optimizer, micro_batches,
-                 optimizer_step, pack, save_checkpoint, save_model, setup_distributed, waiting_for)
+from sft import (all_sum, catch_signals, load_checkpoint, load_model, make_optimizer, micro_batches, optimizer_step, pack,
+                 save_checkpoint, save_model, setup_distributed, waiting_for)
 
 # --- data
 data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
-data_config = None                  # the hub data set's configuration
+data_config: str = None             # the hub data set's configuration
 split = 'train'                     # the hub data set's split
-problem_column = None               # None: prompt (messages), problem, question or instruction, whichever is there
-answer_column = None                # None: reward_model, ground_truth, answer, final_answer or solution
-system_prompt = None                # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
+problem_column: str = None          # None: prompt (messages), problem, question or instruction, whichever is there
+answer_column: str = None           # None: ground_truth, reward_model, answer, final_answer or solution
+system_prompt: str = None           # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
 user_suffix = ''                    # appended to every problem (Eurus-2-RL-Data has it in the prompt)
-code_suffix = None                  # appended to problems of ability 'code'; None: user_suffix
+code_suffix: str = None             # appended to problems of ability 'code'; None: user_suffix
 max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
-eval_data = None                    # held-out problems, the same formats; None: no evaluation
+eval_data: str = None               # held-out problems, the same formats; None: no evaluation
 eval_split = 'validation'
 eval_problems = 256                 # only the first so many
 eval_samples = 4                    # answers a problem at temperature 1, besides the greedy one
 # --- models
 model = 'PrimeIntellect/INTELLECT-MATH-SFT'  # policy at the start: hub id or folder
-prm_model = None                    # implicit PRM at the start; None: the same as the policy (published)
-ref_model = None                    # reference of the log-ratio, frozen; None: the PRM's start (published)
+prm_model: str = None               # implicit PRM at the start; None: the same as the policy (published)
+ref_model: str = None               # reference of the log-ratio, frozen; None: the PRM's start (published)
 ref_type = 'freeze'                 # 'freeze' (published) or 'policy': the policy before its update is the reference
-chat_template = None                # .jinja file; None: the tokenizer's own
+chat_template: str = None           # .jinja file; None: the tokenizer's own
 attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
 # --- rollouts
 engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
@@ -72,9 +71,9 @@ tir = False                         # answers may call Python, as NuminaMath-7B-
 tir_rounds = 4                      # times the model writes: one more than programs run
 tir_timeout = 5.0                   # seconds a program
 sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
-grade_workers = None                # processes a rank; None: cores / ranks
+grade_workers: int = None           # processes a rank; None: cores / ranks
 grade_timeout = 5.0                 # seconds an answer
-max_mismatch = None                 # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
+max_mismatch: float = None          # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
 # --- process rewards
 prm_update = 'after'                # 'after': rewards come from the forward pass that trains (published, single forward);
                                     # 'before': train, then score (recipe); 'none': the PRM stays as it is
@@ -103,7 +102,7 @@ grad_clip = 1.0
 batch_rows = 256                    # rows an optimizer step of the policy: 4 steps for 1,024 rows
 ppo_epochs = 1
 clip = 0.2
-importance_cap = None               # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: no (published)
+importance_cap: float = None        # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: no (published)
 entropy_coef = 0.0                  # bonus (recipe's yaml: 0.001)
 # --- run
 max_steps = 256                     # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
@@ -113,14 +112,14 @@ save_interval = 16                  # steps between checkpoints to resume from; 
 keep_checkpoints = 2
 out_dir = 'out/intellect_math'      # policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
 samples_logged = 8                  # rows of each step that go to samples.jsonl
-wandb_project = None                # also log to Weights & Biases, if it is installed
+wandb_project: str = None           # also log to Weights & Biases, if it is installed
 # --- system
 device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
 dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass
 compile = False                     # torch.compile layers and head: faster steps, after a first one that takes a minute
-shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
+shard: int = None                   # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 offload = False                     # PRM, reference and Adam's moments wait in host memory while they are not needed
 timeout_minutes = 60.0              # a collective that waits longer ends the run
 dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
@@ -325,7 +324,7 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
         key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "mask", "texts", "boxed")}
         for i, (index, ids) in mine}
-    requests = [(i, k, ids, sample_seed(*seed, index, k)) for i, (index, ids) in mine for k in range(n_samples)]
+    requests = [(i, k, ids, sample_seed(*seed, i, k)) for i, (_, ids) in mine for k in range(n_samples)]
     pending = []
     for number, answer in sample(engine, tokenizer, [(ids, s, sampling) for _, _, ids, s in requests]):
         i, k = requests[number][:2]
@@ -345,12 +344,12 @@ def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampl
     merged = {i: group for part in gathered for i, group in part.items()}
     return [merged[i] for i in sorted(merged)]
 
-def evaluate(engine, grader, tokenizer, problems, samples, seed, max_prompt_tokens, sampling):
-    """(greedy accuracy, mean accuracy at temperature 1) on held-out problems."""
+def evaluate(engine, grader, tokenizer, problems, sampling):
+    """(greedy accuracy, mean accuracy of eval_samples at temperature 1) on held-out problems; too long ones count as wrong."""
     prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
     prompts = [(i, ids) for i, ids in prompts if len(ids) <= max_prompt_tokens]
     groups = [rollout(engine, grader, tokenizer, problems, prompts, k, (seed, name), sampling | dict(temperature=temperature))
-              for name, k, temperature in (("greedy", 1, 0.0), ("eval", samples, 1.0))]
+              for name, k, temperature in (("greedy", 1, 0.0), ("eval", eval_samples, 1.0))]
     return [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in part) / len(problems) for part in groups]
 
 def log_samples(file, step, kept, problems, rewards, A):
@@ -384,15 +383,13 @@ def plot_curves(metrics_path, path):
 
 def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
-    choices = dict(prm_update=("after", "before", "none"), collect=("until_full", "once"), ref_type=("freeze", "policy"),
-                   granularity=("token", "whole"), normalize=("batch", None))
-    for name, values in choices.items():
-        if globals()[name] not in values:
-            raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(map(repr, values))}")
+    one = ("prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens eval_samples eval_interval "
+           "keep_checkpoints normalize_chunks").split()
+    plan.check(globals(), dict.fromkeys(one, 1) | dict(samples_per_prompt=2), prm_update=("after", "before", "none"),
+               collect=("until_full", "once"), ref_type=("freeze", "policy"), granularity=("token", "whole"),
+               normalize=("batch", None))
     if wandb_project and find_spec("wandb") is None:
         raise UserError("wandb_project is set, but wandb is not installed: pip install wandb, or --wandb_project=None")
-    if samples_per_prompt < 2:
-        raise UserError(f"samples_per_prompt={samples_per_prompt}: leave-one-out needs at least 2")
     if not 0 < temperature <= 2:
         raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
     if not (outcome_coef or process_coef):
@@ -417,7 +414,7 @@ def main():
                    user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)
     held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
-    announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems + held_out))
+    plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems + held_out))
     stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
 
     # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
@@ -434,27 +431,30 @@ def main():
     trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
     if dry_run:
         longest, nets = max(micro_batch_tokens, max_prompt_tokens + max_tokens), [*trained.values(), (ref or prm, None)]
-        return plan.longest_batch(nets, longest, torch_device, move if offload else None, entropy_coef != 0)
+        plan.longest_batch(nets, longest, torch_device, move if offload else None, entropy_coef != 0)
+        return hand_over(policy, sampler)           # the engine wakes up beside everybody's moments
 
     checkpoints = os.path.join(out_dir, "checkpoints")
-    resumed = load_checkpoint(checkpoints, trained)
-    start, state = resumed or (0, {})
-    stream.drawn, stream.buffer = state.get("drawn", 0), state.get("buffer", [])
-    move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
+    with waiting_for("loading the checkpoint", timeout_minutes):
+        start, state = load_checkpoint(checkpoints, trained) or (0, {})
+        move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
+        hand_over(policy, sampler)
+    stream.drawn, stream.buffer, stream.too_long = [state.get(*of) for of in (("drawn", 0), ("buffer", []), ("too_long", 0))]
     metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
     wandb_run = None
     if first:
-        keep_lines(metrics_path, start), keep_lines(samples_path, start)
+        plan.keep_lines(metrics_path, start or -1)              # step -1: the evaluation before the first
+        plan.keep_lines(samples_path, start)
         plan.write_run_config(out_dir, configurator.values(globals()))
         size = sum(p.numel() for p in policy.parameters()) / 1e6
         updates, prm_updates = ppo_epochs * math.ceil(N / batch_rows), math.ceil(N / prm_batch_rows)
         print(f"{size:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, engine {sampler.name}; "
               f"{len(problems)} problems, {len(held_out)} held out\n"
               f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {prm_updates} PRM "
-              f"and {updates} policy updates" + f"; resumed after step {start}" * bool(resumed), flush=True)
+              f"and {updates} policy updates" + f"; resumed after step {start}" * (start > 0), flush=True)
         if wandb_project:
             import wandb
-            wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()), resume="allow")
+            wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()))
 
     # A checkpoint is written during the next rollout, which changes nothing of it, by threads with a group of their own.
     writers = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
@@ -494,7 +494,6 @@ def main():
         dist.all_reduce(out)
         return out
 
-    hand_over(policy, sampler)
     sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
         dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
     with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
@@ -502,14 +501,12 @@ def main():
             Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader, \
             ThreadPoolExecutor(1, "writer", plan.pick_device, (device, dtype)) as writer:     # a thread's card is its own
         if held_out and start == 0:
-            greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed, max_prompt_tokens, sampling)
+            with waiting_for("the evaluation before step 1", timeout_minutes):
+                greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, sampling)
             print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
             metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
-        began = time.time()
+        began = step_began = time.time()
         for step in range(start, max_steps):
-            step_began = time.time()
-            seconds.clear()
-
             # 1. Rollouts: draw prompts until enough of them have a mean outcome inside the filter.
             with phase("rollout"):
                 kept, failed, drawn_groups = [], [], []
@@ -560,10 +557,10 @@ def main():
             mismatch = difference.abs().mean().item()
             bound = max_mismatch if max_mismatch is not None else 1e-3 if torch_dtype == torch.float32 else 0.1
             if not mismatch <= bound:
-                raise UserError(f"step {step}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more "
+                raise UserError(f"step {step + 1}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more "
                                 f"than max_mismatch={bound}: the engine has other weights or another precision")
             with phase("ref", ref):
-                ref_logprobs = score(ref)[0] if ref is not None else old_logprobs
+                ref_logprobs = old_logprobs if ref is None and temperature == 1 else score(ref or policy)[0]
 
             # 3. PRM: token rewards are its log-ratio to the reference; one cross-entropy step on the outcomes a mini-batch.
             with phase("prm", prm, prm_optimizer):
@@ -580,16 +577,15 @@ def main():
                         else:
                             loss = 0.0 * logprobs.sum()
                         (loss * world).backward()                           # FSDP averages over ranks: this sums
-                        loss_sum += loss.item()
+                        loss_sum = loss_sum + loss.detach().double()
                     prm_norms.append(optimizer_step(prm, prm_optimizer, prm_lr, prm_grad_clip))
                     prm_losses.append(all_sum(loss_sum, torch_device))
-                if prm_update == "after":
-                    dist.all_reduce(prm_logprobs)
-                else:
-                    prm_logprobs = score(prm)[0]
+                dist.all_reduce(prm_logprobs)                           # by weights that have not seen these outcomes
+                scored = prm_logprobs if prm_update == "after" else score(prm)[0]
+                prm_logprobs = prm_logprobs if prm_losses else scored   # what the metrics are about
 
             # 4. Rewards and advantages: every rank has the whole batch and computes the same numbers.
-            scored = prm_logprobs if last_token_reward else torch.where(last_token(mask), ref_logprobs, prm_logprobs)
+            scored = scored if last_token_reward else torch.where(last_token(mask), ref_logprobs, scored)
             rewards = torch.cat([process_rewards(p, r, m, granularity, normalize) for p, r, m in
                                  zip(*(x.chunk(normalize_chunks) for x in (scored, ref_logprobs, mask)))])      # [N, T]
             A = advantages(outcomes, rewards if process_coef else None, mask, samples_per_prompt, outcome_coef, process_coef,
@@ -615,7 +611,7 @@ def main():
                             loss = loss * len(members) / len(rows)
                             totals[:3] += torch.stack([loss.detach() * len(rows), stats["clipfrac"] * len(members),
                                                        stats["approx_kl"] * len(members)]) / len(order)
-                            totals[3] = max(totals[3], stats["ratio_max"])
+                            totals[3] = torch.maximum(totals[3], stats["ratio_max"])
                         else:
                             loss = 0.0 * logprobs.sum()
                         (loss * world).backward()
@@ -641,6 +637,7 @@ def main():
                 response_tokens=sum(sum(m) for g in drawn_groups for m in g["mask"]) / drawn_rows,
                 truncated=sum(f == "length" for g in drawn_groups for f in g["finish"]) / drawn_rows,
                 no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,
+                given_up=sum(getattr(o, "failure", None) is not None for g in drawn_groups for o in g["outcomes"]) / drawn_rows,
                 tool_calls=sum(text.count(TOOL_STOP) for g in drawn_groups for text in g["texts"]) / drawn_rows,
                 prm_loss=sum(prm_losses) / max(1, len(prm_losses)), prm_grad_norm=max(prm_norms, default=0.0),
                 prm_pair_accuracy=pair_accuracy(torch.where(mask, prm_logprobs - ref_logprobs, 0.0).sum(-1), outcomes,
@@ -657,9 +654,10 @@ def main():
                 row[f"outcome_{ability}"] = sum(own) / len(own)
             if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
                 with phase("eval"):
-                    row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, eval_samples, seed,
-                                                                       max_prompt_tokens, sampling)
+                    row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, sampling)
             row["seconds"] = {k: round(v, 3) for k, v in seconds.items()} | dict(step=round(time.time() - step_began, 3))
+            step_began = time.time()        # what a checkpoint takes belongs to the next step
+            seconds.clear()
             print(json.dumps(row), file=metrics_file, flush=True)
             log_samples(samples_file, step, kept, problems, rewards, A)
             eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
@@ -673,7 +671,7 @@ def main():
                   f" s eta {timedelta(seconds=round(eta))}{held}", flush=True)
             if wandb_run:
                 wandb_run.log(row, step=step)
-            state = dict(drawn=stream.drawn, buffer=list(stream.buffer), samples=row["samples"])
+            state = dict(drawn=stream.drawn, buffer=list(stream.buffer), too_long=stream.too_long, samples=row["samples"])
             with phase("save"):
                 ended = all_sum(len(stopped), torch_device) > 0
                 if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
@@ -684,8 +682,9 @@ def main():
             saving and saving.result()
     if not ended:
         move(torch_device, prm)
-        save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)
-        save_model(prm, tokenizer, os.path.join(out_dir, "prm"), torch_dtype, prm_model or model)
+        with waiting_for("the models' files", timeout_minutes):
+            save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)
+            save_model(prm, tokenizer, os.path.join(out_dir, "prm"), torch_dtype, prm_model or model)
     if first:
         plot_curves(metrics_path, os.path.join(out_dir, "curves.png"))
         print(f"stopped after step {step + 1}: start again with the same command to go on" if ended else

@@ -10,7 +10,6 @@ changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA,
 import faulthandler, functools, glob, heapq, importlib.util, json, math, os, re, shutil, signal, sys, time
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +29,8 @@ from runs import plan
 # --- data
 data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parquet file with `messages` rows
 split = 'train'                     # the hub data set's split
-val_data = None                     # the same for validation; None: the last val_rows of the shuffled data
+val_data: str = None                # the same for validation; None: the last val_rows of the shuffled data
+val_split = 'validation'            # its split, of a hub data set
 val_rows = 128                      # rows held out for validation (0: none)
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
@@ -40,11 +40,11 @@ max_bad_share = 0.01                # malformed rows are counted and reported; m
 # --- model
 model = 'Qwen/Qwen2.5-Math-7B'      # hub id or folder
 tokenizer = 'Qwen/Qwen2.5-Math-7B-Instruct'  # None: the model's own. Published: the Instruct model's, for its chat template
-chat_template = None                # .jinja file; None: the tokenizer's own. The published run may have used config/tulu.jinja
+chat_template: str = None           # .jinja file; None: the tokenizer's own. The published run may have used config/tulu.jinja
 attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
 # --- optimisation: the published run's, github.com/PrimeIntellect-ai/INTELLECT-MATH, sft/
 epochs = 5
-max_steps = None                    # stops earlier than the epochs do
+max_steps: int = None               # stops earlier than the epochs do
 batch_size = 128                    # rows an optimizer step, over all processes: published 1 x 16 accumulation x 8 GPUs
 learning_rate = 5e-6
 schedule = 'linear'                 # to 0: 'linear', 'cosine', or 'constant'
@@ -60,7 +60,7 @@ dtype = 'auto'                      # compute: 'bfloat16', 'float32', 'auto': bf
 micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
 checkpointing = True                # recompute activations in the backward pass: a third more time, far less memory
 compile = False                     # torch.compile layers and head: faster steps, after a first one that takes a minute
-shard = None                        # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
+shard: int = None                   # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
 timeout_minutes = 60.0              # a collective that waits longer ends the run
 dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
 # --- output
@@ -70,12 +70,11 @@ val_interval = 300                  # steps
 save_interval = 300                 # steps between checkpoints to resume from (published: 300); 0: none
 keep_checkpoints = 2                # the newest so many stay
 
-def setup_distributed(device, timeout_minutes=60):
+def setup_distributed(device, minutes=60):
     """Join the process group that torchrun describes, or make one of a single process. Returns (rank, world size)."""
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    kind = dict(backend="cpu:gloo,cuda:nccl", device_id=device) if device.type == "cuda" else dict(backend="gloo")
-    dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **kind)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
     faulthandler.enable(2)                              # NCCL's watchdog aborts a process that hangs: then say where it was
     if dist.get_rank() > 0:                             # from here on only rank 0 prints; stderr stays open to all
         sys.stdout = open(os.devnull, "w")
@@ -98,12 +97,13 @@ def all_sum(value, device):
     return total.item()
 
 def catch_signals():
-    """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. Asked twice: at once."""
+    """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. A Ctrl-C after that ends
+    it at once (a SIGTERM does not: torchrun passes its own on, to processes that may have had one)."""
     received = []
 
     def handler(number, _):
         received.append(number)
-        signal.signal(number, signal.default_int_handler)       # which raises KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)        # which raises KeyboardInterrupt
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
     return received
@@ -165,7 +165,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
 def _head(hidden, weight, targets, temperature, entropy):
     logp = (hidden @ weight.T).float()                                                         # [t, V], here only
     logp = (logp if temperature == 1 else logp.div_(temperature)).log_softmax(-1)
-    logprobs = logp.gather(-1, targets[:, None]).squeeze(-1)
+    logprobs = -F.nll_loss(logp, targets, reduction="none")    # not gather(), whose gradient is another [t, V] when compiled
     return (logprobs, -(logp.exp() * logp).sum(-1)) if entropy else (logprobs,)
 
 def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, entropy=False, chunk=2048, head=_head, **kwargs):
@@ -181,31 +181,30 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     """A causal language model of a folder or hub id, sharded over all processes, its forward replaced (_logprob_forward).
     Weights go from the safetensors files straight into the shards; no process holds them all. A trained model has fp32
     weights and computes in `dtype`; one that is not trained holds `dtype`. shard: processes that share one copy, consecutive
-    ranks; the groups hold equal copies (HSDP). UserError: no such model, or kernel of attention; shard does not divide."""
+    ranks; the groups hold equal copies (HSDP). UserError: no such model, or kind, or kernel; shard does not divide."""
     from huggingface_hub import snapshot_download
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-    hub_id = path.count("/") == 1 and not path.startswith((".", "/", "out/", "data/")) and not os.path.isdir(path)
-    if not hub_id and not os.path.exists(os.path.join(path, "config.json")):
-        raise UserError(f"no such model: {path} is neither a folder with a config.json nor a hub id")
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    config = plan.model_config(path)
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
         raise UserError(f"{path} has no *.safetensors file: convert it with from_pretrained(...).save_pretrained(folder)")
-    kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn")) + ["varlen"] if device.type == "cuda" else []
+    kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn_2_cuda")) + ["varlen"]
+    kernels *= device.type == "cuda" and dtype == torch.bfloat16                                # they know 16 bits only
     if attention not in ("auto", *kernels, "padded"):
         raise UserError(f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels, 'padded'])}")
     kernel = [*kernels, "padded"][0] if attention == "auto" else attention
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
     AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
-    config = AutoConfig.from_pretrained(path)
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise UserError(f"{path} uses sliding-window attention, which packed_attention does not do")
+    if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None):
+        raise UserError(f"{path}: packed_attention and _head do not know {config.model_type} models, or their sliding window")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
     world = dist.get_world_size()
     if world % (shard or world):
         raise UserError(f"shard={shard} does not divide the {world} processes")
-    mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("copies", "shards")) if shard else None
+    sizes, names = ((world // shard, shard), ("copies", "shards")) if shard else ((world,), ("shards",))
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
     for layer in model.model.layers if compile else ():
         layer.compile(dynamic=True)
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
@@ -241,12 +240,12 @@ def make_optimizer(model, learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.
 
 def optimizer_step(model, optimizer, learning_rate, grad_clip):
     """Clip, step, forget the gradients. Returns the gradient norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).full_tensor().item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norm.full_tensor().item()                            # here, and not before, the host waits for the card
 
 def save_model(model, tokenizer, path, dtype, source):
     """Write a Hugging Face folder (safetensors in `dtype`, tokenizer, generation_config) to path, complete or not at all.
@@ -289,29 +288,25 @@ def save_checkpoint(folder, step, trained, extra, keep, submit=lambda write: wri
         dcp.save(state, checkpoint_id=path + ".tmp", process_group=group)      # rank 0 returns when all have written
         if dist.get_rank() == 0:
             put_in_place(path)
-            for old in sorted(glob.glob(os.path.join(folder, "step_??????")))[:-keep]:
+            for old in sorted(old for old in glob.glob(os.path.join(folder, "step_??????")) if old <= path)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
     return submit(write)
 
 def load_checkpoint(folder, trained):
-    """Go back to the newest complete checkpoint in folder, on any number of processes. Returns (step, extra) or None."""
-    for path in on_first_rank(lambda: sorted(glob.glob(os.path.join(folder, "step_??????")), reverse=True)):
+    """Go back to the newest complete checkpoint, on any number of processes: (step, extra), or None. UserError: none fits."""
+    paths = on_first_rank(lambda: sorted(glob.glob(os.path.join(folder, "step_??????")), reverse=True))
+    for path in paths:
         state = training_state(trained) | dict(extra="")
         try:
             dcp.load(state, checkpoint_id=path)
-        except (Exception, dcp.api.CheckpointException) as e:   # half-deleted, or lost bytes: the one before is there for that
-            print(f"{path} cannot be read ({str(e)[:120]!r}): trying the checkpoint before it", flush=True)
+        except dcp.api.CheckpointException as e:        # half-deleted, or lost bytes: the one before is there for that
+            print(f"{path} cannot be read ({str(e).splitlines()[-1][:120]!r}): trying the one before it", flush=True)
             continue
         for name, (model, optimizer) in trained.items():
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
         return int(path[-6:]), json.loads(state["extra"])
-
-def keep_lines(path, before):
-    """Drop the rows of a .jsonl file whose `step` is `before` or later: they are made again after a resume."""
-    if os.path.exists(path):
-        lines = Path(path).read_text("utf-8").split("\n")[:-1]                                # a line without an end goes, too
-        Path(path + ".tmp").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < before), "utf-8")
-        os.replace(path + ".tmp", path)
+    if paths:
+        raise UserError(f"no checkpoint in {folder} can be read: the settings of before, another --out_dir, or remove it")
 
 def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
     """A conversation -> (tokens, scored): the assistant's words and end token are scored (one is added where the template has
@@ -335,20 +330,20 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
         raise ValueError("no assistant message")
     return tokens, scored
 
-def load_sft_rows(source, tokenizer):
+def load_sft_rows(source, split, tokenizer):
     """List of (tokens int32 [t], scored bool [t]) of the `messages` rows of a file or hub data set. UserError: no usable."""
     table = read_rows(source, split, max_bad_share=max_bad_share)
     if "messages" not in table[0][1]:
         raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(table[0][1]))}")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine, parts = [], [None] * world
+    rank, world, mine = dist.get_rank(), dist.get_world_size(), []
     for _, row in table[rank::world]:                       # each process tokenizes its share
         try:
-            pair = tokenize_messages(tokenizer, row["messages"], mask_prompt, mask_output)
+            talk = [dict(message, content="" + message["content"]) for message in row["messages"]]      # a text, not None
+            pair = tokenize_messages(tokenizer, talk, mask_prompt, mask_output)
             mine.append(tuple(map(np.array, pair, (np.int32, bool))))
-        except (ValueError, KeyError, TypeError) as e:
+        except Exception as e:                              # of ours or the template's
             mine.append(str(e))
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts := [None] * world, mine)
     rows = [parts[i % world][i // world] for i in range(len(table))]                           # in the order of the table
     bad = [f"{where}: {row}" for (where, _), row in zip(table, rows) if isinstance(row, str)]
     report_bad(bad, len(table), max_bad_share, "unusable messages")
@@ -369,9 +364,8 @@ def learning_rate_at(step, steps, peak, schedule, warmup_steps):
     return peak * {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
 
 def main():
-    for name, known in dict(schedule=("linear", "cosine", "constant"), overlong=("truncate", "drop")).items():
-        if globals()[name] not in known:
-            raise UserError(f"{name}={globals()[name]!r}: one of {', '.join(known)}")
+    least = dict.fromkeys(("batch_size", "micro_batch_tokens", "log_interval", "val_interval", "keep_checkpoints"), 1)
+    plan.check(globals(), least, schedule=("linear", "cosine", "constant"), overlong=("truncate", "drop"))
     torch_device, torch_dtype = plan.pick_device(device, dtype)
     plan.dry_run("sft", globals())                              # if asked for: ends here where there is no GPU
     tok = load_tokenizer(tokenizer or model, chat_template)
@@ -379,7 +373,7 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stopped = catch_signals()
     with waiting_for("loading", timeout_minutes):
-        rows = [] if dry_run else load_sft_rows(data, tok)
+        rows = [] if dry_run else load_sft_rows(data, split, tok)
         net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     if dry_run:
@@ -387,14 +381,15 @@ def main():
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
     rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
-    val = load_sft_rows(val_data, tok) if val_data else val
+    val = load_sft_rows(val_data, val_split, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
-    start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
+    with waiting_for("loading the checkpoint", timeout_minutes):
+        start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
     if rank == 0:
         plan.write_run_config(out_dir, configurator.values(globals()))
-        keep_lines(metrics, start)
+        plan.keep_lines(metrics, start)
     log = open(metrics if rank == 0 else os.devnull, "a", encoding="utf-8")
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
           f"{steps} steps of {batch_size} rows, {steps_per_epoch} an epoch; {batch_size / world:g} rows a process and step")
@@ -402,15 +397,15 @@ def main():
     peak = world * plan.matmul_rate(torch_device, torch_dtype)
 
     def loss_over(batch, backward):
-        """Mean loss a scored token over the rows of all processes; with backward, its gradient."""
+        """This process's part of the mean loss a scored token over the rows of all; with backward, its gradient."""
         total, value = sum(int(s[1:].sum()) for _, s in batch), 0.0
         for members in micro_batches([len(t) for t, _ in batch], micro_batch_tokens, world)[rank]:
             chosen = [batch[i] for i in members] or [(torch.zeros(2), torch.tensor([False, True]))]     # a dummy row
             loss = -net(**pack(chosen, torch_device))[0].sum() * (len(members) > 0) / total
             if backward:
                 (loss * world).backward()                       # FSDP averages gradients over processes; this sums them
-            value += loss.item()
-        return all_sum(value, torch_device)
+            value = value + loss.detach().double()
+        return value
     began = t0 = time.time()
     for step in range(start, steps):
         epoch, position = divmod(step, steps_per_epoch)
@@ -420,10 +415,11 @@ def main():
         with waiting_for(f"step {step + 1}, update", timeout_minutes):
             loss = loss_over(batch, backward=True)
             norm = optimizer_step(net, optimizer, lr, grad_clip)
+            loss = all_sum(loss, torch_device)
         row = dict(step=step, epoch=step / steps_per_epoch, loss=loss, lr=lr, grad_norm=norm)
         if val and ((step + 1) % val_interval == 0 or step + 1 == steps):
             with waiting_for(f"step {step + 1}, validation", timeout_minutes), torch.no_grad():
-                row["val_loss"] = loss_over(val, backward=False)
+                row["val_loss"] = all_sum(loss_over(val, backward=False), torch_device)
             net.reshard()                                       # a forward without backward leaves the root gathered
         tokens, pairs, dt, t0 = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch), time.time() - t0, time.time()
         row |= dict(tokens_per_s=tokens / dt, mfu=plan.flops(net, tokens, pairs) / dt / peak)
@@ -433,7 +429,7 @@ def main():
             print(f"step {step + 1}/{steps} loss {loss:.4f}" + (f" val {row['val_loss']:.4f}" if "val_loss" in row else "") +
                   f" lr {lr:.2e} norm {norm:.2f} | {tokens / dt:.0f} tok/s mfu {row['mfu']:.1%} eta {eta}", flush=True)
         if not math.isfinite(loss):
-            raise UserError(f"the loss of step {step} is {loss}: lower the learning rate, or look at the data")
+            raise UserError(f"the loss of step {step + 1} is {loss}: lower the learning rate, or look at the data")
         with waiting_for(f"step {step + 1}, checkpoint", timeout_minutes):
             ended = all_sum(len(stopped), torch_device) > 0
             if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == steps):
@@ -442,7 +438,8 @@ def main():
             print(f"stopped after step {step + 1}: start again with the same command to go on")
             break
     else:                                                       # a finished run that is started again comes here at once
-        save_model(net, tok, result, torch_dtype, model)
+        with waiting_for("the model's files", timeout_minutes):
+            save_model(net, tok, result, torch_dtype, model)
         print(f"wrote {result} after {timedelta(seconds=round(time.time() - began))}")
     dist.destroy_process_group()
 

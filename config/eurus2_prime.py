@@ -4,7 +4,7 @@
 data = 'PRIME-RL/Eurus-2-RL-Data'   # 455 k maths and 27 k code prompts; the rows bring the action system prompt
 eval_data = 'PRIME-RL/Eurus-2-RL-Data'
 eval_split = 'validation'
-eval_problems = 1024
+eval_problems = 2048                # the whole split, half of it code (published: greedy only; eval_samples come on top)
 model = 'out/eurus2_sft/model'      # or the published one: 'PRIME-RL/Eurus-2-7B-SFT'
 max_steps = 592
 prompts_per_step = 256

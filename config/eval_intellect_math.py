@@ -3,7 +3,7 @@
 # each. A single run of AIME is known to +-16 points. Not run by us.
 models = ['out/intellect_math/policy', 'out/intellect_math_sft/model']  # or PrimeIntellect/INTELLECT-MATH and -SFT
 benchmarks = ['math500', 'olympiadbench', 'aime24', 'amc', 'minerva']
-# What the SFT data says; the repository's eval/ holds the prompt of config/eval_eurus2.py, which these models never saw.
+# What the SFT data says, and the model card; the repository's eval/ holds Eurus-2's prompt, which the SFT model never saw.
 system_prompt = (
     'Solve the following math problem efficiently and clearly. Think carefully and step by step about your response and reason '
     'before providing a final response. Conclude your response with: \n\nTherefore, the final answer is: $\\boxed{answer}$. '
@@ -15,11 +15,11 @@ benchmark_tokens = {'math500': 8192}    # eval/Math/math/evaluate_math.py; the 4
 benchmark_stop = {'math500': '\n###\nProblem: ', 'aime24': '\n###\nProblem: '}
 parity = True
 published = {
-    'INTELLECT-MATH, 255 steps': {
+    'INTELLECT-MATH, 256 steps': {
         'math500': 82.0, 'olympiadbench': 49.5, 'aime24': 26.7, 'amc': 60.2, 'minerva': 39.7, 'average': 51.6},
     'INTELLECT-MATH-SFT': {
         'math500': 72.8, 'olympiadbench': 39.1, 'aime24': 16.6, 'amc': 45.8, 'minerva': 33.8, 'average': 41.6},
-    'INTELLECT-MATH, 47 steps': {
+    'INTELLECT-MATH, 48 steps': {
         'math500': 81.6, 'olympiadbench': 46.7, 'aime24': 26.7, 'amc': 57.8, 'minerva': 37.8, 'average': 50.1},
     'Eurus-2-7B-PRIME': {
         'math500': 79.2, 'olympiadbench': 42.1, 'aime24': 26.7, 'amc': 57.8, 'minerva': 38.6, 'average': 48.9},
@@ -30,7 +30,7 @@ published = {
 }
 published_notes = [
     'INTELLECT-MATH-SFT: 16.6 is 5 of the 30 problems of AIME (16.67), cut instead of rounded',
-    'INTELLECT-MATH, 47 steps: 37.8 is no count of the 272 problems of Minerva; 103 are 37.87',
+    'INTELLECT-MATH, 48 steps: 37.8 is no count of the 272 problems of Minerva; 103 are 37.87',
     'Eurus-2-7B-SFT: 65.1 is no count of the 500 problems of MATH-500; 325 are 65.0, 326 are 65.2',
 ]
 out_dir = 'out/eval_intellect_math'

@@ -14,9 +14,9 @@ published = {
     'NuminaMath-7B-CoT': {
         'gsm8k': 76.3, 'math': 55.8, 'amc23': 27.5, 'aime24': 0.0, 'amc23 maj@64': 45.0, 'aime24 maj@64': 3.3},
     'Qwen2-7B-Instruct': {
-        'gsm8k': 82.3, 'math': 49.6, 'amc23': 25.0, 'aime24': 0.0, 'amc23 maj@64': 32.5, 'aime24 maj@64': 13.3},
+        'gsm8k': 82.3, 'math': 49.6, 'amc23': 25.0, 'aime24': 3.3, 'amc23 maj@64': 32.5, 'aime24 maj@64': 13.3},
     'Llama-3-8B-Instruct': {
-        'gsm8k': 79.6, 'math': 30.0, 'amc23': 5.0, 'aime24': 3.3, 'amc23 maj@64': 22.5, 'aime24 maj@64': 6.7},
+        'gsm8k': 79.6, 'math': 30.0, 'amc23': 5.0, 'aime24': 0.0, 'amc23 maj@64': 22.5, 'aime24 maj@64': 6.7},
     'DeepSeekMath-7B-Instruct': {
         'gsm8k': 82.8, 'math': 46.8, 'amc23': 17.5, 'aime24': 3.3, 'amc23 maj@64': 32.5, 'aime24 maj@64': 3.3},
     'DeepSeekMath-7B-RL': {

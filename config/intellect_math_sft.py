@@ -5,7 +5,8 @@
 data = 'out/intellect_math_generate/sft.jsonl'  # or the published set: 'PrimeIntellect/INTELLECT-MATH-SFT-Data'
 model = 'Qwen/Qwen2.5-Math-7B'
 tokenizer = 'Qwen/Qwen2.5-Math-7B-Instruct'
-chat_template = None                # the published script passes none, so that open-instruct's default applies: config/tulu.jinja
+chat_template = None                # the Instruct model's ChatML. The published script passes none either, but open-instruct then
+                                    # saves a default of its own: config/tulu.jinja
 epochs = 5                          # about 28.6 k steps on 733 k rows
 batch_size = 128                    # 1 a GPU x 16 accumulation x 8 GPUs
 learning_rate = 5e-6

@@ -2,8 +2,10 @@
 # Eurus-2-7B-PRIME on one node of 8 x 80 GB. Published: AIME 2024 26.7, MATH-500 79.2, AMC 57.8, Minerva 38.6, OlympiadBench 42.1
 # after 592 steps of 680 s on 8 x A800 (model card of Eurus-2-7B-PRIME; paper arXiv 2502.01456, Table 2). We have not run it.
 #     pip install -r requirements-gpu.txt && bash runs/eurus2.sh
+# A part of the problems asks for programs, which run in a sandbox: install bubblewrap first (Debian: apt install bubblewrap).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600      # told to stop, torchrun waits for the step in hand and its checkpoint, not 30 s
 
 # 1. Supervised fine-tuning of Qwen2.5-Math-7B on 230 k action-style answers: 3 epochs.
 torchrun --nproc_per_node 8 sft.py config/eurus2_sft.py

@@ -2,8 +2,10 @@
 # INTELLECT-MATH on one node of 8 x 80 GB, stage by stage. Published: MATH-500 82.0, OlympiadBench 49.5, AIME 2024 26.7, AMC 60.2,
 # Minerva 39.7 after 256 steps (model card of INTELLECT-MATH). We have not run it at this size.
 #     pip install -r requirements-gpu.txt && bash runs/intellect_math.sh
+# A part of the problems asks for programs, which run in a sandbox: install bubblewrap first (Debian: apt install bubblewrap).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600      # told to stop, torchrun waits for the step in hand and its checkpoint, not 30 s
 
 # 1. Two answers of QwQ-32B-Preview to every problem of NuminaMath, the right ones kept. Killed? Start it again: it goes on.
 python generate.py config/intellect_math_generate.py

@@ -7,6 +7,7 @@
 # Programs of the model run in a sandbox: install bubblewrap first (Debian: apt install bubblewrap).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600      # told to stop, torchrun waits for the step in hand and its checkpoint, not 30 s
 
 # 0. The base model has no safetensors on the hub: convert it once.
 [ -d out/deepseek_math_7b ] || python - <<'PY'

@@ -10,8 +10,10 @@ embeddings and head are gathered throughout, a layer around its turn, logits exi
 to the tensors of sft.py's own passes in bfloat16 (tests/test_plan.py counts them again). Not in them: CUDA and NCCL, the CUDA
 graphs of a sleeping vLLM, and that a resume with offload holds everything once. GB are 2^30 bytes.
 """
+import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,22 +45,71 @@ def pick_device(device, dtype):
         torch.cuda.set_device(device)
     return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if cuda else "float32")
 
-def write_run_config(out_dir, settings):
-    """config.json of a run: all settings, versions, command, git commit."""
+def announce_sandbox(sandbox, needed):
+    """Say once what separates a model's programs from this machine, if there will be any. UserError: not what is required."""
+    if sandbox not in ("auto", "required"):
+        raise UserError(f"sandbox={sandbox!r}: 'auto' or 'required'")
+    from grader import isolation
+    try:
+        if needed:
+            print(f"programs run apart from this machine by: {isolation(sandbox)}", flush=True)
+    except RuntimeError as e:
+        raise UserError(f"{e}: install bubblewrap (Debian: apt install bubblewrap), or --sandbox=auto") from None
+
+def check(settings, least, **choices):
+    """UserError: a setting is less than its value in `least`, or none of its choices."""
+    for name, values in choices.items():
+        if settings[name] not in values:
+            raise UserError(f"{name}={settings[name]!r}: one of {', '.join(map(repr, values))}")
+    for name, value in least.items():
+        if settings[name] < value:
+            raise UserError(f"{name}={settings[name]}: at least {value}")
+
+def commit():
+    """This repository's commit, or None."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    about = dict(settings=settings, command=sys.argv, commit=git.stdout.strip() or None, world_size=dist.get_world_size(),
+    return git.stdout.strip() or None
+
+def write_run_config(out_dir, settings):
+    """config.json of a run: all settings, versions, command, git commit. Prints what differs from the one that is there."""
+    os.makedirs(out_dir, exist_ok=True)
+    file, world = Path(out_dir, "config.json"), int(os.environ.get("WORLD_SIZE", 1))
+    about = dict(settings=settings, command=sys.argv, commit=commit(), world_size=world,
                  device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", python=sys.version.split()[0])
     about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
-    Path(out_dir, "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for name, value in json.loads(file.read_text("utf-8"))["settings"].items():
+            if json.dumps(value) != json.dumps(settings.get(name)):
+                print(f"note: {out_dir} was begun with {name}={value!r}, now it is {settings.get(name)!r}", flush=True)
+    file.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+
+def keep_lines(path, before):
+    """Drop the rows of a .jsonl file whose `step` is `before` or later: they are made again after a resume."""
+    if os.path.exists(path):
+        lines = Path(path).read_text("utf-8", "ignore").split("\n")[:-1]      # a line that a full disk cut goes, too
+        Path(path + ".tmp").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < before), "utf-8")
+        os.replace(path + ".tmp", path)
+
+def model_config(path):
+    """The transformers configuration of a model. UserError: neither a folder of one nor a hub id."""
+    from transformers import AutoConfig
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as e:              # no such folder or hub id, no network
+        raise UserError(f"cannot load {path!r}, folder or hub id: {str(e).partition(chr(10))[0]}") from None
+
+def positions(path):
+    """The longest sequence that a model was made for."""
+    return getattr(model_config(path), "max_position_embeddings", None) or 2 ** 31
+
+def spread(path, cards):
+    """Over how many of so many cards an engine can spread a model: each takes as many attention heads."""
+    return math.gcd(model_config(path).num_attention_heads, max(1, cards))
 
 def shape(config):
     """The sizes of a model that memory depends on. config: a transformers configuration, or the folder or hub id of one."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    if isinstance(config, str):
-        try:
-            config = AutoConfig.from_pretrained(config)
-        except (OSError, ValueError) as e:
-            raise UserError(f"cannot load the configuration of {config!r}: {str(e).partition(chr(10))[0]}") from None
+    from transformers import AutoModelForCausalLM
+    config = model_config(config) if isinstance(config, str) else config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     try:
@@ -108,15 +159,16 @@ def prime_phases(s, policy, prm, ref, cards):
         "prm": idle + (second if s.offload else Counter()) +
                (training(prm, tokens, cards, s.checkpointing) if update else scoring(prm, tokens)),
         "policy": (own if s.offload else idle) + training(policy, tokens, cards, s.checkpointing, s.entropy_coef != 0),
-        "sync": idle + Counter(engine=2 * policy.P, gathered=6 * policy.head)}          # a whole tensor in fp32, and its cast
+        "sync": idle + Counter(engine=2 * policy.P, gathered=8 * policy.head)}      # a whole tensor, its cast, vLLM's copy
 
 def fits(phases, card, share=0.0):
-    """Does every phase fit a card of so many GB, with 2 GB to spare, and the rollout beside the engine's share of the card, if
-    that holds the engine's weights?"""
+    """Does every phase fit a card of so many GB, with 2 GB to spare, 4 beside an engine (its CUDA graphs, what it does not let
+    go of asleep), and the rollout beside the engine's share of the card, if that holds the engine's weights?"""
     room = 0.985 * card
     if share and phases["sync"]["engine"] / GB >= share * room:
         return False
-    return all(parts.total() / GB + share * room * (name == "rollout") + 2 <= room for name, parts in phases.items())
+    spare = 4 if share else 2
+    return all(parts.total() / GB + share * room * (name == "rollout") + spare <= room for name, parts in phases.items())
 
 def dry_run(script, settings):
     """With the setting dry_run, print what a script does in a step and what of a card it takes, and exit; training scripts do
@@ -138,7 +190,7 @@ def predict(script, s, cards):
         for path in [s.model] if script == "generate" else s.models:
             m = shape(path)
             print(f"\n{path}: {m.P / 1e6:.1f} M parameters, {m.L} layers; {cards} cards")
-            engine(s, m, s.tensor_parallel or (cards if "WORLD_SIZE" not in os.environ else 1))
+            engine(s, m, s.tensor_parallel or (spread(path, cards) if "WORLD_SIZE" not in os.environ else 1))
         return
     if cards % (s.shard or cards):
         raise UserError(f"shard={s.shard} does not divide the {cards} processes")

@@ -10,6 +10,7 @@ on the same card, asleep during updates: its log-probabilities against the train
 On a CPU the same is run as far as it goes.
 """
 import argparse
+import gc
 import importlib.util
 import json
 import pathlib
@@ -41,7 +42,7 @@ def attention(a, device, dtype):
     parts = zip(*(x.split(lengths, 2) for x in exact), strict=True)
     out = torch.cat([F.scaled_dot_product_attention(*part, is_causal=True, scale=size ** -0.5, enable_gqa=True) for part in parts], 2)
     wanted = [out, *torch.autograd.grad(out, exact, dout.detach().float())]
-    kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn")) + ["varlen"] if device.type == "cuda" else []
+    kernels = ["flash_attn"] * bool(importlib.util.find_spec("flash_attn_2_cuda")) + ["varlen"] if device.type == "cuda" else []
     for kernel in [*kernels, "padded"]:
         times = []
         for _ in range(3):
@@ -79,6 +80,9 @@ def memory(a, folder, device, dtype):
             peak = torch.cuda.max_memory_allocated()
             print(f"memory, {script}: peak {peak / plan.GB:.2f} GB, predicted {predicted / plan.GB:.2f} ({predicted / peak - 1:+.0%})")
         del nets, net
+        gc.collect()                    # a model holds itself, by its forward(); and the engine below needs the room
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def engine(a, folder):

@@ -34,6 +34,7 @@ seeds = []              # any numbers
 engine_args = {"a": 1}  # passed through
 prompt = """#1
 x = 1  # no comment"""  # two lines
+limit: int = None       # none, or a number
 annotated: int = 3      # also a setting
 # a plain comment
 CONSTANT = 7
@@ -48,7 +49,7 @@ if __name__ == "__main__":
     configurator.run(main, globals())
 '''
 NAMES = ["out_dir", "run_name", "learning_rate", "max_steps", "betas", "compile_model", "stages", "seeds", "engine_args",
-         "prompt", "annotated"]
+         "prompt", "limit", "annotated"]
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_key_space_value(configure):
     (["--max_steps=1.5"], ["max_steps", "expects int (like 100), got 1.5"]), (["--max_steps=abc"], ["int", "'abc'"]),
     (["--max_steps=True"], ["int", "True"]), (["--max_steps="], ["int", "''"]),
     (["--learning_rate=fast"], ["learning_rate", "float", "'fast'"]), (["--compile_model=maybe"], ["bool", "'maybe'"]),
-    (["--compile_model=1"], ["bool"]), (["--betas=0.9"], ["betas", "list", "[0.9, 0.95]"]),
+    (["--compile_model=1"], ["bool"]), (["--betas=0.9"], ["betas", "list", "[0.9, 0.95]"]), (["--limit=few"], ["limit", "int", "'few'"]),
     (["--betas=[0.9"], ["betas", "list"]),
     (["--betas=[0.9, 'x']"], ["betas", "float", "'x'"]), (["--stages=sft"], ["list", "['sft', 'rl']"]),
     (["--engine_args=3"], ["engine_args"]), (["--max_steps"], ["max_steps", "needs a value"]),
@@ -244,16 +245,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, argv):
     ("raise configurator.UserError('x', rank_local=True)", {"RANK": "1"}, 2, "[rank 1] error: x\n"),
     ("raise KeyboardInterrupt", {}, 130, "interrupted\n"), ("raise KeyboardInterrupt", {"RANK": "1"}, 130, ""),
     pytest.param("open('/dev/full', 'w').write('x' * 99999)", {}, 2,
-                 "error: disk full: free space and start again with the same command\n",
+                 "error: disk full or read-only: free it, start the command again\n",
                  marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")),
     ("import errno; raise OSError(errno.ENOSPC, 'No space left on device', 'm.bin')", {}, 2,
-     "error: disk full: free space and start again with the same command\n"),
+     "error: disk full or read-only: free it, start the command again\n"),
     ("raise Exception('I/O error: No space left on device (os error 28)')", {}, 2,
-     "error: disk full: free space and start again with the same command\n"),
+     "error: disk full or read-only: free it, start the command again\n"),
     ("raise BaseException('CheckpointException: [enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598')", {}, 2,
-     "error: disk full: free space and start again with the same command\n"),
+     "error: disk full or read-only: free it, start the command again\n"),
     ("try: raise OSError(28, 'No space left on device')\nexcept OSError: raise RuntimeError('saving failed')", {}, 2,
-     "error: disk full: free space and start again with the same command\n"),
+     "error: disk full or read-only: free it, start the command again\n"),
     ("os.makedirs('train.py/out')", {}, 2, "error: [Errno 20] Not a directory: 'train.py/out'\n"),
     ("os.makedirs('train.py', exist_ok=True)", {}, 2, "error: [Errno 17] File exists: 'train.py'\n"),
     ("import sys; sys.exit(5)", {}, 5, ""),

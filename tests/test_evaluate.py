@@ -386,7 +386,7 @@ def test_parts_of_a_killed_run_are_taken_up(tmp_path, guesser, guess_data):
     assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
-def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
+def test_regrade_needs_no_weights(tmp_path, guesser, guess_data, capsys):
     model = tmp_path / "model"
     shutil.copytree(guesser, model)
     args = run_args(tmp_path, model, data=[guess_data[1]], samples=0)
@@ -400,6 +400,9 @@ def test_regrade_needs_no_weights(tmp_path, guesser, guess_data):
     write_jsonl(file, rows[:30])                            # nor does it sample what is missing
     call(evaluate, *args, "--regrade=True")
     assert results(tmp_path)["models"][str(model)]["problems"]["responses"] == 30 and len(read_jsonl(file)) == 30
+    assert "30 of 40 responses are there, the others count as wrong" in capsys.readouterr().out
+    half, whole = (dict(problems=dict(values=values)) for values in (dict(greedy=[1, 0]), dict(greedy=[1, 1], sampled=[0.5, 1])))
+    assert len(list(evaluate.differences(dict(half=half, whole=whole)))) == 1       # what only one of them has is not compared
     with pytest.raises(evaluate.UserError, match="no response with these settings"):
         call(evaluate, *run_args(tmp_path / "other", model, data=[guess_data[1]], samples=0, regrade=True))
 

@@ -100,6 +100,8 @@ def test_problem_formats(tmp_path):
                           messages=[dict(role="system", content="S"), dict(role="user", content="a!")])
     gsm = [dict(question="q", answer="1+1=<<1+1=2>>2\n#### 1,234")]
     assert generate.load_problems(write_jsonl(tmp_path / "b.jsonl", gsm))[0]["ground_truth"] == "1234"
+    for headed in ("#### Step 1\nadd\n\n#### Conclusion\nThe answer is $\\boxed{(1, 2)}$.", "so \\boxed{7}\n\n#### Check\nIt works."):
+        assert generate.load_problems(write_jsonl(tmp_path / "b.jsonl", [dict(problem="q", solution=headed)]))[0]["ground_truth"] == headed
     tests = json.dumps(dict(inputs=["1\n"], outputs=["1\n"]))
     eurus = [dict(prompt=[dict(role="system", content="act"), dict(role="user", content="code it")], ability="code",
                   reward_model=dict(style="rule", ground_truth=tests))]
@@ -164,8 +166,16 @@ def test_killed_and_started_again(tmp_path, guesser, guess_data, capsys):
     sft = read_jsonl(killed / "sft.jsonl")
     assert 0 < len(sft) == sum(r["correct"] and r["finish_reason"] == "stop" for r in rows.values()) < len(rows)
     assert all(f"\\boxed{{{m['ground_truth']}}}" in m["messages"][-1]["content"] and len(m["messages"]) == 2 for m in sft)
-    with pytest.raises(generate.UserError, match="out_dir"):
-        call(generate, *arguments(guesser, guess_data, killed), "--temperature=0.5")
+    for change in ("--temperature=0.5", "--seed=1", "--system_prompt=brief"):
+        with pytest.raises(generate.UserError, match="out_dir"):
+            call(generate, *arguments(guesser, guess_data, killed), change)
+    assert json.loads((killed / "config.json").read_text())["settings"]["max_tokens"] == 24
+
+
+def test_several_processes_would_do_the_same(tmp_path, guesser, guess_data, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(generate.UserError, match="torchrun"):
+        call(generate, *arguments(guesser, guess_data, tmp_path))
 
 
 def test_no_vllm_is_said(guesser, tok):

@@ -13,7 +13,7 @@ import prime
 import sft
 from conftest import call, read_jsonl, write_jsonl
 from generate import Sample, run_tool, sample
-from runs import sandbox
+from runs import plan, sandbox
 
 CPU = torch.device("cpu")
 
@@ -300,17 +300,17 @@ def test_votes():
 
 def test_the_sandbox_is_said_or_required(capsys, monkeypatch):
     import grader
-    generate.announce_sandbox("auto", True)
+    plan.announce_sandbox("auto", True)
     assert capsys.readouterr().out.split()[-1] == grader.isolation()
-    generate.announce_sandbox("required", False)                # no program, no word
+    plan.announce_sandbox("required", False)                # no program, no word
     assert not capsys.readouterr().out
     with pytest.raises(generate.UserError, match="sandbox='off'"):
-        generate.announce_sandbox("off", False)
+        plan.announce_sandbox("off", False)
     grader.isolation.cache_clear()
     monkeypatch.setattr(sandbox, "box", lambda kind: ["/nowhere/bwrap"])
     monkeypatch.setattr(sandbox, "IDLE", {})
     try:
         with pytest.raises(generate.UserError, match="apt install bubblewrap"):
-            generate.announce_sandbox("required", True)
+            plan.announce_sandbox("required", True)
     finally:
         grader.isolation.cache_clear()

@@ -86,7 +86,7 @@ def test_prime_with_vllm(tmp_path, guesser, guess_data, processes):
 
 def test_generate_with_vllm(tmp_path, guesser, guess_data):
     run("generate.py", f"--model={guesser}", f"--data={guess_data[1]}", f"--out_dir={tmp_path}", "--system_prompt=", "--sft_system_prompt=",
-        "--engine=vllm", "--temperature=1.0", "--max_tokens=24", "--max_prompt_tokens=40", "--grade_workers=1", timeout=400)
+        "--engine=vllm", "--temperature=1.0", "--max_tokens=24", "--max_prompt_tokens=600", "--grade_workers=1", timeout=400)   # has 512 positions
     rows = read_jsonl(tmp_path / "samples.jsonl")
     assert len({(r["problem_id"], r["sample"]) for r in rows}) == len(rows) == 80
     assert 0 < sum(r["correct"] for r in rows) < 80

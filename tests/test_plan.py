@@ -171,4 +171,4 @@ def test_dry_run_of_the_others(model):
     done = run("sft.py", "--dry_run=True", f"--model={model}", "--shard=3", check=False)
     assert done.returncode == 2 and "shard=3 does not divide" in done.stderr
     done = run("sft.py", "--dry_run=True", "--model=/no/such/model", check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: cannot load the configuration of '/no/such/model'")
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot load '/no/such/model'")

@@ -433,7 +433,7 @@ def main():
             if mine and not regrade:
                 sampler = open_engine(path, tokenizer)
                 stream_answers(sampler, grader, tokenizer, mine, f"{out_dir}/{file}.rank{rank}")     # all benchmarks, one queue
-                sampler.close()
+                sampler = sampler.close()                   # the next model needs its room
             wait(f"{path}: all have sampled")
             if rank == 0:
                 there = read_responses(file, same)

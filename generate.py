@@ -109,7 +109,8 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
         truth = int(truth) if isinstance(truth, float) and truth.is_integer() else truth        # AMC's golds are floats: 36.0
         prompt = [dict(role="user", content=prompt)] if isinstance(prompt, str) and prompt.strip() else prompt
         usable = isinstance(prompt, list) and all(isinstance(m, dict) and m.get("role") and m.get("content") for m in prompt)
-        if not usable or not prompt or truth in (None, "", []) or ability not in ("math", "code"):
+        usable = usable and prompt and prompt[-1]["role"] != "system"
+        if not usable or truth in (None, "", []) or ability not in ("math", "code"):
             bad.append(where)
             continue
         kept = [dict(role=m["role"], content=m["content"]) for m in prompt if system_prompt is None or m["role"] != "system"]

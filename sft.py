@@ -163,6 +163,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, cu
     return out[None], None
 
 def _head(hidden, weight, targets, temperature, entropy):
+    """What _logprob_forward gives, from the hidden states [t, D] of a chunk of tokens."""
     logp = (hidden @ weight.T).float()                                                         # [t, V], here only
     logp = (logp if temperature == 1 else logp.div_(temperature)).log_softmax(-1)
     logprobs = -F.nll_loss(logp, targets, reduction="none")    # not gather(), whose gradient is another [t, V] when compiled
@@ -170,7 +171,7 @@ def _head(hidden, weight, targets, temperature, entropy):
 
 def _logprob_forward(self, input_ids, predict, targets, temperature=1.0, entropy=False, chunk=2048, head=_head, **kwargs):
     """forward() of the models that load_model makes: a pack() -> (log-probabilities [n] of its n targets,), or with entropy
-    (log-probabilities, entropies [n]): to be used in the loss, because an idle branch of the graph keeps its logits.
+    (log-probabilities, entropies [n]): ask only if the loss uses them, because an unused output keeps its logits alive.
     Logits of all tokens never exist at once: they are made, and in the backward pass made again, `chunk` tokens at a time."""
     hidden = self.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[0][predict]       # [n, D]
     parts = [checkpoint(head, h, self.lm_head.weight, t, temperature, entropy, use_reentrant=False)
@@ -185,6 +186,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
     config = plan.model_config(path)
+    if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None):
+        raise UserError(f"{path}: packed_attention and _head do not know {config.model_type} models, or their sliding window")
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
@@ -196,8 +199,6 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     kernel = [*kernels, "padded"][0] if attention == "auto" else attention
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
     AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
-    if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None):
-        raise UserError(f"{path}: packed_attention and _head do not know {config.model_type} models, or their sliding window")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
     world = dist.get_world_size()
@@ -323,9 +324,9 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
         pieces = re.split(f"(?<={TOOL_STOP})(.*?{TOOL_END})", text[len(prompt):].removesuffix(eos), flags=re.S)
         parts = [context] + [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
         parts[-1] = parts[-1] + [tokenizer.eos_token_id]
-        for i, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's
+        for k, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's
             tokens += part
-            scored += [i % 2 == 1 or not (mask_output if i else mask_prompt)] * len(part)
+            scored += [k % 2 == 1 or not (mask_output if k else mask_prompt)] * len(part)
     if not tokens:
         raise ValueError("no assistant message")
     return tokens, scored

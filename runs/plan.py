@@ -1,5 +1,6 @@
 """
-The machine of a run, and by arithmetic what is asked of it: --dry_run=True, sft.py's MFU, README's table of memory:
+What the scripts share beside the model: the machine, the settings' limits, the files of a run, and by arithmetic what is asked of the
+machine: --dry_run=True, sft.py's MFU, README's table of memory:
 
     python prime.py config/eurus2_prime.py --dry_run=True          # for as many cards as there are, or as torchrun starts
     python -m runs.plan                                            # the table
@@ -98,9 +99,10 @@ def model_config(path):
     except (OSError, ValueError) as e:              # no such folder or hub id, no network
         raise UserError(f"cannot load {path!r}, folder or hub id: {str(e).partition(chr(10))[0]}") from None
 
-def positions(path):
-    """The longest sequence that a model was made for."""
-    return getattr(model_config(path), "max_position_embeddings", None) or 2 ** 31
+def positions(config):
+    """The longest sequence that a model was made for. config: as for shape()."""
+    config = model_config(config) if isinstance(config, str) else config
+    return getattr(config, "max_position_embeddings", None) or 2 ** 31
 
 def spread(path, cards):
     """Over how many of so many cards an engine can spread a model: each takes as many attention heads."""
@@ -119,7 +121,7 @@ def shape(config):
         return SimpleNamespace(P=P, L=L, D=D, I=config.intermediate_size, layer=max(layers), root=P - sum(layers),
                                head=config.vocab_size * D, logits=13 * CHUNK * config.vocab_size,
                                cache=4 * L * config.num_key_value_heads * head_dim,
-                               positions=getattr(config, "max_position_embeddings", None) or 2 ** 31)
+                               positions=positions(config))
     except AttributeError as e:
         raise UserError(f"runs/plan.py does not know models like {type(model).__name__}: {e}") from None
 

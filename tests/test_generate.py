@@ -126,6 +126,8 @@ def test_bad_problems(tmp_path):
                           (dict(answer_column="gold", max_bad_share=0.5), "gold")):
         with pytest.raises(generate.UserError, match=words):
             generate.load_problems(path, **kwargs)
+    lone = write_jsonl(tmp_path / "s.jsonl", [dict(prompt=[dict(role=role, content="a")], answer="1") for role in ("user", "system")])
+    assert len(generate.load_problems(lone, system_prompt="", max_bad_share=0.5)) == 1
     with pytest.raises(generate.UserError, match="nowhere"):
         generate.load_problems("nowhere.jsonl")
 

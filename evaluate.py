@@ -377,7 +377,7 @@ def answer_question(path, tokenizer):
     sampler = open_engine(path, tokenizer)
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
         ids = render_prompt(tokenizer, [dict(role="system", content=system_prompt)] * bool(system_prompt) +
-                            [dict(role="user", content=f"{ask}{suffix}")])
+                            [dict(role="user", content=ask + suffix)])
         if len(ids) > max_prompt_tokens:
             raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
         for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):

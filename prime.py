@@ -436,10 +436,10 @@ def main():
 
     checkpoints = os.path.join(out_dir, "checkpoints")
     with waiting_for("loading the checkpoint", timeout_minutes):
-        start, state = load_checkpoint(checkpoints, trained) or (0, {})
+        start, state = load_checkpoint(checkpoints, trained) or (0, dict(drawn=0, buffer=[], too_long=0, samples=0))
         move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
         hand_over(policy, sampler)
-    stream.drawn, stream.buffer, stream.too_long = [state.get(*of) for of in (("drawn", 0), ("buffer", []), ("too_long", 0))]
+    stream.drawn, stream.buffer, stream.too_long = state["drawn"], state["buffer"], state["too_long"]
     metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
     wandb_run = None
     if first:
@@ -633,7 +633,7 @@ def main():
                 step=step, outcome=sum(sum(g["outcomes"]) for g in drawn_groups) / drawn_rows,
                 outcome_kept=outcomes.mean().item(),
                 prompts_drawn=drawn, prompts_kept=len(kept), kept_share=sum(g not in failed for g in drawn_groups) / drawn,
-                samples=state.get("samples", 0) + drawn_rows,
+                samples=state["samples"] + drawn_rows,
                 response_tokens=sum(sum(m) for g in drawn_groups for m in g["mask"]) / drawn_rows,
                 truncated=sum(f == "length" for g in drawn_groups for f in g["finish"]) / drawn_rows,
                 no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,

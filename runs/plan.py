@@ -92,8 +92,10 @@ def keep_lines(path, before):
         os.replace(path + ".tmp", path)
 
 def model_config(path):
-    """The transformers configuration of a model. UserError: neither a folder of one nor a hub id."""
+    """The transformers configuration of a model, folder or hub id; one is given back as it is. UserError: no such model."""
     from transformers import AutoConfig
+    if not isinstance(path, str):
+        return path
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as e:              # no such folder or hub id, no network
@@ -101,8 +103,7 @@ def model_config(path):
 
 def positions(config):
     """The longest sequence that a model was made for. config: as for shape()."""
-    config = model_config(config) if isinstance(config, str) else config
-    return getattr(config, "max_position_embeddings", None) or 2 ** 31
+    return getattr(model_config(config), "max_position_embeddings", None) or 2 ** 31
 
 def spread(path, cards):
     """Over how many of so many cards an engine can spread a model: each takes as many attention heads."""
@@ -111,7 +112,7 @@ def spread(path, cards):
 def shape(config):
     """The sizes of a model that memory depends on. config: a transformers configuration, or the folder or hub id of one."""
     from transformers import AutoModelForCausalLM
-    config = model_config(config) if isinstance(config, str) else config
+    config = model_config(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     try:

@@ -206,6 +206,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
         raise UserError(f"shard={shard} does not divide the {world} processes")
     sizes, names = ((world // shard, shard), ("copies", "shards")) if shard else ((world,), ("shards",))
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+    for group in mesh.get_all_groups():                 # new ones come with torch's own time-out
+        dist.distributed_c10d._set_pg_timeout(dist.group.WORLD._get_backend(device).options._timeout, group)
     for layer in model.model.layers if compile else ():
         layer.compile(dynamic=True)
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head

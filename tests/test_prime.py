@@ -315,17 +315,17 @@ def test_sigterm_saves_and_ends_with_0(tmp_path, arguments):
     assert "start again" in out and len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-@pytest.mark.parametrize("script", ["prime.py", "sft.py"])
-def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments, guesser, guess_data, script):
-    """One of two processes is stopped (SIGSTOP) in the middle of the run: the other says so in a line, with code 2. And one that
-    is aborted, as by NCCL's watchdog, says where it was."""
+@pytest.mark.parametrize("script, processes", [("prime.py", 2), ("sft.py", 4)])
+def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, arguments, guesser, guess_data, script, processes):
+    """One of the processes is stopped (SIGSTOP) in the middle of the run: the others end, rank 0 says so in a line, with code 2; so it is
+    with groups of two, which get the time-out of the settings, too. And one that is aborted, as by NCCL's watchdog, says where it was."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        env = os.environ | dict(OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
-    own = arguments if script == "prime.py" else [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--epochs=1000"]
+        env = os.environ | dict(OMP_NUM_THREADS="1", WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    own = arguments if script == "prime.py" else [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--epochs=1000", "--shard=2"]
     ranks = [subprocess.Popen([sys.executable, script, *own, "--max_steps=500", "--timeout_minutes=0.2", f"--out_dir={tmp_path}"],
                               cwd=ROOT, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank)), stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+                              stderr=subprocess.PIPE, text=True) for rank in range(processes)]
     log = tmp_path / "metrics.jsonl"
     while ranks[0].poll() is None and not (log.exists() and log.stat().st_size > 10):
         time.sleep(0.05)
@@ -334,6 +334,8 @@ def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, argu
     ranks[1].send_signal(signal.SIGABRT)
     ranks[1].send_signal(signal.SIGCONT)
     trace = ranks[1].communicate(timeout=60)[1]
+    for rank in ranks[2:]:
+        rank.communicate(timeout=60)
     assert ranks[0].returncode == 2 and "Traceback" not in errors, errors
     assert re.search(r"^error: step \d+, \w+: .*timeout_minutes=0.2$", errors, re.M), errors
     assert re.search(rf"{script}\", line \d+ in main", trace), trace

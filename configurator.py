@@ -52,7 +52,8 @@ def configure(settings, argv=None):
             in_args.append(("command line", key[2:], text if equals else args.pop(0)))
         else:
             raise UserError(f"command line: {key} needs a value, {key}=... (--help lists the settings)")
-    defaults, new, origin, kinds = values(settings), values(settings), {}, settings.get("__annotations__", {})
+    defaults, new, origin = values(settings), values(settings), {}
+    kinds = settings.get("__annotations__") or settings.get("__annotate__", lambda form: {})(1)     # Python 3.14: on demand
     for where, name, given in in_files + in_args:
         if name not in defaults:
             hint = "".join(f"did you mean {near}?" for near in difflib.get_close_matches(name, defaults, n=1))

@@ -385,9 +385,9 @@ def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
     one = ("prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens eval_samples eval_interval "
            "keep_checkpoints normalize_chunks").split()
-    plan.check(globals(), dict.fromkeys(one, 1) | dict(samples_per_prompt=2), prm_update=("after", "before", "none"),
-               collect=("until_full", "once"), ref_type=("freeze", "policy"), granularity=("token", "whole"),
-               normalize=("batch", None))
+    least = dict.fromkeys(one, 1) | dict(samples_per_prompt=2, oversample=float(collect == "once"))    # one draw must be enough
+    plan.check(globals(), least, prm_update=("after", "before", "none"), collect=("until_full", "once"),
+               ref_type=("freeze", "policy"), granularity=("token", "whole"), normalize=("batch", None))
     if wandb_project and find_spec("wandb") is None:
         raise UserError("wandb_project is set, but wandb is not installed: pip install wandb, or --wandb_project=None")
     if not 0 < temperature <= 2:
@@ -454,7 +454,7 @@ def main():
               f"and {updates} policy updates" + f"; resumed after step {start}" * (start > 0), flush=True)
         if wandb_project:
             import wandb
-            wandb_run = wandb.init(project=wandb_project, config=configurator.values(globals()))
+            wandb_run = wandb.init(project=wandb_project, dir=out_dir, resume="auto", config=configurator.values(globals()))
 
     # A checkpoint is written during the next rollout, which changes nothing of it, by threads with a group of their own.
     writers = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
@@ -690,7 +690,7 @@ def main():
         print(f"stopped after step {step + 1}: start again with the same command to go on" if ended else
               f"wrote {out_dir}/policy and {out_dir}/prm after {timedelta(seconds=round(time.time() - began))}", flush=True)
         if wandb_run:
-            wandb_run.finish()
+            wandb_run.finish(exit_code=int(ended))          # 1: the same command goes on with this run
     sampler.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -77,7 +77,9 @@ def write_run_config(out_dir, settings):
     file, world = Path(out_dir, "config.json"), int(os.environ.get("WORLD_SIZE", 1))
     about = dict(settings=settings, command=sys.argv, commit=commit(), world_size=world,
                  device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", python=sys.version.split()[0])
-    about |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
+    for name in ("torch", "transformers", "datasets", "vllm", "flash_attn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            about[name] = importlib.metadata.version(name)
     with contextlib.suppress(OSError, ValueError, KeyError):
         for name, value in json.loads(file.read_text("utf-8"))["settings"].items():
             if json.dumps(value) != json.dumps(settings.get(name)):

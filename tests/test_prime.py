@@ -366,6 +366,7 @@ def test_it_ends_when_the_problems_are_solved(tmp_path, arguments, capsys):
     (["--temperature=0"], ["temperature"]), (["--outcome_coef=0", "--process_coef=0"], ["outcome_coef"]), (["--normalize_chunks=5"], ["24 rows"]),
     (["--max_prompt_tokens=1"], ["max_prompt_tokens"]), (["--eval_samples=0"], ["eval_samples=0", "at least 1"]), (["--batch_rows=0"], ["batch_rows"]),
     (["--wandb_project=x"], ["wandb"]), (["--model=out/nowhere"], ["out/nowhere"]), (["--device=tpu"], ["tpu"]),
+    (["--collect=once", "--oversample=0.5"], ["oversample=0.5"]),
 ])
 def test_mistakes(tmp_path, arguments, change, words):
     with pytest.raises(prime.UserError) as e:

@@ -14,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Qwen2Config
 
+import evaluate
+import generate
+import prime
 import sft
-from conftest import run
+from conftest import call, run
 from runs import plan
 
 MODELS = {"0.5B": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864,
@@ -158,17 +161,26 @@ def test_the_longest_batch_leaves_the_weights(tmp_path, capsys):
     assert "the longest batch, 50 tokens, went through" in capsys.readouterr().out
 
 
-def test_dry_run_of_the_others(model):
-    out = run("sft.py", "--dry_run=True", f"--model={model}", "--batch_size=64", env=dict(WORLD_SIZE="4", CUDA_VISIBLE_DEVICES="")).stdout
+def test_dry_run_of_the_others(model, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)      # also where there is a GPU
+
+    def dry_run(script, cards, *settings):
+        monkeypatch.setenv("WORLD_SIZE", str(cards))
+        with pytest.raises(SystemExit) as e:
+            call(script, "--dry_run=True", *settings)
+        assert e.value.code == 0
+        return capsys.readouterr().out
+
+    out = dry_run(sft, 4, f"--model={model}", "--batch_size=64")
     assert "64 rows, 16 a card" in out and "fits cards of 24 GB: no, 80 GB: yes" in out
-    for script, setting in (("generate.py", f"--model={model}"), ("evaluate.py", f"--models=['{model}']")):
-        out = run(script, "--dry_run=True", setting, "--tensor_parallel=2", "--max_tokens=2048").stdout
+    for script, setting in ((generate, f"--model={model}"), (evaluate, f"--models=['{model}']")):
+        out = dry_run(script, 1, setting, "--tensor_parallel=2", "--max_tokens=2048")
         assert "engine over 2 cards: weights 7.1 GB a card" in out and "of 4096 tokens" in out
         # 0.9 x 2 x 78.8 GB without 14.2 GB of weights, over 4096 x 57344 bytes
         assert f"80 GB: {int((0.9 * 0.985 * 160 * 2**30 - 2 * 7_615_616_512) // (4096 * 57344))}" in out
-    out = run("prime.py", "--dry_run=True", f"--model={model}", "--offload=True", env=dict(WORLD_SIZE="16")).stdout
+    out = dry_run(prime, 16, f"--model={model}", "--offload=True")
     assert "fits cards of 24 GB: no" in out and "24 GB: 0" in out       # half of such a card does not hold the engine's weights
-    done = run("sft.py", "--dry_run=True", f"--model={model}", "--shard=3", check=False)
-    assert done.returncode == 2 and "shard=3 does not divide" in done.stderr
-    done = run("sft.py", "--dry_run=True", "--model=/no/such/model", check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: cannot load '/no/such/model'")
+    with pytest.raises(sft.UserError, match="shard=3 does not divide"):
+        call(sft, "--dry_run=True", f"--model={model}", "--shard=3")
+    with pytest.raises(sft.UserError, match="^cannot load '/no/such/model'"):
+        call(sft, "--dry_run=True", "--model=/no/such/model")

@@ -381,13 +381,19 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, guesser, guess_data):
     (["--val_interval=0"], ["val_interval=0", "at least 1"]),
     (["--max_steps=few"], ["max_steps", "int", "few"]),
 ])
-def test_mistakes_get_one_line(tmp_path, guesser, guess_data, change, words):
+def test_mistakes(tmp_path, guesser, guess_data, change, words):
     if change == ["--device=cuda"] and torch.cuda.is_available():
         change, words = ["--device=tpu"], ["tpu"]
-    done = run("sft.py", f"--data={guess_data[0]}", f"--model={guesser}", *SFT, f"--out_dir={tmp_path}", *change, check=False)
+    with pytest.raises(sft.UserError) as e:
+        call(sft, f"--data={guess_data[0]}", f"--model={guesser}", *SFT, f"--out_dir={tmp_path}", *change)
+    assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
+
+
+def test_a_mistake_ends_with_2_and_one_line(tmp_path, guesser, guess_data):
+    done = run("sft.py", f"--data={guess_data[0]}", f"--model={guesser}", *SFT, f"--out_dir={tmp_path}", "--shard=2", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and all(word in errors[0] for word in words)
+    assert len(errors) == 1 and "shard=2" in errors[0]
 
 
 def test_bad_rows_are_counted_named_and_limited(tmp_path, guesser, guess_data, capsys):

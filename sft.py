@@ -184,7 +184,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     weights and computes in `dtype`; one that is not trained holds `dtype`. shard: processes that share one copy, consecutive
     ranks; the groups hold equal copies (HSDP). UserError: no such model, or kind, or kernel; shard does not divide."""
     from huggingface_hub import snapshot_download
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
     config = plan.model_config(path)
     if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None):
         raise UserError(f"{path}: packed_attention and _head do not know {config.model_type} models, or their sliding window")
@@ -197,8 +197,8 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     if attention not in ("auto", *kernels, "padded"):
         raise UserError(f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels, 'padded'])}")
     kernel = [*kernels, "padded"][0] if attention == "auto" else attention
+    # To the masks of transformers this name is unknown: none is made, of T x T, nor does the host wait to see what is packed.
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
-    AttentionMaskInterface.register("packed", lambda *args, **kwargs: None)                    # no T x T mask
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="packed").to(torch.float32 if trained else dtype)
     world = dist.get_world_size()

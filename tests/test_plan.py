@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Qwen2Config
+from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
 
 import evaluate
 import generate
@@ -78,7 +78,6 @@ def test_predicted_memory_is_that_of_the_real_pass(name, cards, tokens, checkpoi
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
     AttentionInterface.register("one", attention)
-    AttentionMaskInterface.register("one", lambda *args, **kwargs: None)
     batch = sft.pack([([5] * tokens, [1] * tokens)], "cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=cards)
     try:

@@ -13,7 +13,8 @@ import weakref
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GemmaConfig, LlamaConfig, MistralConfig, OlmoConfig, Qwen2Config,
+                          Qwen3Config)
 
 import prime
 import sft
@@ -135,6 +136,25 @@ def test_logits_never_exist_at_once(tmp_path, group, entropy):
         sum(value.sum() for value in values).backward()     # `values` lives on, as in a training step
     assert widths == {16, 199 % 16, 64}                     # 64: the head itself, transposed
     assert 2 <= most <= 5, most
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, functools.partial(MistralConfig, sliding_window=None), OlmoConfig, Qwen2Config, Qwen3Config])
+def test_nothing_in_a_pass_waits_for_the_card(tmp_path, group, kind):
+    """No number is asked for and no mask made, between the attention kernels, which are left out here, in forward and backward passes."""
+    small_model(tmp_path / "m", True, kind=kind)
+    net, seen = sft.load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=True), set()
+    AttentionInterface.register("packed", lambda module, query, key, value, mask, **_: (seen.add(mask), (query.transpose(1, 2), None))[1])
+    batch = sft.pack(ROWS, CPU)
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        sum(value.sum() for value in net(**batch, entropy=True)).backward()
+    assert "mm" in seen and not seen & {"_local_scalar_dense", "nonzero", "repeat_interleave", "masked_select"}
+    assert None in seen and not any(isinstance(x, torch.Tensor) for x in seen)
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler here")

@@ -150,7 +150,7 @@ def test_settings_of_models_and_output(result, arguments, guesser, tmp_path):
         assert len(s["tokens"]) == len(s["process_rewards"]) == len(s["advantages"]) and s["finish_reason"] == "stop"
     assert (out / "curves.png").stat().st_size > 10000
     config = json.loads((out / "config.json").read_text())
-    assert config["settings"]["max_tokens"] == 8 and config["torch"] == torch.__version__
+    assert config["settings"]["max_tokens"] == 8 and torch.__version__.startswith(config["torch"])
     call(prime, *arguments, "--dtype=bfloat16", "--max_steps=1", f"--out_dir={tmp_path}/bf16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "bf16/policy").dtype == torch.bfloat16
     with pytest.raises(prime.UserError, match="max_mismatch"):

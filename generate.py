@@ -10,10 +10,11 @@ What is left out on purpose: batch files, several nodes, an HTTP server.
 """
 import ast, collections, concurrent.futures, contextlib, gzip, hashlib, importlib.util, json, os, pathlib, re, types
 from itertools import count, groupby, islice, takewhile
-import torch
+import jinja2, torch
 from configurator import UserError, run, values
-from grader import Grader, extract_answer, run_python
+from grader import Grader, extract_answer, grade_code, run_python
 from runs import plan
+from runs.sandbox import REPLAY
 
 # --- problems
 data = 'PrimeIntellect/NuminaMath-groundtruth'  # hub id, or a .jsonl / .json / .parquet file
@@ -102,15 +103,17 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
         raise UserError(f"{source} has no column {' and no '.join(sorted(missing))}; it has {', '.join(sorted(columns))}: "
                         "set --problem_column and --answer_column")
     for index, (where, row) in enumerate(rows[:max_problems]):
-        prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability", "math")
-        truth = truth.get("ground_truth") if isinstance(truth, dict) else truth
+        prompt, truth, ability = row.get(prompt_key), row.get(answer_key), row.get("ability") or "math"
+        truth = truth.get("ground_truth", truth) if isinstance(truth, dict) else truth          # tests may be a dict
         if isinstance(truth, str) and (last := re.search(r"#### *(-?[\d.,]+)\s*$", truth)):      # GSM8K; not a heading
             truth = last[1].replace(",", "")
         truth = int(truth) if isinstance(truth, float) and truth.is_integer() else truth        # AMC's golds are floats: 36.0
         prompt = [dict(role="user", content=prompt)] if isinstance(prompt, str) and prompt.strip() else prompt
-        usable = isinstance(prompt, list) and all(isinstance(m, dict) and m.get("role") and m.get("content") for m in prompt)
-        usable = usable and prompt and prompt[-1]["role"] != "system"
-        if not usable or truth in (None, "", []) or ability not in ("math", "code"):
+        try:                                                    # a row can be anything
+            if not (all(m["role"] and m["content"].strip() for m in prompt) and prompt[-1]["role"] != "system" and truth not in
+                    (None, "", []) and (ability == "math" or ability == "code" and grade_code("", truth) == 0)):
+                raise ValueError
+        except Exception:
             bad.append(where)
             continue
         kept = [dict(role=m["role"], content=m["content"]) for m in prompt if system_prompt is None or m["role"] != "system"]
@@ -119,17 +122,15 @@ def load_problems(source, split="train", config=None, problem_column=None, answe
         problem_id = next((row[k] for k in ("problem_id", "id", "unique_id", "task_id") if row.get(k) is not None), index)
         problems.append(dict(id=problem_id, problem=prompt[-1]["content"], messages=messages, ability=ability,
                              ground_truth=truth if isinstance(truth, (list, dict)) else str(truth)))
-    report_bad(bad, len(bad) + len(problems), max_bad_share, f"no usable {prompt_key!r} or {answer_key!r}")
+    report_bad(bad, len(bad) + len(problems), max_bad_share, f"no usable {prompt_key!r}, {answer_key!r} or 'ability'")
     return problems
 
 def load_tokenizer(path, chat_template=None):
     """The tokenizer of a model, folder or hub id; chat_template: a .jinja file that replaces its own. UserError: not found."""
     from transformers import AutoTokenizer
-    plan.model_config(path)                         # a folder without config.json is no model
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        if chat_template:
-            tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8")
+        tokenizer.chat_template = pathlib.Path(chat_template).read_text("utf-8") if chat_template else tokenizer.chat_template
     except (OSError, ValueError) as e:              # no such folder, hub id or file, no network
         raise UserError(f"cannot load {path!r}, folder or hub id: {str(e).partition(chr(10))[0]}") from None
     if tokenizer.chat_template is None:
@@ -143,8 +144,11 @@ def encode(tokenizer, text):
     return ids if ids[:1] == begin else begin + ids
 
 def render_prompt(tokenizer, messages):
-    """Token ids of the conversation so far, ready for the assistant to go on."""
-    return encode(tokenizer, tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    """Token ids of the conversation so far, ready for the assistant to go on. UserError: the chat template refuses it."""
+    try:
+        return encode(tokenizer, tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except jinja2.TemplateError as e:
+        raise UserError(f"the chat template takes no conversation like {str(messages)[:200]}: {e}") from None
 
 def stop_tokens(tokenizer, path):
     """Sorted ids that end an answer: the tokenizer's end token and those of the model's generation_config."""
@@ -235,7 +239,7 @@ class HFEngine:
 
     def _sample_batch(self, numbers, prompts, seeds, own, temperature, top_p, stop):
         from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
-        P, logprobs = max(map(len, prompts)), []
+        P, logprobs, decode = max(map(len, prompts)), [], self.tokenizer.decode
         limits = [min(sampling["max_tokens"], self.max_model_len - len(prompt)) for sampling, prompt in zip(own, prompts)]
         ids = torch.tensor([[-1] * (P - len(prompt)) + prompt for prompt in prompts], device=self.device)           # [B, P]
         # One uniform number a token, drawn from the row's own seed: a sample does not depend on the batch around it.
@@ -249,7 +253,7 @@ class HFEngine:
             token = token if temperature else logp.argmax(-1, keepdim=True)
             logprobs.append(logp.gather(-1, token).squeeze(-1))
             return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
-        said = lambda ids, _: torch.tensor([stop in self.tokenizer.decode(row[P:][-len(stop):]) for row in ids]).to(ids.device)
+        said = lambda ids, _: torch.tensor([stop in decode(row[P:][-4 * len(stop):]) for row in ids]).to(ids.device)    # bytes
         warp = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)] if temperature else []
         out = self.model.generate(ids.clamp(min=0), attention_mask=(ids >= 0).long(), logits_processor=[*warp, choose],
                                   stopping_criteria=[said] if stop else None, max_new_tokens=max(limits),
@@ -257,7 +261,7 @@ class HFEngine:
         for number, limit, tokens, values in zip(numbers, limits, out, torch.stack(logprobs, 1).tolist()):
             tokens = tokens[:limit]
             length = next((t for t, token in enumerate(tokens) if token in self.stop), len(tokens))
-            called = stop and stop in self.tokenizer.decode(tokens[:length])        # if so, padding follows
+            called = stop and stop in decode(tokens[:length])        # if so, padding follows
             reason = "string" if called else "stop" if length < len(tokens) else "length"
             length += reason == "stop"
             yield number, Sample(tokens[:length], values[:length], reason)
@@ -265,7 +269,7 @@ class HFEngine:
 
 # ------------------------------------------------------------ answers that call Python
 TOOL_STOP, TOOL_END = "```output\n", "\n```"    # how the model calls its tool; what comes after the tool's words
-TOOL_IMPORTS = "import math, contextlib, io\nimport numpy as np\nimport sympy as sp\n"          # as in Numina's notebook
+TOOL_IMPORTS = "import math\nimport numpy as np\nimport sympy as sp\n"       # as in Numina's notebook
 TOOL = dict(rounds=0, tool_timeout=5.0, numina=False)                           # see sample(); no rounds: no tool
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 
@@ -273,16 +277,16 @@ def run_tool(code, earlier, timeout=5.0, numina=False):
     """(what the model is shown of its program's run, did it succeed): what it printed and the value of its last line, or
     the error; 200 characters. earlier: programs of the same answer; what they defined is there, what they printed is not.
     numina: the last line becomes print(line) unless it prints (a syntax error if it is no expression); nothing is left."""
+    code = re.sub("\r\n?", "\n", code)                               # a new line to Python, too
     lines, before = code.rstrip().split("\n"), TOOL_IMPORTS
     if numina and "print(" not in lines[-1]:
         lines[-1] = f"print({lines[-1].split('#')[0]})"
     if not numina:
-        before += f"with contextlib.redirect_stdout(io.StringIO()):\n for program in {earlier!r}:\n" \
-                  "  with contextlib.suppress(SystemExit): exec(program)"
-        with contextlib.suppress(SyntaxError, ValueError):          # the model shall see it from the run
+        before += f"{REPLAY}replay({earlier!r})\ndel replay"
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):     # the run will tell the model
             *_, last = ast.parse(code).body
-            if isinstance(last, ast.Expr):                          # its column counts bytes; the newline ends a comment
-                start = lines[last.lineno - 1].encode()[:last.col_offset].decode()
+            if isinstance(last, ast.Expr) and getattr(getattr(last.value, "func", None), "id", "") != "print":
+                start = lines[last.lineno - 1].encode()[:last.col_offset].decode()      # columns count bytes; \n ends a comment
                 lines[last.lineno - 1:] = [f"{start}_ = ({ast.get_source_segment(code, last)}\n)", "if _ is not None: print(_)"]
     result = run_python("\n".join(lines), timeout=timeout, prelude=before)
     ok = result.returncode == 0 and not result.timed_out
@@ -400,9 +404,9 @@ def write_sft_set(rows):
     no_box = sum(not extract_answer(row["response"]) for row in ended if not row["correct"])
     path = os.path.join(out_dir, "sft.jsonl")
     with open(path + ".tmp", "w", encoding="utf-8") as out:
+        system = [dict(role="system", content=sft_system_prompt)] * bool(sft_system_prompt)
         for row in kept:
-            talk = dict(system=sft_system_prompt, user=row["problem"], assistant=row["response"])
-            messages = [dict(role=role, content=text) for role, text in talk.items() if text]
+            messages = [*system, *row["messages"], dict(role="assistant", content=row["response"])]
             out.write(json.dumps(dict(messages=messages, ground_truth=row["ground_truth"], id=row["problem_id"])) + "\n")
     os.replace(path + ".tmp", path)
     print(f"{len(rows)} answers: {len(kept)} kept, {len(ended) - len(right) - no_box} wrong, {no_box} no box, "
@@ -428,7 +432,8 @@ def main():
     done = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in resume_rows(path, same)}
     longest = min(max_prompt_tokens, plan.positions(model) - 1)
     fitting = [(p, ids) for p in problems if len(ids := render_prompt(tokenizer, p["messages"])) <= longest]
-    jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k)))
+    jobs = [(ids, p, same | dict(problem=p["problem"], sample=k, seed=sample_seed(seed, str(p["id"]), k),
+                                 messages=[m for m in p["messages"] if m["role"] != "system"]))
             for p, ids in fitting for k in range(samples_per_problem) if (str(p["id"]), k, p["problem"]) not in done]
     print(f"{len(fitting)} problems x {samples_per_problem} samples, {len(problems) - len(fitting)} problems have more than "
           f"{longest} tokens; {len(done)} rows are there, {len(jobs)} to sample")

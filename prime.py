@@ -28,7 +28,7 @@ from configurator import UserError
 from generate import TOOL_STOP, load_problems, load_tokenizer, make_engine, render_prompt, sample, sample_seed
 from grader import Grader, extract_answer
 from runs import plan
-from sft import (all_sum, catch_signals, load_checkpoint, load_model, make_optimizer, micro_batches, optimizer_step, pack,
+from sft import (all_sum, load_checkpoint, load_model, make_optimizer, micro_batches, optimizer_step, pack,
                  save_checkpoint, save_model, setup_distributed, waiting_for)
 
 # --- data
@@ -409,7 +409,7 @@ def main():
     rank, world = setup_distributed(torch_device, timeout_minutes)
     first = rank == 0
     os.makedirs(out_dir, exist_ok=True)
-    stopped = catch_signals()
+    stopped = plan.catch_signals()
     columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
                    user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
     problems = load_problems(data, split, data_config, **columns)

@@ -7,7 +7,7 @@ Supervised fine-tuning with FSDP2 on packed sequences.
 Loss on the assistant's tokens, weighted by token over the whole global batch: neither the number of processes nor the packing
 changes it. Out comes a Hugging Face folder. Left out on purpose: padding, LoRA, tensor and sequence parallelism.
 """
-import faulthandler, functools, glob, heapq, importlib.util, json, math, os, re, shutil, signal, sys, time
+import faulthandler, functools, glob, heapq, importlib.util, json, math, os, re, shutil, sys, time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -30,7 +30,7 @@ data = 'PrimeIntellect/INTELLECT-MATH-SFT-Data'  # hub id or .jsonl/.json/.parqu
 split = 'train'                     # the hub data set's split
 val_data: str = None                # the same for validation; None: the last val_rows of the shuffled data
 val_split = 'validation'            # its split, of a hub data set
-val_rows = 128                      # rows held out for validation (0: none)
+val_rows = 128                      # rows held out for validation, a tenth of them at most (0: none)
 max_length = 5000                   # published: tokens a row
 overlong = 'truncate'               # rows beyond max_length: 'truncate' (published: the end token is lost) or 'drop'
 mask_prompt = True                  # no loss on what is not the assistant's
@@ -94,18 +94,6 @@ def all_sum(value, device):
     total = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.item()
-
-def catch_signals():
-    """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. A Ctrl-C after that ends
-    it at once (a SIGTERM does not: torchrun passes its own on, to processes that may have had one)."""
-    received = []
-
-    def handler(number, _):
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)        # which raises KeyboardInterrupt
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
-    return received
 
 # ------------------------------------------------------------ a sharded model that maps packed rows to log-probabilities
 def pack(rows, device):
@@ -186,8 +174,9 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     from huggingface_hub import snapshot_download
     from transformers import AttentionInterface, AutoModelForCausalLM
     config = plan.model_config(path)
-    if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None):
-        raise UserError(f"{path}: packed_attention and _head do not know {config.model_type} models, or their sliding window")
+    if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None) or (
+            (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")):    # one for each length of a batch
+        raise UserError(f"{path}: {config.model_type} models, sliding windows or positions that change with length are unknown here")
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
@@ -213,8 +202,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     for part in [*model.model.layers, model]:           # the root last: embeddings, last norm, head
         fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32))
     model.to_empty(device=device)
-    tied = ["lm_head.weight"] * config.tie_word_embeddings      # not in the file
-    weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
+    weights = {k: w for k, w in model.state_dict().items() if not (config.tie_word_embeddings and k == "lm_head.weight")}
     dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(path))
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)                   # to_empty left it undefined
     model.forward = functools.partial(_logprob_forward, model, head=torch.compile(_head, dynamic=True) if compile else _head)
@@ -306,7 +294,10 @@ def load_checkpoint(folder, trained):
             print(f"{path} cannot be read ({str(e).splitlines()[-1][:120]!r}): trying the one before it", flush=True)
             continue
         for name, (model, optimizer) in trained.items():
+            groups = [dict(group) for group in optimizer.param_groups]              # the settings of now, not of then
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
+            for group, own in zip(optimizer.param_groups, groups):
+                group |= own
         return int(path[-6:]), json.loads(state["extra"])
     if paths:
         raise UserError(f"no checkpoint in {folder} can be read: the settings of before, another --out_dir, or remove it")
@@ -323,7 +314,7 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
         context = encode(tokenizer, prompt) if not tokens else tokenizer(prompt[len(text):], add_special_tokens=False).input_ids
         end = full.rfind(eos, len(prompt))
         text = full if end < 0 else full[:end + len(eos)]
-        pieces = re.split(f"(?<={TOOL_STOP})(.*?{TOOL_END})", text[len(prompt):].removesuffix(eos), flags=re.S)
+        pieces = re.split(f"(?<={TOOL_STOP})((?:.*?\n)?```)", text[len(prompt):].removesuffix(eos), flags=re.S)
         parts = [context] + [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
         parts[-1] = parts[-1] + [tokenizer.eos_token_id]
         for k, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's
@@ -356,7 +347,8 @@ def load_sft_rows(source, split, tokenizer):
     if not rows:
         raise UserError(f"{source}: no row is left (max_length={max_length}, overlong={overlong!r})")
     print(f"{source}: {len(rows)} rows, {sum(len(t) for t, _ in rows)} tokens, {sum(int(s.sum()) for _, s in rows)} with loss; "
-          f"{sum(len(t) > max_length for t, _ in good)} rows beyond {max_length} tokens ({overlong})", flush=True)
+          f"{sum(len(t) > max_length for t, _ in good)} rows beyond {max_length} tokens ({overlong}), of which "
+          f"{len(good) - len(rows)} dropped", flush=True)
     return rows
 
 def learning_rate_at(step, steps, peak, schedule, warmup_steps):
@@ -374,19 +366,21 @@ def main():
     tok = load_tokenizer(tokenizer or model, chat_template)
     rank, world = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
-    stopped = catch_signals()
+    stopped = plan.catch_signals()
     with waiting_for("loading", timeout_minutes):
         rows = [] if dry_run else load_sft_rows(data, split, tok)
         net = load_model(model, torch_device, torch_dtype, True, checkpointing, attention, shard, compile)
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     if dry_run:
         return plan.longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
+    if (last := max(t.max() for t, _ in rows)) >= net.config.vocab_size:
+        raise UserError(f"the tokenizer of {tokenizer or model} has a token {last}, {model} {net.config.vocab_size} in all")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
     rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
     val = load_sft_rows(val_data, val_split, tok) if val_data else val
     steps_per_epoch = math.ceil(len(rows) / batch_size)
-    steps = min(max_steps or math.inf, math.ceil(epochs * steps_per_epoch))
+    steps = min(math.inf if max_steps is None else max_steps, math.ceil(epochs * steps_per_epoch))
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))
     with waiting_for("loading the checkpoint", timeout_minutes):
         start, _ = load_checkpoint(checkpoints, dict(model=(net, optimizer))) or (0, None)
@@ -397,7 +391,7 @@ def main():
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}; "
           f"{steps} steps of {batch_size} rows, {steps_per_epoch} an epoch; {batch_size / world:g} rows a process and step")
     print(f"first row: {tok.decode(rows[0][0].tolist())[:500]!r}" + f"\nresumed after step {start}" * (start > 0), flush=True)
-    peak = world * plan.matmul_rate(torch_device, torch_dtype)
+    peak, began = world * plan.matmul_rate(torch_device, torch_dtype), time.time()
 
     def loss_over(batch, backward):
         """This process's part of the mean loss a scored token over the rows of all; with backward, its gradient."""
@@ -409,28 +403,28 @@ def main():
                 (loss * world).backward()                       # FSDP averages gradients over processes; this sums them
             value = value + loss.detach().double()
         return value
-    began = t0 = time.time()
     for step in range(start, steps):
         epoch, position = divmod(step, steps_per_epoch)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1 + epoch)).tolist()
         batch = [rows[i] for i in order[position * batch_size:(position + 1) * batch_size]]
         lr = learning_rate_at(step, steps, learning_rate, schedule, math.ceil(warmup * steps))
         with waiting_for(f"step {step + 1}, update", timeout_minutes):
+            t0 = time.time()
             loss = loss_over(batch, backward=True)
             norm = optimizer_step(net, optimizer, lr, grad_clip)
-            loss = all_sum(loss, torch_device)
-        row = dict(step=step, epoch=step / steps_per_epoch, loss=loss, lr=lr, grad_norm=norm)
+            loss, dt = all_sum(loss, torch_device), time.time() - t0
+        tokens, pairs = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch)
+        row = dict(step=step, epoch=step / steps_per_epoch, loss=loss, lr=lr, grad_norm=norm, tokens_per_s=tokens / dt,
+                   mfu=plan.flops(net, tokens, pairs) / dt / peak)
         if val and ((step + 1) % val_interval == 0 or step + 1 == steps):
             with waiting_for(f"step {step + 1}, validation", timeout_minutes), torch.no_grad():
                 row["val_loss"] = all_sum(loss_over(val, backward=False), torch_device)
             net.reshard()                                       # a forward without backward leaves the root gathered
-        tokens, pairs, dt, t0 = sum(len(t) for t, _ in batch), sum(len(t)**2 for t, _ in batch), time.time() - t0, time.time()
-        row |= dict(tokens_per_s=tokens / dt, mfu=plan.flops(net, tokens, pairs) / dt / peak)
         print(json.dumps(row), file=log, flush=True)
         if (step + 1) % log_interval == 0 or step == start or "val_loss" in row:
             eta = timedelta(seconds=round((time.time() - began) / (step - start + 1) * (steps - step - 1)))
             print(f"step {step + 1}/{steps} loss {loss:.4f}" + (f" val {row['val_loss']:.4f}" if "val_loss" in row else "") +
-                  f" lr {lr:.2e} norm {norm:.2f} | {tokens / dt:.0f} tok/s mfu {row['mfu']:.1%} eta {eta}", flush=True)
+                  f" lr {lr:.2e} norm {norm:.2f} | {row['tokens_per_s']:.0f} tok/s mfu {row['mfu']:.1%} eta {eta}", flush=True)
         if not math.isfinite(loss):
             raise UserError(f"the loss of step {step + 1} is {loss}: lower the learning rate, or look at the data")
         with waiting_for(f"step {step + 1}, checkpoint", timeout_minutes):

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -56,6 +57,18 @@ def announce_sandbox(sandbox, needed):
             print(f"programs run apart from this machine by: {isolation(sandbox)}", flush=True)
     except RuntimeError as e:
         raise UserError(f"{e}: install bubblewrap (Debian: apt install bubblewrap), or --sandbox=auto") from None
+
+def catch_signals():
+    """A list that SIGTERM and Ctrl-C put something in: the loop looks between steps, saves and ends. A Ctrl-C after that ends
+    it at once (a SIGTERM does not: torchrun passes its own on, to processes that may have had one)."""
+    received = []
+
+    def handler(number, _):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)        # which raises KeyboardInterrupt
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    return received
 
 def check(settings, least, **choices):
     """UserError: a setting is less than its value in `least`, or none of its choices."""

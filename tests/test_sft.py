@@ -334,7 +334,7 @@ def test_signals_twice(monkeypatch):
     """torchrun passes a SIGTERM on to processes that may have had it: no reason to leave at once, as a Ctrl-C then is."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        received = sft.catch_signals()
+        received = plan.catch_signals()
         signal.raise_signal(signal.SIGTERM), signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

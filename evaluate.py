@@ -7,10 +7,9 @@ Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, w
 Every response is a row of <model>.responses.jsonl; started again, the script goes on where it was, and --regrade=True grades
 what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
 """
-import collections, contextlib, datetime, difflib, glob, itertools, json, math, os, re, statistics, sys, time
+import collections, contextlib, difflib, glob, itertools, json, math, os, re, statistics, sys, time
 from pathlib import Path
 import numpy as np
-import torch
 from configurator import UserError, run, values
 from generate import (load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows, sample, sample_seed,
                       stream_answers)
@@ -85,7 +84,7 @@ BENCHMARKS = {
 def load_benchmark(name):
     """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with more keys: group, like
     ["subject Algebra", "level 3"], their_gold (of parity_golds) and tolerance. UserError: no such benchmark, bad file."""
-    known = name in BENCHMARKS
+    known, short = name in BENCHMARKS, Path(name).name.split(".")[0]
     if not known and not os.path.exists(name):
         raise UserError(f"no such file {name!r}; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
     count, file, source, part, split, problem, answer, rules = BENCHMARKS.get(
@@ -97,21 +96,21 @@ def load_benchmark(name):
     if rules == "code":
         rows, suffix = [(where, code_row(where, row)) for where, row in rows], code_suffix
     problems = load_problems(source, split, part, problem, answer, system_prompt, suffix, max_problems, 0, rows)
-    theirs = read_rows(parity_golds[name]) if name in parity_golds else []
+    theirs = read_rows(parity_golds[short]) if short in parity_golds else []
     theirs = {row.get("unique_id"): row.get("expected_answer") for _, row in theirs}
     for p, (_, row) in zip(problems, rows):                 # AMC's own ids begin anew with each year
         p["id"] = "/".join(row["url"].split("/")[-2:]) if known and row.get("url") else p["id"]
-        p["their_gold"], error = theirs.get(p["id"]), str(row.get("error") or "")
+        p["their_gold"], error = theirs.get(str(p["id"])), str(known and row.get("error") or "")
         p["tolerance"] = float(error) if error and "," not in error else None       # "0.1,0.1" stands in no row used
         kinds = "subject type subfield level difficulty".split()
         p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds if row.get(kind)]
     if again := [number for number, times in collections.Counter(str(p["id"]) for p in problems).items() if times > 1]:
         raise UserError(f"{source}: the id {again[0]!r} stands twice")
     if theirs and not any(p["their_gold"] for p in problems):
-        raise UserError(f"{parity_golds[name]}: no row has the unique_id of a problem of {name}")
+        raise UserError(f"{parity_golds[short]}: no row has the unique_id of a problem of {name}")
     if known and len(problems) != min(count, max_problems or count):
         print(f"note: {name} has {len(problems)} problems here, {count} are published")
-    return name if known else Path(name).name.split(".")[0], problems
+    return short, problems
 
 def code_row(where, row):
     """A row of HumanEval, MBPP or LeetCode as one of load_problems: what is asked, and a check program for grade_code."""
@@ -130,21 +129,22 @@ def code_row(where, row):
 
 def ngrams(text, n=10):
     """The set of a text's n-grams of words and numbers, lower case, without LaTeX's signs; all its words if there are fewer."""
-    words = re.findall(r"[a-z]+|\d+", text.lower())
-    return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))}
+    words = re.findall(r"[^\W\d_]+|\d+", text.lower())
+    return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))} - {()}
 
 def report_overlap(sets):
     """Print and write (contamination.json) the problems of whose 10-grams a share `overlap` stands in prompts of `against`."""
     grams = {(name, str(p["id"])): ngrams(p["problem"]) for name, problems in sets.items() for p in problems}
     seen, wanted, report = set(), set().union(*grams.values()), {}
+    sizes = set(map(len, wanted))                           # a short problem is one shorter n-gram
     for where, row in read_rows(against):
         asked = row.get("messages") or row.get("problem") or row.get("question") or row.get("prompt") or row.get("instruction")
         if asked is None:
             raise UserError(f"{where} has none of the columns messages, problem, question, prompt, instruction")
-        asked = asked if isinstance(asked, str) else " ".join(m["content"] for m in asked if m["role"] == "user")
-        seen |= ngrams(asked) & wanted
+        asked = asked if isinstance(asked, str) else " ".join(str(m["content"]) for m in asked if m["role"] == "user")
+        seen |= set().union(*(ngrams(asked, n) for n in sizes)) & wanted
     for name, problems in sets.items():
-        share = {i: round(len(own & seen) / len(own), 3) for (of, i), own in grams.items() if of == name}
+        share = {i: round(len(own & seen) / max(1, len(own)), 3) for (of, i), own in grams.items() if of == name}
         ids = {i: share[i] for i in sorted(share, key=share.get, reverse=True) if share[i] >= overlap}
         report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
         print(f"{name}: {len(ids)} of {len(problems)} problems ({len(ids) / len(problems):.1%}) stand in {against}, with at "
@@ -169,6 +169,7 @@ def grade(pairs, grader):
         row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=score.failure)
     for row, p in pairs:
         response, (*_, rules) = row["response"], BENCHMARKS.get(row["benchmark"], [None])
+        row.pop("parity", None)                             # of a run before
         program = re.search(r"```python.*", response, re.S) or [None]
         row["answer"] = extract_answer(response) if p["ability"] == "math" else program[0]
         if parity and rules in ("prime", "qwen"):
@@ -243,7 +244,7 @@ def summarize(rows, problems, numina=False):
         if k and mode == "sampled":
             for m in (2 ** i for i in range(k.bit_length())):
                 values[f"pass@{m}"] = [pass_at_k(k, sum(row["correct"] for row in answers), m) for answers in own]
-            if problems[0]["ability"] == "math":            # programs do not vote
+            if all(p["ability"] == "math" for p in problems):                       # programs do not vote
                 values[f"maj@{k}"], shares = zip(*(vote(answers, p, numina) for answers, p in zip(own, problems)))
                 out["vote_confidence"] = sum(shares) / len(shares)
     first, groups = next(iter(values.values()), [0] * len(problems)), {group for p in problems for group in p["group"]}
@@ -339,23 +340,6 @@ def report(rows, sets, prompt):
     write("results.png", lambda path: chart(results, path))
     print(f"\n{text}\nwrote {out_dir}/results.md, results.json and results.png", flush=True)
 
-def join():
-    """(rank, processes, wait) under torchrun, each process with its own cards; wait(word) returns when all have called it."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1, lambda word: None
-    store, rank, world = next(torch.distributed.rendezvous("env://"))     # no process group: the end of a vLLM would end it
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)    # or vLLM would look for its own group there
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    first, n = int(os.environ["LOCAL_RANK"]) * (tensor_parallel or 1), tensor_parallel or 1
-    if cards and first + n > len(cards.split(",")):
-        raise UserError(f"process {rank} finds no {n} of the GPUs {cards}: fewer processes, or a smaller tensor_parallel", True)
-    os.environ |= dict(CUDA_VISIBLE_DEVICES=",".join(cards.split(",")[first:first + n]), LOCAL_RANK="0")
-    sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
-    def wait(word):
-        store.set(f"{word} {rank}", "here")
-        store.wait([f"{word} {r}" for r in range(world)], datetime.timedelta(days=7))
-    return rank, world, wait
-
 ANSWER = "mode", "seed", "sampling", "prompt"               # what makes it this answer: what is there with the same is kept
 def read_responses(file, same):
     """{(mode, seed, sampling, prompt): row} of a model's file and of the parts that processes have left beside it."""
@@ -378,8 +362,8 @@ def answer_question(path, tokenizer):
     for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
         ids = render_prompt(tokenizer, [dict(role="system", content=system_prompt)] * bool(system_prompt) +
                             [dict(role="user", content=ask + suffix)])
-        if len(ids) > max_prompt_tokens:
-            raise UserError(f"the question is longer than max_prompt_tokens={max_prompt_tokens}")
+        if len(ids) > (longest := min(max_prompt_tokens, plan.positions(path) - 1)):
+            raise UserError(f"the question is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
         for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):
             print(f"\n{tokenizer.decode(ids + answer.tokens)}\n({len(answer.tokens)} tokens, {answer.finish_reason})")
     sampler.close()
@@ -390,7 +374,7 @@ def make_jobs(path, tokenizer, sets):
     longest = min(max_prompt_tokens, plan.positions(path) - 1)
     for name, problems in sets.items():
         runs = [("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoding(name))] if greedy else []
-        for k in range(samples) if name in (sampled_benchmarks or sets) else ():
+        for k in range(samples) if name in (sets if sampled_benchmarks is None else sampled_benchmarks) else ():
             runs.append(("sampled", k, dict(temperature=temperature, top_p=top_p) | decoding(name)))
         for p in problems:
             ids, number = render_prompt(tokenizer, p["messages"]), str(p["id"])
@@ -403,10 +387,11 @@ def make_jobs(path, tokenizer, sets):
     return jobs, same
 
 def main():
-    if not models or not (greedy or samples):
-        raise UserError("nothing to do: models is empty, or greedy=False and samples=0")
+    plan.check(globals(), dict(samples=0, temperature=0, max_tokens=1, max_prompt_tokens=1, tir_rounds=1, max_problems=1))
+    if not models or not benchmarks or not (greedy or samples):
+        raise UserError("nothing to do: models or benchmarks is empty, or greedy=False and samples=0")
     plan.dry_run("evaluate", globals())
-    rank, world, wait = join()
+    rank, world, wait = plan.join(tensor_parallel or 1)
     if ask is not None:
         return answer_question(models[0], load_tokenizer(models[0], chat_template))
     sets = dict(map(load_benchmark, benchmarks))
@@ -417,18 +402,24 @@ def main():
     if against:
         return report_overlap(sets)
     rows, tokenizers = {}, {path: load_tokenizer(path, chat_template) for path in models}       # mistakes show before any work
+    files = {path: path.strip("./").replace("/", "--") + ".responses.jsonl" for path in models}
+    if len(set(files.values())) < len(files):
+        raise UserError(f"two of the models {', '.join(models)} would share a file of responses: one at a time")
     plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
     with Grader(grade_workers or max(1, os.cpu_count() // world), grade_timeout) as grader:
         for path, tokenizer in tokenizers.items():
-            file = path.strip("./").replace("/", "--") + ".responses.jsonl"
-            jobs, same = make_jobs(path, tokenizer, sets)
+            file, (jobs, same) = files[path], make_jobs(path, tokenizer, sets)
             there = read_responses(file, same)
             mine = [job for k, job in jobs.items() if k not in there or not resume][rank::world]
             found, prompt = len(jobs.keys() & there.keys()), next(iter(jobs.values()))[2]["prompt"]
             if regrade and not found:
                 raise UserError(f"regrade: {out_dir}/{file} has no response with these settings")
-            rest = ", the others count as wrong" * (regrade and found < len(jobs))
+            rest = ", problems without one count as wrong" * (regrade and found < len(jobs))
+            if other := sum(there[k]["ground_truth"] != p["ground_truth"] for k, (_, p, _) in jobs.items() if k in there):
+                rest += f", {other} of them graded by other golds" + ": --regrade=True grades them anew" * (not regrade)
             print(f"\n{path}: {found} of {len(jobs)} responses are there{rest}; first prompt:\n{prompt}", flush=True)
+            for part in glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*") if rank == 0 and not resume else ():
+                os.remove(part)                             # of a run before
             wait(f"{path}: all have read")
             if mine and not regrade:
                 sampler = open_engine(path, tokenizer)

@@ -416,7 +416,7 @@ def write_sft_set(rows):
 
 def main():
     plan.dry_run("generate", globals())
-    plan.check(globals(), dict.fromkeys(("samples_per_problem", "max_tokens", "tir_rounds"), 1))
+    plan.check(globals(), dict.fromkeys(("samples_per_problem", "max_tokens", "tir_rounds", "max_problems"), 1))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("start generate.py with python, not torchrun: one process takes all GPUs")
     torch_device, torch_dtype = plan.pick_device(device, dtype)

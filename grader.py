@@ -541,9 +541,9 @@ def judge_item(response, gold, tolerance, memory_mb, fallback, parity):
 # --- code rewards
 def grade_code(response, tests, timeout=10.0, total=math.inf):
     """Share of `tests` that the last ```python block of `response` passes, of which each has `timeout` seconds, all `total`.
-    tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments and value of that
-    function, or method of class Solution; or a list of assert statements or whole check programs (MBPP, HumanEval); else
-    ValueError. All tests count, unlike in PRIME's own scorer; but if the first five fail the rest is not run."""
+    tests, or its JSON: {"inputs": [...], "outputs": [...]}, stdin and stdout; with "fn_name": arguments (or a text, one a line
+    as JSON) and value of that function, or method of class Solution; or a list of assertions or programs (MBPP, HumanEval);
+    else ValueError. All tests count, unlike in PRIME's own scorer; but if the first five fail the rest is not run."""
     tests = json.loads(tests) if isinstance(tests, str) else tests
     if isinstance(tests, dict):
         tests = [(*pair, tests.get("fn_name")) for pair in zip(tests["inputs"], tests["outputs"], strict=True)]
@@ -566,13 +566,13 @@ def passes(code, test, timeout):
         return run_python(code, timeout=timeout, prelude=PRELUDE, test=test).returncode == 0
     given, wanted, name = test
     if name:
-        given = [json.loads(line) for line in given.splitlines()] if isinstance(given, str) else given  # one JSON value a line
-        call = "import json\nfrom math import inf, nan\nsolution = defined['Solution']() if 'Solution' in defined else None\n" \
-               f"print(json.dumps(getattr(solution, {name!r}, defined.get({name!r}))(*{given!r})))"
-        result = run_python(code, timeout=timeout, prelude=PRELUDE, test=call)
-        with contextlib.suppress(ValueError, RecursionError):  # no value, or one that is deeply nested
-            got = json.loads(result.stdout)
-            return result.returncode == 0 and (same(got, wanted) or same([got], wanted))  # some data sets wrap it in a list
+        with contextlib.suppress(ValueError, RecursionError):  # of data that is no JSON, no value, or one that is deeply nested
+            values = [json.loads(line) for line in given.split("\n") if line.strip()] if isinstance(given, str) else given
+            call = "import json\nfrom math import inf, nan\nsolution = defined.get('Solution', type(None))()\n" \
+                   f"print(json.dumps(getattr(solution, {name!r}, defined.get({name!r}))(*{values!r})))"
+            done = run_python(code, timeout=timeout, prelude=PRELUDE, test=call)
+            got, text = json.loads(done.stdout), isinstance(given, str) and isinstance(wanted, str)  # [got]: some data wraps it
+            return done.returncode == 0 and (same(got, wanted) or same([got], wanted) or text and same(got, json.loads(wanted)))
         return False
     given, wanted = ("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in (given, wanted))
     result = run_python(code, given, timeout, prelude=PRELUDE)

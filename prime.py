@@ -301,7 +301,7 @@ class PromptStream:
                 found.append((index, ids))
             else:
                 self.too_long += 1
-                if tried > len(self.problems) + count and not found:
+                if tried > 2 * len(self.problems) + count and not found:        # one that fits can be first, then last
                     raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
         return found
 
@@ -383,8 +383,8 @@ def plot_curves(metrics_path, path):
 
 def check_settings():
     """UserError for values that cannot work, before anything is loaded."""
-    one = ("prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens eval_samples eval_interval "
-           "keep_checkpoints normalize_chunks").split()
+    one = ("prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens eval_problems eval_samples "
+           "eval_interval keep_checkpoints normalize_chunks").split()
     least = dict.fromkeys(one, 1) | dict(samples_per_prompt=2, oversample=float(collect == "once"))    # one draw must be enough
     plan.check(globals(), least, prm_update=("after", "before", "none"), collect=("until_full", "once"),
                ref_type=("freeze", "policy"), granularity=("token", "whole"), normalize=("batch", None))
@@ -439,15 +439,15 @@ def main():
         start, state = load_checkpoint(checkpoints, trained) or (0, dict(drawn=0, buffer=[], too_long=0, samples=0))
         move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
         hand_over(policy, sampler)
-    stream.drawn, stream.buffer, stream.too_long = state["drawn"], state["buffer"], state["too_long"]
-    metrics_path, samples_path = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl")
-    wandb_run = None
+    stream.drawn, stream.too_long = state["drawn"], state["too_long"]
+    stream.buffer = [index for index in state["buffer"] if index < len(problems)]           # the data may be other data now
+    metrics_path, samples_path, wandb_run = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl"), None
     if first:
         plan.keep_lines(metrics_path, start or -1)              # step -1: the evaluation before the first
         plan.keep_lines(samples_path, start)
         plan.write_run_config(out_dir, configurator.values(globals()))
         size = sum(p.numel() for p in policy.parameters()) / 1e6
-        updates, prm_updates = ppo_epochs * math.ceil(N / batch_rows), math.ceil(N / prm_batch_rows)
+        updates, prm_updates = math.ceil(ppo_epochs * N / batch_rows), math.ceil(N / prm_batch_rows)
         print(f"{size:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, engine {sampler.name}; "
               f"{len(problems)} problems, {len(held_out)} held out\n"
               f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {prm_updates} PRM "
@@ -511,7 +511,7 @@ def main():
             with phase("rollout"):
                 kept, failed, drawn_groups = [], [], []
                 for draw in range(1 if collect == "once" else max_draws):
-                    count = max(1, int(prompts_per_step * oversample)) + (len(stream.buffer) if draw == 0 else 0)
+                    count = max(1, int(prompts_per_step * oversample)) + min(len(stream.buffer), prompts_per_step) * (draw == 0)
                     groups = rollout(sampler, grader, tokenizer, problems, stream.draw(count), samples_per_prompt,
                                      (seed, step, draw), sampling)
                     for group in groups:
@@ -527,11 +527,11 @@ def main():
                     mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
                     passed = (f"step {step + 1}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
                               f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})")
+                    if step > start and save_interval and step % save_interval:
+                        save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
                     if step and mean > filter_high:
                         print(f"{passed}: these problems are solved, the run ends here", flush=True)
                         break
-                    if step > start and save_interval and step % save_interval:
-                        save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
                     raise UserError(f"{passed}: take easier or harder problems, a wider filter, or more max_draws")
                 # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
                 stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
@@ -582,7 +582,8 @@ def main():
                     prm_losses.append(all_sum(loss_sum, torch_device))
                 dist.all_reduce(prm_logprobs)                           # by weights that have not seen these outcomes
                 scored = prm_logprobs if prm_update == "after" else score(prm)[0]
-                prm_logprobs = prm_logprobs if prm_losses else scored   # what the metrics are about
+                if not prm_losses:                                      # prm_update = 'none'
+                    prm_logprobs, prm_losses = scored, [prm_loss(scored, ref_logprobs, mask, outcomes, beta).item()]
 
             # 4. Rewards and advantages: every rank has the whole batch and computes the same numbers.
             scored = scored if last_token_reward else torch.where(last_token(mask), ref_logprobs, scored)
@@ -639,7 +640,7 @@ def main():
                 no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,
                 given_up=sum(getattr(o, "failure", None) is not None for g in drawn_groups for o in g["outcomes"]) / drawn_rows,
                 tool_calls=sum(text.count(TOOL_STOP) for g in drawn_groups for text in g["texts"]) / drawn_rows,
-                prm_loss=sum(prm_losses) / max(1, len(prm_losses)), prm_grad_norm=max(prm_norms, default=0.0),
+                prm_loss=sum(prm_losses) / len(prm_losses), prm_grad_norm=max(prm_norms, default=0.0),
                 prm_pair_accuracy=pair_accuracy(torch.where(mask, prm_logprobs - ref_logprobs, 0.0).sum(-1), outcomes,
                                                 samples_per_prompt).item(),
                 process_return=returns[0], outcome_return=returns[1], advantage_std=A[mask].std().item(),

@@ -176,7 +176,7 @@ def load_model(path, device, dtype, trained=True, checkpointing=False, attention
     config = plan.model_config(path)
     if config.model_type not in ("llama", "mistral", "olmo", "qwen2", "qwen3") or getattr(config, "sliding_window", None) or (
             (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")):    # one for each length of a batch
-        raise UserError(f"{path}: {config.model_type} models, sliding windows or positions that change with length are unknown here")
+        raise UserError(f"{path}: no {config.model_type}, sliding windows or positions that change with length are known here")
     if not os.path.isdir(path):
         path = on_first_rank(lambda: snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     if not glob.glob(os.path.join(path, "*.safetensors")):
@@ -293,6 +293,9 @@ def load_checkpoint(folder, trained):
         except dcp.api.CheckpointException as e:        # half-deleted, or lost bytes: the one before is there for that
             print(f"{path} cannot be read ({str(e).splitlines()[-1][:120]!r}): trying the one before it", flush=True)
             continue
+        there = {key.partition(".")[0] for key in dcp.FileSystemReader(path).read_metadata().state_dict_metadata}
+        if there - state.keys():
+            raise UserError(f"{path} has a trained {', '.join(there - state.keys())}, which would be lost: another --out_dir")
         for name, (model, optimizer) in trained.items():
             groups = [dict(group) for group in optimizer.param_groups]              # the settings of now, not of then
             set_state_dict(model, optimizer, model_state_dict=state[name]["model"], optim_state_dict=state[name]["optimizer"])
@@ -314,7 +317,7 @@ def tokenize_messages(tokenizer, messages, mask_prompt=True, mask_output=True):
         context = encode(tokenizer, prompt) if not tokens else tokenizer(prompt[len(text):], add_special_tokens=False).input_ids
         end = full.rfind(eos, len(prompt))
         text = full if end < 0 else full[:end + len(eos)]
-        pieces = re.split(f"(?<={TOOL_STOP})((?:.*?\n)?```)", text[len(prompt):].removesuffix(eos), flags=re.S)
+        pieces = re.split(f"(?<={TOOL_STOP})((?:.*?\n)??```)", text[len(prompt):].removesuffix(eos), flags=re.S)
         parts = [context] + [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces]
         parts[-1] = parts[-1] + [tokenizer.eos_token_id]
         for k, part in enumerate(parts):                        # the prompt, then by turns the model's words and its tool's

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,13 +71,31 @@ def catch_signals():
     signal.signal(signal.SIGINT, handler)
     return received
 
+def join(cards_each):
+    """(rank, processes, wait) under torchrun without a process group, each process with so many cards of its own; wait(word) returns
+    when all have called it. UserError: too few cards."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, lambda word: None
+    store, rank, world = next(dist.rendezvous("env://"))     # no process group: the end of a vLLM would end it
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)    # or vLLM would look for its own group there
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    first = int(os.environ["LOCAL_RANK"]) * cards_each
+    if cards and first + cards_each > len(cards.split(",")):
+        raise UserError(f"process {rank} finds no {cards_each} of the GPUs {cards}: fewer processes, or a smaller tensor_parallel", True)
+    os.environ |= dict(CUDA_VISIBLE_DEVICES=",".join(cards.split(",")[first:first + cards_each]), LOCAL_RANK="0")
+    sys.stdout = open(os.devnull, "w") if rank > 0 else sys.stdout
+    def wait(word):
+        store.set(f"{word} {rank}", "here")
+        store.wait([f"{word} {r}" for r in range(world)], timedelta(days=7))
+    return rank, world, wait
+
 def check(settings, least, **choices):
     """UserError: a setting is less than its value in `least`, or none of its choices."""
     for name, values in choices.items():
         if settings[name] not in values:
             raise UserError(f"{name}={settings[name]!r}: one of {', '.join(map(repr, values))}")
     for name, value in least.items():
-        if settings[name] < value:
+        if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name}={settings[name]}: at least {value}")
 
 def commit():
@@ -224,7 +243,7 @@ def predict(script, s, cards):
         prm = shape(s.prm_model) if s.prm_model else m
         ref = shape(s.ref_model) if s.ref_model else prm
         phases = prime_phases(s, m, prm, ref, s.shard or cards)
-        updates = s.ppo_epochs * -(-rows // s.batch_rows), -(-rows // s.prm_batch_rows)
+        updates = -(-s.ppo_epochs * rows // s.batch_rows), -(-rows // s.prm_batch_rows)
         print(f"a step: {s.prompts_per_step} prompts x {s.samples_per_prompt} samples = {rows} rows, {rows / cards:g} a card, of "
               f"at most {longest} tokens; {updates[0]} updates of the policy, {updates[1]} of the PRM")
         rows = min(rows, s.batch_rows)

@@ -386,6 +386,41 @@ def test_parts_of_a_killed_run_are_taken_up(tmp_path, guesser, guess_data):
     assert sorted(file.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
+def test_old_parts_do_not_come_back(tmp_path, guesser, guess_data):
+    """--resume=False: what processes of an older run have left behind is no answer of this one."""
+    args = run_args(tmp_path, guesser, data=[guess_data[1]], samples=0)
+    call(evaluate, *args)
+    (file,) = tmp_path.glob("*.responses.jsonl")
+    before = file.read_text()
+    write_jsonl(tmp_path / f"{file.name}.rank1", [row | dict(response="old", correct=True) for row in read_jsonl(file)])
+    call(evaluate, *args, "--resume=False")
+    assert sorted(file.read_text().splitlines()) == sorted(before.splitlines()) and len(list(tmp_path.glob("*.rank*"))) == 0
+
+
+@pytest.mark.parametrize("change, words", [
+    (["--max_tokens=0"], "max_tokens=0: at least 1"), (["--samples=-1"], "samples=-1: at least 0"), (["--max_problems=0"], "max_problems=0"),
+    (["--benchmarks=[]"], "nothing to do")])
+def test_mistakes(tmp_path, guesser, guess_data, change, words):
+    with pytest.raises(evaluate.UserError, match=words):
+        call(evaluate, *run_args(tmp_path, guesser, data=[guess_data[1]]), *change)
+
+
+def test_two_models_need_two_files(tmp_path, guesser, guess_data):
+    for name in ("m/a", "m--a"):
+        shutil.copytree(guesser, tmp_path / name)
+    with pytest.raises(evaluate.UserError, match="would share a file"):
+        call(evaluate, f"--models=['{tmp_path}/m/a', '{tmp_path}/m--a']", f'--benchmarks=["{guess_data[1]}"]', f"--out_dir={tmp_path}/out")
+
+
+def test_votes_are_of_mathematics_whatever_the_order():
+    """A program among the problems: no vote, wherever it stands."""
+    problems = [dict(id=i, ability=ability, group=[], ground_truth="1") for i, ability in enumerate(("math", "code"))]
+    rows = [dict(mode="sampled", sample=k, problem_id=p["id"], correct=True, answer="1", n_tokens=1, finish_reason="stop") for p in problems
+            for k in (0, 1)]
+    for order in (problems, problems[::-1]):
+        assert set(evaluate.summarize(rows, order)["values"]) == {"sampled", "pass@1", "pass@2"}
+
+
 def test_regrade_needs_no_weights(tmp_path, guesser, guess_data, capsys):
     model = tmp_path / "model"
     shutil.copytree(guesser, model)
@@ -400,7 +435,10 @@ def test_regrade_needs_no_weights(tmp_path, guesser, guess_data, capsys):
     write_jsonl(file, rows[:30])                            # nor does it sample what is missing
     call(evaluate, *args, "--regrade=True")
     assert results(tmp_path)["models"][str(model)]["problems"]["responses"] == 30 and len(read_jsonl(file)) == 30
-    assert "30 of 40 responses are there, the others count as wrong" in capsys.readouterr().out
+    assert "30 of 40 responses are there, problems without one count as wrong" in capsys.readouterr().out
+    other = write_jsonl(tmp_path / guess_data[1].name, [row | dict(ground_truth="9") for row in read_jsonl(guess_data[1])])
+    call(evaluate, *run_args(tmp_path, model, data=[other], samples=0, regrade=True))     # told, and graded by the new golds
+    assert "30 of them graded by other golds" in capsys.readouterr().out and results(tmp_path)["models"][str(model)]["problems"]["score"]["greedy"][0] == 0
     half, whole = (dict(problems=dict(values=values)) for values in (dict(greedy=[1, 0]), dict(greedy=[1, 1], sampled=[0.5, 1])))
     assert len(list(evaluate.differences(dict(half=half, whole=whole)))) == 1       # what only one of them has is not compared
     with pytest.raises(evaluate.UserError, match="no response with these settings"):
@@ -527,7 +565,7 @@ def test_long_prompts_count_as_wrong(tmp_path, guesser):
 
 
 def test_ask(tmp_path, guesser, capsys):
-    with pytest.raises(evaluate.UserError, match="longer than max_prompt_tokens=40"):
+    with pytest.raises(evaluate.UserError, match="longer than 40 tokens"):
         call(evaluate, *run_args(tmp_path / "out", guesser, data=["nothing"], ask="12?"))
     capsys.readouterr()
     call(evaluate, *run_args(tmp_path / "out", guesser, data=["nothing"], ask="12?", max_prompt_tokens=200))
@@ -553,6 +591,10 @@ def test_overlap_by_hand(tmp_path, capsys):
     assert "3 of 4 problems (75.0%)" in capsys.readouterr().out
     call(evaluate, f'--benchmarks=["{data}"]', f"--against={train}", f"--out_dir={tmp_path}/out", "--overlap=0.6")
     assert json.loads((tmp_path / "out/contamination.json").read_text())["b"]["found"] == 2
+    suffixed = [dict(problem=f"{p}\n\nPresent the answer in LaTex format: \\boxed{{Your answer}}") for p in problems]      # short ones, too
+    call(evaluate, f'--benchmarks=["{data}"]', f"--against={write_jsonl(tmp_path / 's.jsonl', suffixed)}", f"--out_dir={tmp_path}/out")
+    assert json.loads((tmp_path / "out/contamination.json").read_text())["b"]["found"] == 4
+    assert evaluate.ngrams("求所有正整数的和") != evaluate.ngrams("证明三角形") and evaluate.ngrams("$+$") == set()
     bare = write_jsonl(tmp_path / "bare.jsonl", [dict(text="x")])
     with pytest.raises(evaluate.UserError, match="bare.jsonl line 1 has none of the columns"):
         call(evaluate, f'--benchmarks=["{data}"]', f"--against={bare}", f"--out_dir={tmp_path}/out")

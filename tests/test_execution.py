@@ -399,6 +399,8 @@ def test_call_based_shares():
                       {"fn_name": "f", "inputs": ["3"], "outputs": [[3, {"1": [0.3]}, [3]]]}) == 0.0  # a set is no list
     assert grader.grade_code(block("def f(x): return (x, {1: [x * 0.1]})"), {"fn_name": "f", "inputs": ["3"], "outputs": [[3, {"1": [0.3]}]]}) == 1.0
     assert grader.grade_code(block("import numpy as np\ndef f(x): return np.array(x).sum()"), {"fn_name": "f", "inputs": [[[1, 2]]], "outputs": [3]}) == 1.0
+    texts = {"fn_name": "add", "inputs": ["1\n2\n\n", "[1]\n[2]", '"a"\n"b\u2028"', "no JSON"], "outputs": ["3", "[1, 2]", "ab\u2028", "1"]}
+    assert grader.grade_code(block("def add(a, b): return a + b"), texts) == 0.75        # arguments and values as texts
 
 
 def test_assert_shares():

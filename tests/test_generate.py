@@ -98,6 +98,13 @@ def test_problem_formats(tmp_path):
     got = generate.load_problems(write_jsonl(tmp_path / "a.jsonl", rows), system_prompt="S", user_suffix="!")
     assert got[0] == dict(id="x", problem="a", ability="math", ground_truth="so \\boxed{1}",
                           messages=[dict(role="system", content="S"), dict(role="user", content="a!")])
+    tests = dict(inputs=["1"], outputs=["2"])
+    odd = [dict(prompt=p, ground_truth=g, ability=a) for p, g, a in (
+        ("a", "1", None), ("b", tests, "code"), ("c", json.dumps(tests), "code"), ("d", dict(inputs=["1"], outputs=[]), "code"),
+        ("e", "no JSON", "code"), ([dict(role="user", content=[dict(type="text", text="f")])], "1", "math"), (5, "1", "math"), ("g", "1", "algebra"))]
+    with pytest.raises(generate.UserError, match=r"5 of 8 rows .*line 4, .*line 5, .*line 6, .*line 7; more"):
+        generate.load_problems(write_jsonl(tmp_path / "o.jsonl", odd))
+    assert [p["problem"] for p in generate.load_problems(tmp_path / "o.jsonl", max_bad_share=0.9)] == ["a", "b", "c"]
     gsm = [dict(question="q", answer="1+1=<<1+1=2>>2\n#### 1,234")]
     assert generate.load_problems(write_jsonl(tmp_path / "b.jsonl", gsm))[0]["ground_truth"] == "1234"
     for headed in ("#### Step 1\nadd\n\n#### Conclusion\nThe answer is $\\boxed{(1, 2)}$.", "so \\boxed{7}\n\n#### Check\nIt works."):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from functools import partial
 
 import pytest
@@ -341,6 +342,34 @@ def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(tmp_path, argu
     assert re.search(rf"{script}\", line \d+ in main", trace), trace
 
 
+def test_settings_that_would_lose_something(tmp_path, arguments, guess_data):
+    """A trained PRM is not thrown away by prm_update=none; prompts put back for the next step may be none of other data."""
+    args = [*arguments, "--save_interval=1", f"--out_dir={tmp_path}"]
+    call(prime, *args, "--max_steps=1", "--oversample=3", "--filter_low=0", "--filter_high=1")
+    with pytest.raises(prime.UserError, match="step_000001 has a trained prm, which would be lost"):
+        call(prime, *args, "--prm_update=none")
+    few = write_jsonl(tmp_path / "few.jsonl", read_jsonl(guess_data[1])[:6])
+    call(prime, *args, f"--data={few}", "--filter_low=0", "--filter_high=1")
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_one_prompt_that_fits(guess_data):
+    """First in one epoch, last in the next: all the others lie between."""
+    problems = prime.load_problems(guess_data[1])
+    for problem in problems[1:]:
+        problem["messages"][0]["content"] *= 50
+
+    class Words:
+        apply_chat_template = staticmethod(lambda messages, **_: messages[0]["content"])
+        bos_token_id = None
+
+        def __call__(self, text, **_):
+            return types.SimpleNamespace(input_ids=list(text))
+    for seed in range(20):
+        stream = prime.PromptStream(problems, Words(), 10, seed)
+        assert [index for _ in range(6) for index, _ in stream.draw(1)] == [0] * 6
+
+
 def test_it_learns_what_only_outcomes_tell(tmp_path, arguments):
     """A model that guesses among three numbers; the outcome says that 2 is right. Accuracy rises from a third."""
     problems = write_jsonl(tmp_path / "two.jsonl", [dict(problem=f"{k}?", ground_truth="2") for k in range(10, 50)])
@@ -354,8 +383,9 @@ def test_it_ends_when_the_problems_are_solved(tmp_path, arguments, capsys):
     """Two problems, learned by heart: no group has contrast any more, and what was learned is written."""
     problems = write_jsonl(tmp_path / "two.jsonl", [dict(problem=f"{k}?", ground_truth="2") for k in (10, 11)])
     call(prime, *arguments, f"--data={problems}", "--prompts_per_step=2", "--samples_per_prompt=8", "--max_steps=300", "--max_draws=3",
-         "--learning_rate=1e-3", "--prm_learning_rate=1e-3", f"--out_dir={tmp_path}/out")
+         "--learning_rate=1e-3", "--prm_learning_rate=1e-3", "--save_interval=1000", f"--out_dir={tmp_path}/out")
     rows, said = read_jsonl(tmp_path / "out/metrics.jsonl"), capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == [f"step_{len(rows):06d}"]     # nothing is lost
     assert "these problems are solved" in said and len(rows) < 300 and rows[0]["outcome"] < 0.6
     assert weights(tmp_path / "out/policy") and weights(tmp_path / "out/prm")
 

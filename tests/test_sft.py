@@ -241,6 +241,10 @@ def test_what_is_scored(world):
     assert tokens[:len(prompt)] == prompt and tokens[len(prompt):] == tok("4<|im_end|>", add_special_tokens=False).input_ids
     with pytest.raises(ValueError):
         sft.tokenize_messages(tok, talk[:2])
+    for shown in ("", "\n", "7\n"):                         # a tool's words are its own, if there are none, too
+        text = f"```python\nf()\n```\n```output\n{shown}```\nSo 1.\n```python\ng()\n```"
+        tokens, scored = sft.tokenize_messages(tok, [dict(role="user", content="1?"), dict(role="assistant", content=text)])
+        assert tok.decode([t for t, s in zip(tokens, scored) if s]) == text.replace(f"{shown}```\nSo", "\nSo") + "<|im_end|>"
 
 
 def test_end_token_where_the_template_has_none_and_one_bos(world):
@@ -306,6 +310,16 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, guesser, guess_data):
     assert [(r["step"], r["loss"]) for r in rows] == [(r["step"], r["loss"]) for r in other] and len(rows) == 8
 
 
+def test_settings_of_now_hold_after_a_resume(tmp_path, guesser, guess_data, monkeypatch):
+    args = [f"--data={guess_data[0]}", f"--model={guesser}", *SFT, "--batch_size=30", "--save_interval=1", f"--out_dir={tmp_path}"]
+    call(sft, *args, "--max_steps=1")
+    seen, step = [], sft.optimizer_step
+    monkeypatch.setattr(sft, "optimizer_step", lambda net, optimizer, *rest: (seen.append([(group["weight_decay"], group["betas"])
+                        for group in optimizer.param_groups]), len(optimizer.state), step(net, optimizer, *rest))[2])
+    call(sft, *args, "--max_steps=2", "--weight_decay=0.5", "--beta2=0.9")
+    assert seen == [[(0.5, (0.9, 0.9)), (0.0, (0.9, 0.9))]]
+
+
 def test_checkpoints_that_cannot_be_read(tmp_path, guesser, guess_data, monkeypatch):
     """A damaged newest one takes no place of those written after it. If none can be read, the run does not begin anew over what is there;
     nor does a broken connection count as damage. A line that a full disk cut inside a character is made again."""
@@ -334,7 +348,7 @@ def test_signals_twice(monkeypatch):
     """torchrun passes a SIGTERM on to processes that may have had it: no reason to leave at once, as a Ctrl-C then is."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        received = plan.catch_signals()
+        received = sft.plan.catch_signals()
         signal.raise_signal(signal.SIGTERM), signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -400,10 +414,16 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, guesser, guess_data):
     (["--shard=2"], ["shard=2", "1 processes"]),
     (["--val_interval=0"], ["val_interval=0", "at least 1"]),
     (["--max_steps=few"], ["max_steps", "int", "few"]),
+    (["--tokenizer=TOKENIZER"], ["has a token 300", "280 in all"]),
 ])
 def test_mistakes(tmp_path, guesser, guess_data, change, words):
     if change == ["--device=cuda"] and torch.cuda.is_available():
         change, words = ["--device=tpu"], ["tpu"]
+    if change == ["--tokenizer=TOKENIZER"]:                 # a folder with nothing but a tokenizer, of more words than the model's
+        tok = AutoTokenizer.from_pretrained(guesser)
+        tok.add_tokens([f"<{i}>" for i in range(len(tok), 300)] + ["boxed"])
+        tok.save_pretrained(tmp_path / "tok")
+        change = [f"--tokenizer={tmp_path}/tok"]
     with pytest.raises(sft.UserError) as e:
         call(sft, f"--data={guess_data[0]}", f"--model={guesser}", *SFT, f"--out_dir={tmp_path}", *change)
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)

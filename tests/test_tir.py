@@ -163,6 +163,13 @@ def test_what_the_model_is_shown(code, shown):
 
 
 def test_a_program_that_does_not_end():
+    assert run_tool("x = 1\rx + 1", []) == ("2", True) and not run_tool("1" + "+1" * 3000, [])[1]       # neither ends the caller
+    assert not run_tool("x = 5\n" + "-" * 10000 + "\nx", [])[1]
+    assert run_tool("x = [1]\nprint(x[1])", [])[0].endswith("print(x[1])\nIndexError: list index out of range")      # its own line
+    for code, earlier, shown in (("print(program)", ["program = 5", "q = 1"], "5"), ("print(z)", ["contextlib = 3", "z = 2"], "2"),
+                                 ("print(z)", ["import sys\nsys.stdout.reconfigure(line_buffering=True)\nz = 3"], "3"),
+                                 ("x", ["import os\nos.system('echo unseen')\nx = 1"], "1")):    # earlier programs are run again, unseen
+        assert run_tool(code, earlier) == (shown, True)
     assert run_tool("while True: pass", [], timeout=1) == ("Timed out after 1 seconds.", False)
 
 

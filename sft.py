@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import configurator
 from configurator import UserError
-from generate import TOOL_END, TOOL_STOP, encode, load_tokenizer, read_rows, report_bad, stop_tokens
+from generate import TOOL_STOP, encode, load_tokenizer, read_rows, report_bad, stop_tokens
 from runs import plan
 
 # --- data

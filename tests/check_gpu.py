@@ -26,7 +26,6 @@ import torch.nn.functional as F
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import bench_train
-import prime
 import sft
 from runs import plan
 

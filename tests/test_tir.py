@@ -81,7 +81,7 @@ def program(code):
 
 
 def test_one_call_byte_by_byte(tok):
-    (text, reason, answer), engine = talks(tok, [[program("print(6 * 7)"), "\nSo \\boxed{42}."]])[0][0], None
+    text, reason, answer = talks(tok, [[program("print(6 * 7)"), "\nSo \\boxed{42}."]])[0][0]
     assert text == "First I count.\n```python\nprint(6 * 7)\n```\n```output\n42\n```\nSo \\boxed{42}.<|im_end|>" and reason == "stop"
     assert tok.decode([t for t, own in zip(answer.tokens, answer.mask) if not own]) == "42\n```"
     assert [x == 0.0 for x in answer.logprobs] == [own == 0 for own in answer.mask]

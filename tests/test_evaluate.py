@@ -400,7 +400,7 @@ def test_old_parts_do_not_come_back(tmp_path, guesser, guess_data):
 @pytest.mark.parametrize("change, words", [
     (["--max_tokens=0"], "max_tokens=0: at least 1"), (["--samples=-1"], "samples=-1: at least 0"), (["--max_problems=0"], "max_problems=0"),
     (["--benchmarks=[]"], "nothing to do")])
-def test_mistakes(tmp_path, guesser, guess_data, change, words):
+def test_settings_that_cannot_work(tmp_path, guesser, guess_data, change, words):
     with pytest.raises(evaluate.UserError, match=words):
         call(evaluate, *run_args(tmp_path, guesser, data=[guess_data[1]]), *change)
 

@@ -341,9 +341,13 @@ def report(rows, sets, prompt):
     print(f"\n{text}\nwrote {out_dir}/results.md, results.json and results.png", flush=True)
 
 ANSWER = "mode", "seed", "sampling", "prompt"               # what makes it this answer: what is there with the same is kept
+def parts(file):
+    """What processes have written beside a model's file and not yet joined to it."""
+    return glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")
+
 def read_responses(file, same):
     """{(mode, seed, sampling, prompt): row} of a model's file and of the parts that processes have left beside it."""
-    paths = [f"{out_dir}/{file}", *glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")]
+    paths = [f"{out_dir}/{file}", *parts(file)]
     return {tuple(str(row[key]) for key in ANSWER): row for path in paths for row in resume_rows(path, same)}
 
 def decoding(name=None):
@@ -418,7 +422,7 @@ def main():
             if other := sum(there[k]["ground_truth"] != p["ground_truth"] for k, (_, p, _) in jobs.items() if k in there):
                 rest += f", {other} of them graded by other golds" + ": --regrade=True grades them anew" * (not regrade)
             print(f"\n{path}: {found} of {len(jobs)} responses are there{rest}; first prompt:\n{prompt}", flush=True)
-            for part in glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*") if rank == 0 and not resume else ():
+            for part in parts(file) if rank == 0 and not resume else ():
                 os.remove(part)                             # of a run before
             wait(f"{path}: all have read")
             if mine and not regrade:
@@ -431,7 +435,7 @@ def main():
                 pairs = [(there[k], p) for k, (_, p, _) in jobs.items() if k in there]
                 grade(pairs, grader)
                 write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in there.values()))
-                for part in glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*"):
+                for part in parts(file):
                     os.remove(part)
                 rows[path] = [row for row, _ in pairs]
     if rank == 0:

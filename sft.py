@@ -376,12 +376,12 @@ def main():
     optimizer = make_optimizer(net, learning_rate, beta1, beta2, weight_decay)
     if dry_run:
         return plan.longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
-    if (last := max(t.max() for t, _ in rows)) >= net.config.vocab_size:
-        raise UserError(f"the tokenizer of {tokenizer or model} has a token {last}, {model} {net.config.vocab_size} in all")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = len(rows) - (0 if val_data else min(val_rows, len(rows) // 10))
     rows, val = [rows[i] for i in order[:kept]], [rows[i] for i in order[kept:]]
     val = load_sft_rows(val_data, val_split, tok) if val_data else val
+    if (last := max(t.max() for t, _ in rows + val)) >= net.config.vocab_size:
+        raise UserError(f"the tokenizer of {tokenizer or model} has a token {last}, {model} {net.config.vocab_size} in all")
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     steps = min(math.inf if max_steps is None else max_steps, math.ceil(epochs * steps_per_epoch))
     checkpoints, metrics, result = (os.path.join(out_dir, name) for name in ("checkpoints", "metrics.jsonl", "model"))

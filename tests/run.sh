@@ -22,17 +22,18 @@ test_vllm() {
     "$vllm_env/bin/python" -m pytest -q --show-capture=no --durations 5 tests/test_vllm.py
 }
 beside=
+result=0
 if [ -n "${SKIP_VLLM:-}" ]; then
     echo "without the tests of vLLM"
 elif python -c 'import vllm' 2>/dev/null; then
-    python -m pytest -q --show-capture=no tests/test_vllm.py
+    python -m pytest -q --show-capture=no tests/test_vllm.py || result=$?
 elif [ "$(uname -sm)" = "Linux x86_64" ]; then
     export -f test_vllm                         # beside the others, and behind them when both want a core
     vllm_env=$vllm_env nice -n 5 bash -euo pipefail -c test_vllm >.vllm.log 2>&1 &
     beside=$!
 fi
 
-result=0                                        # the longest files first
+# The longest files first.
 python -m pytest -q --show-capture=no -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_vllm.py --durations 10 \
     tests/test_prime.py tests/test_sft.py tests "$@" || result=$?
 if [ -n "$beside" ]; then

@@ -1,0 +1,81 @@
+"""A request to an engine, the answer that it gives, and the .jsonl files that hold answers."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from configurator import UserError
+
+# How a model calls its Python tool, and what follows the tool's words.
+TOOL_STOP = "```output\n"
+TOOL_END = "\n```"
+
+
+@dataclass
+class Request:
+    """What an engine is asked for.
+
+    prompt: token ids. stop: a string that ends the answer and stays in it.
+    Two requests with the same seed and prompt get the same answer, whatever runs beside them.
+    """
+
+    prompt: list[int]
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    stop: str | None = None
+
+
+@dataclass
+class Answer:
+    """What a model wrote.
+
+    tokens: ids, the end token included. logprobs: one per token, at the temperature that it was
+    sampled at. finish_reason: "stop" (ended by itself), "length" (cut at max_tokens), "string"
+    (ended by Request.stop), and with a Python tool also "rounds" and "malformed" (lib/tools.py).
+    mask: 1 on the model's own tokens, 0 on the words of its tool. outcome and failure: the
+    grader's verdict in [0, 1], and why there is none.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    mask: list[int] | None = None
+    text: str = ""
+    outcome: float = 0.0
+    failure: str | None = None
+
+    def __post_init__(self):
+        if self.mask is None:
+            self.mask = [1] * len(self.tokens)
+
+
+def sample_seed(*names) -> int:
+    """A seed made of whatever names a sample, (seed, problem id, k) say."""
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
+
+
+def read_answers(path: str, identity: dict) -> list[dict]:
+    """The rows of a .jsonl file of answers; the file is created if it does not exist.
+
+    A last line that a kill cut short is removed: that answer is sampled again, with its seed.
+    identity: {column: value} that all rows share, such as the model.
+    Raises UserError if a row was made with another identity.
+    """
+    with open(path, "ab+") as file:
+        file.seek(0)
+        lines = file.read().split(b"\n")
+        incomplete = lines.pop()
+        file.truncate(file.tell() - len(incomplete))
+
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        other = {name: row.get(name) for name in identity if row.get(name) != identity[name]}
+        if other:
+            raise UserError(
+                f"{path} was started with {other}, now it is {identity}: "
+                "the settings of before, or another --out_dir"
+            )
+    return rows

@@ -1,0 +1,305 @@
+"""
+The sandbox for programs that models write: the caller's side.
+
+The protocol, and the life of a child:
+
+1. `start` starts a file as a process of its own, a child. For programs that is
+   lib/sandbox_child.py, in a box (bubblewrap or namespaces); grader.py starts itself, without one.
+2. The child's standard input is one end of a socket pair; all messages are JSON.
+3. The child loads its libraries, gives up its rights, and sends "ready".
+4. `ask` sends a request, a list, and waits for the reply for a limited time.
+5. For each program the child forks a process; it never runs a program itself.
+6. A program with a test has two processes, and the test is a second message that only the test's
+   process reads: neither the child nor the program ever holds it.
+7. The child kills all that the program started, collects the output, and replies.
+8. Then it is idle, and is kept for the next request; a concurrent call starts another child.
+9. A child that a program has tampered with ends itself and is restarted: what programs could have
+   changed (files, limits, priority, shared memory) is compared before each request.
+10. A child that is late, or dies, is killed with all that is in its box, and replaced.
+11. A child ends when its caller does, because its standard input is then closed.
+12. Expected outputs of programs never enter a box: the caller compares them.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.sandbox_child import PRELUDE, SCRATCH
+
+__all__ = ["PRELUDE", "REPLAY", "GraderError", "ChildDied", "ChildTimeout", "RunResult"]
+__all__ += ["ask", "start", "isolation", "run_python"]
+
+# The levels of isolation, the best first (README: The sandbox).
+LEVELS = ("bubblewrap", "namespaces", "limits")
+CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
+# Seconds that a child has to load its libraries.
+START_SECONDS = 60
+# Seconds that a child has beyond the program's own time, to end it and to collect its output.
+GRACE_SECONDS = 10
+# Bytes of memory that programs in a box may fill with files.
+SCRATCH_BYTES = 64 << 20
+
+# Attack: a program reads tokens and passwords in environment variables. It gets these alone.
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": ".",
+    "TMPDIR": ".",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUTF8": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+}
+
+# Put before a program: runs the earlier programs of an answer. What they define is there, what
+# they and their children print goes nowhere.
+REPLAY = """def replay(programs):
+    import contextlib, os, sys
+    shown, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    for program in programs:
+        with contextlib.suppress(SystemExit): exec(program, globals())
+    sys.stdout.flush()
+    os.dup2(shown, 1)
+"""
+
+
+class GraderError(RuntimeError):
+    """The grader itself failed: a bug to mend, never a reward."""
+
+
+class ChildDied(Exception):
+    """A child died, or had not enough memory for a request."""
+
+
+class ChildTimeout(Exception):
+    """A child did not reply in time; it has been killed."""
+
+
+class RunResult(NamedTuple):
+    """What came of a program; the return code is 128 + the signal if a signal ended it."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+    timed_out: bool
+
+
+@dataclass
+class Child:
+    """A process that answers requests, and the caller's end of its pipe."""
+
+    process: subprocess.Popen
+    pipe: connection.Connection
+
+
+# Idle children for programs: a list for each (level, interpreter).
+IDLE: dict[tuple[str, str], list[Child]] = {}
+# A fork of this process must not talk to its parent's children, nor keep their pipes open.
+os.register_at_fork(after_in_child=IDLE.clear)
+
+
+# --- Programs
+
+
+def run_python(
+    code: str,
+    stdin: str = "",
+    timeout: float = 10.0,
+    memory_mb: int = 1024,
+    level: str | None = None,
+    prelude: str = "",
+    test: str | None = None,
+) -> RunResult:
+    """
+    Runs a program in the sandbox, or a test of it (then the result is the test's).
+
+    timeout: seconds of wall clock. memory_mb: address space of each process. level: one of LEVELS
+    (default: the best that works here). prelude: code that runs before the program. test: code
+    that uses what the program defines; it passes if the return code is 0. A program has one
+    thread for numerics and no GPU. stderr is shortened as NuminaMath shows it to the model.
+    Thread-safe: each concurrent call has a child of its own. Raises GraderError on a bug of ours.
+
+        run_python("print(input())", "3").stdout == "3\\n"
+    """
+    level = level or isolation()
+    messages = [[code, stdin, prelude, timeout, memory_mb, bool(test)]]
+    if test:
+        messages.append(test)
+
+    # An idle child may be about to end, because an earlier program tampered with it. So there is
+    # a second attempt, with a new child, which is not kept.
+    idle = IDLE.setdefault((level, sys.executable), [])
+    for children in (idle, []):
+        with contextlib.suppress(ChildDied, ChildTimeout):
+            reply = ask(children, CHILD_FILE, level, timeout + GRACE_SECONDS, *messages)
+            return RunResult(*reply)
+
+    # The program has stopped or killed its child, twice.
+    return RunResult("", "", 128 + signal.SIGKILL, False)
+
+
+@functools.cache
+def isolation(sandbox: str | None = None) -> str:
+    """
+    What separates programs from this machine: the first of LEVELS that works here.
+
+    sandbox="required" accepts the first level only, from then on and in processes started later
+    (by PRIME_SANDBOX in the environment). Raises RuntimeError if there is no such level.
+    """
+    required = "required" in (sandbox, os.environ.get("PRIME_SANDBOX"))
+    sandbox = "required" if required else "auto"
+    levels = LEVELS[:1] if required else LEVELS
+    for level in levels:
+        with contextlib.suppress(GraderError):
+            result = run_python("print(6 * 7)", timeout=START_SECONDS, level=level)
+            if result.stdout == "42\n":
+                os.environ["PRIME_SANDBOX"] = sandbox
+                return level
+    raise RuntimeError(f"sandbox={sandbox!r} is not available on this machine")
+
+
+# --- Children
+
+
+def ask(idle: list[Child], file: str, level: str | None, seconds: float, *messages):
+    """
+    The reply of an idle child to these messages; of a new one, if none is idle.
+
+    idle: the caller's list of children that run `file` at `level`; the child that replied goes
+    back to it. Raises ChildTimeout if there is no reply within `seconds`, ChildDied if the child
+    ended or had not enough memory, GraderError with a traceback if it reports a bug of its own.
+    """
+    child = take_idle(idle) or start(file, level)
+    try:
+        for message in messages:
+            child.pipe.send_bytes(json.dumps(message).encode())
+        if not child.pipe.poll(seconds):
+            raise ChildTimeout(f"no reply within {seconds} seconds")
+        reply = json.loads(child.pipe.recv_bytes())
+    except ChildTimeout:
+        kill(child)
+        raise
+    except (OSError, EOFError):
+        kill(child)
+        raise ChildDied("the child process has ended") from None
+
+    idle.append(child)
+    if "bug" in reply:
+        raise GraderError(reply["bug"])
+    if "memory" in reply:
+        raise ChildDied("not enough memory")
+    return reply["answer"]
+
+
+def take_idle(idle: list[Child]) -> Child | None:
+    """Takes a child that still lives from the list; None if there is none. Thread-safe."""
+    with contextlib.suppress(IndexError):
+        while True:
+            child = idle.pop()
+            if child.process.poll() is None:
+                return child
+    return None
+
+
+def kill(child: Child):
+    """Ends a child and all that is in its box."""
+    # The child leads a process group, to which bubblewrap and what it started belong. Without
+    # namespaces programs are in groups of their own, which the child's end does not reach.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    child.pipe.close()
+
+
+def start(file: str, level: str | None) -> Child:
+    """
+    Starts a child that runs `file`, and waits until it is ready.
+
+    level: one of LEVELS, for programs; None for a child without a box, in this environment.
+    Raises GraderError if it does not start.
+    """
+    file = os.path.abspath(file)
+    command = [*box(level, file), sys.executable, file]
+    ours, theirs = connection.Pipe()
+    with contextlib.suppress(OSError, EOFError):
+        process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            cwd=tempfile.gettempdir(),
+            env=ENVIRONMENT if level else os.environ,
+            start_new_session=True,
+        )
+        theirs.close()
+        if ours.poll(START_SECONDS) and ours.recv_bytes():
+            return Child(process, ours)
+    raise GraderError(f"a child process ({file}, {level}) does not start")
+
+
+# --- Boxes
+
+
+def box(level: str | None, file: str) -> list[str]:
+    """The command that puts another command, which runs `file`, in a box of this level."""
+    if level == "bubblewrap":
+        return bubblewrap(file)
+    if level == "namespaces":
+        return namespaces()
+    return []
+
+
+def bubblewrap(file: str) -> list[str]:
+    """The best box: files of this machine cannot be seen, but for the Python installation."""
+    command = ["bwrap"]
+    # Attack: a program uses the network, or sockets and shared memory of other processes.
+    command += ["--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    # Attack: a program sees, signals or outlives other processes. The child is process 1: when
+    # it ends, the kernel kills all others in the box.
+    command += ["--unshare-pid", "--as-pid-1", "--proc", "/proc", "--dev", "/dev"]
+    # The child of a root user needs these two to become another user (give_up_root).
+    if os.getuid() == 0:
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    # Attack: a program reads or changes files. It sees the interpreter alone, read-only.
+    for path in visible_paths(file):
+        for folder in reversed(Path(path).parents[:-1]):
+            # Without permissions of its own a folder is open to root alone.
+            command += ["--perms", "0755", "--dir", str(folder)]
+        command += ["--ro-bind-try", path, path]
+    # Attack: a program fills the disk. It writes to a little memory, and nowhere else.
+    command += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH]
+    command += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    return command
+
+
+def visible_paths(file: str) -> list[str]:
+    """What programs in bubblewrap see of this machine's files, each by its name and its target."""
+    paths = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"]
+    paths += [sys.prefix, sys.base_prefix, file]
+    names = set()
+    for path in paths:
+        names.add(os.path.abspath(path))
+        names.add(os.path.realpath(path))
+    return sorted(names)
+
+
+def namespaces() -> list[str]:
+    """The second box: no network and no other process, but this machine's files can be read."""
+    # The same attacks as in bubblewrap; the child is process 1 here too.
+    command = ["unshare", "--net", "--ipc", "--pid", "--fork", "--mount-proc"]
+    # An ordinary user may mount in a user namespace only, with rights that setpriv takes away.
+    if os.getuid() != 0:
+        command += ["--map-current-user", "--keep-caps"]
+    mount = f"mount -t tmpfs -o size={SCRATCH_BYTES},mode=1777 - {SCRATCH}"
+    drop_rights = "exec setpriv --inh-caps=-all --ambient-caps=-all"
+    return [*command, "sh", "-c", f'{mount} && {drop_rights} "$@"', "sh"]

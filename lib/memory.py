@@ -1,0 +1,501 @@
+"""What a run asks of its GPUs, by arithmetic: --dry_run=True, and README's table of memory.
+
+    python prime.py config/eurus2_prime.py --dry_run=True    # for as many GPUs as there are,
+                                                             # or as torchrun starts processes
+    python bench/memory_table.py                             # the table
+
+Of a model of P parameters that is sharded over W GPUs, each GPU always holds, in bytes,
+
+    4 P/W    weights in fp32         while it is trained, and for each update 4 P/W for gradients
+    8 P/W    Adam's state            while it is trained
+    2 P/W    weights in bf16         while it is frozen
+
+A pass comes on top, and what counts is its peak: embeddings and head are gathered throughout, a
+layer's weights around its turn, logits exist for one chunk of tokens at a time. The bytes per token
+are those of the tensors that the passes of model.py make in bfloat16; tests/test_memory.py counts
+them again. Not included: CUDA and NCCL, the CUDA graphs of a sleeping vLLM, and that a resume with
+offload holds everything on the GPU once. GB are 2^30 bytes.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from configurator import UserError
+from lib.pretrained import model_config, positions, spread_gpus
+from lib.run import print0
+
+GB = 2**30
+
+# GB as GPUs are sold, 98.5 % of which is usable, in our GB: a consumer's, A100 or H100, H200.
+GPU_SIZES = (24, 80, 141)
+USABLE = 0.985
+
+# Tokens whose logits exist at a time: model.py's chunk.
+CHUNK = 2048
+
+# The kinds of memory that are told apart, and the heads of their columns.
+KINDS = {
+    "weights": "weights",
+    "adam": "Adam's state",
+    "gradients": "gradients",
+    "gathered": "gathered",
+    "activations": "activations",
+    "logits": "logits",
+    "engine": "engine",
+}
+
+NO_MEMORY = Counter()
+
+
+# ----------------------------------------------------------------------------------------------
+# one model
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The numbers of a model that its memory depends on.
+
+    All but the last three are counts of parameters or units, not bytes. layer: the largest layer.
+    root: all that is in no layer, embeddings, last norm and head. cache: bytes of keys and values
+    per token, in 16 bits. longest: tokens of the longest sequence that the model was made for.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    layer: int
+    root: int
+    cache: int
+    longest: int
+
+    @property
+    def head(self) -> int:
+        return self.vocabulary * self.hidden
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.1f} M parameters, {self.layers} layers"
+
+
+def model_size(path) -> ModelSize:
+    """The size of a model: folder, hub id or transformers configuration. Weights are not needed.
+
+    Raises UserError if there is no such model, or it is built in another way than those we know.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+
+    total = count_parameters(model)
+    try:
+        layers = [count_parameters(layer) for layer in model.model.layers]
+        head_size = getattr(config, "head_dim", None)
+        if head_size is None:
+            head_size = config.hidden_size // config.num_attention_heads
+        return ModelSize(
+            parameters=total,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            layer=max(layers),
+            root=total - sum(layers),
+            # Keys and values, 2 bytes each.
+            cache=2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_size,
+            longest=positions(config),
+        )
+    except AttributeError as error:
+        kind = type(model).__name__
+        raise UserError(f"lib/memory.py does not know models like {kind}: {error}") from None
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def held(size: ModelSize, gpus: int, trained: bool = True) -> Counter:
+    """Bytes that each of the GPUs always holds of a model."""
+    if not trained:
+        return Counter(weights=2 * size.parameters // gpus)
+    return Counter(
+        weights=4 * size.parameters // gpus,
+        adam=8 * size.parameters // gpus,
+    )
+
+
+def scoring_pass(size: ModelSize, tokens: int) -> Counter:
+    """Bytes on top of held() for a pass over `tokens` tokens without gradients, at its peak."""
+    in_a_layer = Counter(
+        # The root in bf16; this layer and the next one, which is gathered ahead.
+        gathered=2 * size.root + 2 * 2 * size.layer,
+        # Per token: gate, up and their product; the residual stream.
+        activations=tokens * (3 * 2 * size.intermediate + 2 * size.hidden),
+    )
+    at_the_head = Counter(gathered=2 * size.root, logits=logits(size))
+    return max(in_a_layer, at_the_head, key=Counter.total)
+
+
+def logits(size: ModelSize, entropy: bool = False) -> int:
+    """Bytes of the logits of a chunk, with all that is made of them.
+
+    At the peak there are three tensors in fp32 of a number per logit: the log-softmax, its gradient
+    and that of the logits. 1 byte more is fitted, see tests/test_memory.py. The entropy needs two
+    others, the probabilities and their products with the logarithms.
+    """
+    tensors = 5 if entropy else 3
+    return (4 * tensors + 1) * CHUNK * size.vocabulary
+
+
+def training_pass(
+    size: ModelSize, tokens: int, gpus: int, checkpointing: bool = True, entropy: bool = False
+) -> Counter:
+    """Bytes on top of held() for a forward and backward pass over `tokens` tokens, at its peak.
+
+    It is the second pass or a later one of an update: there are gradients already.
+    """
+    # Kept per token in a layer for its backward pass: gate, silu(gate), up and their product in
+    # bf16; two norms (fp32 input, normalized, output: 8 bytes each), queries (2), the output of
+    # attention (2), keys and values of few heads (1).
+    of_a_layer = 4 * 2 * size.intermediate + (2 * 8 + 2 + 2 + 1) * size.hidden
+
+    # Per token in a layer's backward pass: the gradients of two of the intermediate tensors. With
+    # checkpointing a layer keeps its input only, and one layer at a time is computed again.
+    working = tokens * 2 * 2 * size.intermediate
+    if checkpointing:
+        kept = tokens * size.layers * 2 * size.hidden
+        working += tokens * of_a_layer
+    else:
+        kept = tokens * size.layers * of_a_layer
+
+    # In bf16 throughout: the root, and the gradient of the head, which waits for the embeddings'.
+    # In a layer's backward pass: its weights and those of the next one in bf16 (2, 2), its gradient
+    # in bf16 (2) and in fp32, to be summed over the GPUs (4).
+    root = 2 * size.root + 2 * size.head
+    peaks = [
+        Counter(gathered=root + (2 + 2 + 2 + 4) * size.layer, activations=kept + working),
+        Counter(gathered=root, activations=kept, logits=logits(size, entropy)),
+        # The end: gradients of embeddings and head in bf16 (2) and in fp32 (4).
+        Counter(gathered=(2 + 4) * size.root),
+    ]
+    gradients = Counter(gradients=4 * size.parameters // gpus)
+    return max(peaks, key=Counter.total) + gradients
+
+
+# ----------------------------------------------------------------------------------------------
+# scripts
+
+
+def sft_phases(size: ModelSize, gpus: int, *, tokens: int, checkpointing: bool) -> dict:
+    """{phase: Counter of bytes per GPU} of sft.py, whose passes have up to `tokens` tokens."""
+    return {"update": held(size, gpus) + training_pass(size, tokens, gpus, checkpointing)}
+
+
+def prime_phases(
+    policy: ModelSize,
+    prm: ModelSize,
+    ref: ModelSize,
+    gpus: int,
+    *,
+    tokens: int,
+    prm_trained: bool = True,
+    ref_frozen: bool = True,
+    checkpointing: bool = True,
+    entropy: bool = False,
+    offload: bool = False,
+) -> dict:
+    """{phase: Counter of bytes per GPU} of prime.py, whose passes have up to `tokens` tokens.
+
+    ref_frozen: there is a third model, the reference. With offload a phase holds the policy's
+    weights and what it needs itself; the rest is in the host's memory.
+    """
+    of_policy = held(policy, gpus)
+    of_prm = held(prm, gpus, trained=prm_trained)
+    of_ref = held(ref, gpus, trained=False) if ref_frozen else NO_MEMORY
+
+    everything = of_policy + of_prm + of_ref
+    if offload:
+        idle = Counter(weights=of_policy["weights"])
+        with_policy = of_policy
+        with_prm = idle + of_prm
+        with_ref = idle + of_ref
+    else:
+        idle = everything
+        with_policy = everything
+        with_prm = everything
+        with_ref = everything
+
+    ref_pass = scoring_pass(ref, tokens) if ref_frozen else NO_MEMORY
+    if prm_trained:
+        prm_pass = training_pass(prm, tokens, gpus, checkpointing)
+    else:
+        prm_pass = scoring_pass(prm, tokens)
+    policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy)
+
+    # The weights on their way to the engine, at the largest tensor: gathered in fp32 (4), its cast
+    # (2) and the copy that vLLM makes (2). The engine has all weights in bf16.
+    sync = Counter(gathered=(4 + 2 + 2) * policy.head, engine=2 * policy.parameters)
+    return {
+        "rollout": idle,
+        "old": idle + scoring_pass(policy, tokens),
+        "ref": with_ref + ref_pass,
+        "prm": with_prm + prm_pass,
+        "policy": with_policy + policy_pass,
+        "sync": idle + sync,
+    }
+
+
+def fits(phases: dict, gpu_size: float, engine_share: float = 0.0) -> bool:
+    """Does every phase fit into GPUs of so many GB?
+
+    2 GB are to be spared, and 4 beside an engine: its CUDA graphs, and what it does not let go of
+    asleep. In the rollout the engine has its share of the GPU, which must hold its weights.
+    """
+    room = USABLE * gpu_size
+    of_engine = engine_share * room
+    spare = 2
+    if engine_share:
+        spare = 4
+        if phases["sync"]["engine"] / GB >= of_engine:
+            return False
+
+    for name, memory in phases.items():
+        needed = memory.total() / GB + spare
+        if name == "rollout":
+            needed += of_engine
+        if needed > room:
+            return False
+    return True
+
+
+def answers_at_once(size: ModelSize, gpus: int, gpu_size: float, share: float, longest: int) -> int:
+    """How many answers of `longest` tokens an engine has room for, over so many GPUs of that size.
+
+    Their keys and values take what the weights leave of the engine's share.
+    """
+    room = share * USABLE * gpu_size * GB * gpus - 2 * size.parameters
+    return max(0, int(room // (size.cache * longest)))
+
+
+# ----------------------------------------------------------------------------------------------
+# --dry_run
+
+
+def gpus_of_this_run() -> int:
+    """The processes that torchrun started, or else the GPUs of this machine; at least 1."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return max(1, torch.cuda.device_count())
+
+
+def runs_longest_batch(device: torch.device) -> bool:
+    """Whether a training script goes on after its --dry_run lines, to run the longest batch.
+
+    It does on GPUs, with one process per GPU: a single process would fill the first of several.
+    """
+    if device.type != "cuda":
+        return False
+    if gpus_of_this_run() > 1 and "RANK" not in os.environ:
+        print0("start it with torchrun, one process per GPU, to run the longest batch")
+        return False
+    return True
+
+
+def print_sft(
+    path,
+    gpus: int,
+    *,
+    batch_size: int,
+    max_length: int,
+    micro_batch_tokens: int,
+    checkpointing: bool,
+    shard: int | None,
+    dtype: str,
+) -> None:
+    """Print what a step of sft.py is, and what it takes of each of the GPUs.
+
+    The keywords are the script's settings. Raises UserError if shard does not divide the GPUs.
+    """
+    shards = gpus_of_a_copy(gpus, shard)
+    size = model_size(path)
+    print_model(size, gpus, dtype)
+    print0(
+        f"a step: {batch_size} rows, {batch_size / gpus:g} per GPU, of at most {max_length} tokens"
+    )
+    print_micro_batches(batch_size, gpus, micro_batch_tokens, max_length)
+
+    tokens = max(micro_batch_tokens, max_length)
+    phases = sft_phases(size, shards, tokens=tokens, checkpointing=checkpointing)
+    print_phases(phases)
+    print_fits(phases)
+
+
+def print_prime(
+    path,
+    gpus: int,
+    *,
+    prm_model: str | None,
+    ref_model: str | None,
+    prompts_per_step: int,
+    samples_per_prompt: int,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    micro_batch_tokens: int,
+    batch_rows: int,
+    prm_batch_rows: int,
+    ppo_epochs: int,
+    prm_update: str,
+    ref_type: str,
+    checkpointing: bool,
+    entropy: bool,
+    offload: bool,
+    shard: int | None,
+    dtype: str,
+    gpu_memory: float,
+) -> None:
+    """Print what a step of prime.py is, and what it takes of each of the GPUs.
+
+    The keywords are the script's settings; entropy: its loss has one.
+    Raises UserError if shard does not divide the GPUs.
+    """
+    shards = gpus_of_a_copy(gpus, shard)
+    policy = model_size(path)
+    prm = model_size(prm_model) if prm_model else policy
+    ref = model_size(ref_model) if ref_model else prm
+    print_model(policy, gpus, dtype)
+
+    # A step.
+    rows = prompts_per_step * samples_per_prompt
+    longest = max_prompt_tokens + max_tokens
+    policy_updates = -(-ppo_epochs * rows // batch_rows)
+    prm_updates = -(-rows // prm_batch_rows)
+    print0(
+        f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {rows} rows, "
+        f"{rows / gpus:g} per GPU, of at most {longest} tokens; "
+        f"{policy_updates} updates of the policy, {prm_updates} of the PRM"
+    )
+    print_micro_batches(min(rows, batch_rows), gpus, micro_batch_tokens, longest)
+
+    # Its phases.
+    prm_trained = prm_update != "none"
+    ref_frozen = ref_type == "freeze"
+    phases = prime_phases(
+        policy,
+        prm,
+        ref,
+        shards,
+        tokens=max(micro_batch_tokens, longest),
+        prm_trained=prm_trained,
+        ref_frozen=ref_frozen,
+        checkpointing=checkpointing,
+        entropy=entropy,
+        offload=offload,
+    )
+    print_phases(phases, gpu_memory)
+    print_room(policy, 1, gpu_memory, longest)
+    if offload:
+        host = offloaded(policy, prm, ref, prm_trained, ref_frozen)
+        print0(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
+    print_fits(phases, gpu_memory)
+
+
+def print_engine(
+    path,
+    gpus: int,
+    *,
+    gpu_memory: float,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    tensor_parallel: int | None = None,
+) -> None:
+    """Print what an engine takes of its GPUs, and how many answers it has room for at a time.
+
+    gpus: those of the run, as gpus_of_this_run() says; tensor_parallel: those of the engine. None:
+    as many as the model can be spread over; under torchrun each process has an engine on one GPU.
+    """
+    if tensor_parallel is None:
+        tensor_parallel = 1 if "WORLD_SIZE" in os.environ else spread_gpus(path, gpus)
+    size = model_size(path)
+    print0(f"\n{path}: {size}; {gpu_count(gpus)}")
+    print_room(size, tensor_parallel, gpu_memory, max_prompt_tokens + max_tokens)
+
+
+def gpus_of_a_copy(gpus: int, shard: int | None) -> int:
+    """The GPUs that share one copy of the state. Raises UserError if they do not divide all."""
+    if shard is None:
+        return gpus
+    if gpus % shard != 0:
+        raise UserError(f"shard={shard} does not divide the {gpus} processes")
+    return shard
+
+
+def offloaded(
+    policy: ModelSize, prm: ModelSize, ref: ModelSize, prm_trained: bool, ref_frozen: bool
+) -> int:
+    """Bytes that --offload=True keeps in the host's memory, for each copy of the state."""
+    total = held(policy, 1)["adam"] + held(prm, 1, trained=prm_trained).total()
+    if ref_frozen:
+        total += held(ref, 1, trained=False).total()
+    return total
+
+
+def gpu_count(gpus: int) -> str:
+    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+
+
+def print_model(size: ModelSize, gpus: int, dtype: str) -> None:
+    print0(f"\n{size}; {gpu_count(gpus)}")
+    if dtype == "float32":
+        print0(
+            "counted for bfloat16: in float32 frozen models, activations and gathered layers "
+            "take twice as much"
+        )
+
+
+def print_micro_batches(rows: int, gpus: int, micro_batch_tokens: int, longest: int) -> None:
+    """Print how many passes an update of so many rows takes if each is as long as it may be."""
+    rows_per_pass = max(1, micro_batch_tokens // longest)
+    passes = -(-rows // (gpus * rows_per_pass))
+    print0(
+        f"an update accumulates over {passes} micro-batches of {micro_batch_tokens} tokens per GPU "
+        "if rows are that long"
+    )
+
+
+def print_phases(phases: dict, engine_share: float | None = None) -> None:
+    """Print the table of GB per GPU: a line per phase, a column per kind of memory."""
+    heads = [f"{head:>13}" for head in KINDS.values()]
+    print0(f"\nGB per GPU {'total':>8}" + "".join(heads))
+    for name, memory in phases.items():
+        cells = {kind: f"{memory[kind] / GB:.1f}" for kind in KINDS}
+        if name == "rollout":
+            cells["engine"] = f"{engine_share:.0%} of all"
+        columns = [f"{cell:>13}" for cell in cells.values()]
+        print0(f"{name:<10} {memory.total() / GB:8.1f}" + "".join(columns))
+
+
+def print_room(size: ModelSize, gpus: int, share: float, longest: int) -> None:
+    """Print an engine's weights and the answers of `longest` tokens that it has room for."""
+    longest = min(longest, size.longest)
+    counts = []
+    for gpu_size in GPU_SIZES:
+        count = answers_at_once(size, gpus, gpu_size, share, longest)
+        counts.append(f"{gpu_size} GB: {count}")
+    print0(
+        f"engine over {gpu_count(gpus)}: weights {2 * size.parameters / gpus / GB:.1f} GB per GPU, "
+        f"{size.cache * longest / GB:.2f} GB for an answer of {longest} tokens; "
+        f"at a time on GPUs of {', '.join(counts)}"
+    )
+
+
+def print_fits(phases: dict, engine_share: float = 0.0) -> None:
+    verdicts = []
+    for gpu_size in GPU_SIZES:
+        verdict = "yes" if fits(phases, gpu_size, engine_share) else "no"
+        verdicts.append(f"{gpu_size} GB: {verdict}")
+    print0(f"fits GPUs of {', '.join(verdicts)}")

@@ -1,0 +1,449 @@
+"""lib/memory.py: predicted memory against the tensors of real passes, and what is printed."""
+
+import re
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, run
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, Qwen2Config
+
+import model
+from bench import memory_table
+from configurator import UserError
+from lib import memory
+
+GB = 2**30
+
+# ----------------------------------------------------------------------------------------------
+# the prediction against real passes, on tensors without storage
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of all tensors that exist, and their peak.
+
+    FSDP frees and refills storages by resizing them, which no operator shows.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self.sizes = {}
+        self.seen = weakref.WeakSet()
+        self.resize = torch.UntypedStorage.resize_
+
+    def __enter__(self):
+        def resized(storage, size):
+            self.resize(storage, size)
+            if id(storage) in self.sizes or size:
+                self.set_size(id(storage), size)
+
+        torch.UntypedStorage.resize_ = resized
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.UntypedStorage.resize_ = self.resize
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # A sharded tensor comes here a second time, as this process's part of it.
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if type(tensor) is FakeTensor and tensor.device.type != "meta":
+                self.count(tensor.untyped_storage())
+        return out
+
+    def count(self, storage):
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        self.set_size(id(storage), storage.nbytes())
+        weakref.finalize(storage, self.set_size, id(storage), 0)
+
+    def set_size(self, number, size):
+        self.now += size - self.sizes.pop(number, 0)
+        if size:
+            self.sizes[number] = size
+        self.peak = max(self.peak, self.now)
+
+
+def one_sequence(module, query, key, value, mask, scaling=None, **_):
+    """Attention of a single sequence, which needs no packing."""
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2), None
+
+
+@pytest.fixture
+def fake_gpus():
+    """fake_gpus(count): a process group of so many processes, of which one exists."""
+
+    def start(count):
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+
+    yield start
+    dist.destroy_process_group()
+
+
+def measure_passes(config, tokens, checkpointing, entropy):
+    """Bytes of (weights, scoring pass at its peak, training pass at its peak) of the first GPU.
+
+    They are the passes of model.py, the weights included; the training pass is the second one of
+    an update, beside the gradients of the first.
+    """
+    AttentionInterface.register("one_sequence", one_sequence)
+    batch = model.pack([([5] * tokens, [1] * tokens)], "cpu")
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, attn_implementation="one_sequence").float()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for part in [*net.model.layers, net]:
+        fully_shard(part, mp_policy=policy)
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    meter = Meter()
+    with fake, meter:
+        net.to_empty(device="cpu")
+        model.replace_forward(net)
+        with torch.device("cpu"):
+            net.model.rotary_emb = type(net.model.rotary_emb)(config)
+        if checkpointing:
+            net.gradient_checkpointing_enable()
+        net.train()
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                batch[name] = fake.from_tensor(value)
+        weights = meter.now
+
+        meter.peak = 0
+        with torch.no_grad():
+            model.token_logprobs(net, batch, entropy=True)
+        scoring = meter.peak
+        net.reshard()
+
+        for _ in range(2):
+            meter.peak = 0
+            values = model.token_logprobs(net, batch, entropy=entropy)
+            loss = sum(value.sum() for value in values) if entropy else values.sum()
+            loss.backward()
+            del values, loss
+    return weights, scoring, meter.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, gpus, tokens, checkpointing, entropy",
+    [
+        ("0.5B", 2, 4096, False, True),
+        ("1.5B", 1, 8192, True, False),
+        ("7B", 8, 16384, True, False),
+    ],
+)
+def test_predicted_memory_is_that_of_real_passes(
+    fake_gpus, name, gpus, tokens, checkpointing, entropy
+):
+    fake_gpus(gpus)
+    config = Qwen2Config(**memory_table.MODELS[name], max_position_embeddings=tokens)
+    weights, scoring, training = measure_passes(config, tokens, checkpointing, entropy)
+
+    size = memory.model_size(config)
+    held = memory.held(size, gpus)
+    assert weights == pytest.approx(held["weights"], rel=0.01)
+
+    predicted = weights + memory.scoring_pass(size, tokens).total()
+    assert scoring == pytest.approx(predicted, rel=0.1)
+
+    # Adam's state was not made above: with it this is the most that a GPU holds.
+    on_top = memory.training_pass(size, tokens, gpus, checkpointing, entropy)
+    predicted = held.total() + on_top.total()
+    assert training + held["adam"] == pytest.approx(predicted, rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------
+# the arithmetic
+
+
+@pytest.fixture(scope="module")
+def config_7b():
+    return Qwen2Config(**memory_table.MODELS["7B"], max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def size_7b(config_7b):
+    return memory.model_size(config_7b)
+
+
+def test_size_of_qwen_7b_by_hand(size_7b):
+    assert size_7b.parameters == 7_615_616_512
+    assert size_7b.root == 2 * 152064 * 3584 + 3584
+    assert size_7b.head == 152064 * 3584
+    # 56 KB per token: keys and values of 28 layers with 4 heads of 128, 2 bytes each.
+    assert size_7b.cache == 2 * 28 * 4 * 128 * 2
+    assert size_7b.longest == 4096
+    assert str(size_7b) == "7615.6 M parameters, 28 layers"
+
+
+def test_logits_exist_for_as_many_tokens_as_model_says():
+    assert memory.CHUNK == model.CHUNK
+
+
+def test_models_of_another_kind_are_refused():
+    with pytest.raises(UserError, match="does not know models like GPT2LMHeadModel"):
+        memory.model_size(GPT2Config())
+    with pytest.raises(UserError, match="^cannot load '/no/such/model'"):
+        memory.model_size("/no/such/model")
+
+
+def test_what_is_held_by_hand(size_7b):
+    trained = memory.held(size_7b, 8)
+    frozen = memory.held(size_7b, 8, trained=False)
+    assert trained.total() == pytest.approx(12 * size_7b.parameters / 8, abs=2)
+    assert frozen.total() == pytest.approx(2 * size_7b.parameters / 8, abs=1)
+
+
+def phases_of(size, **changes):
+    return memory.prime_phases(size, size, size, 8, tokens=4096, **changes)
+
+
+def test_phases_of_prime(size_7b):
+    phases = phases_of(size_7b)
+    assert list(phases) == ["rollout", "old", "ref", "prm", "policy", "sync"]
+
+    # Two trained models and a frozen one, whatever else there is in a phase.
+    assert phases["rollout"].total() == pytest.approx(26 * size_7b.parameters / 8, abs=5)
+    assert min(phases.values(), key=lambda memory: memory.total()) == phases["rollout"]
+
+    # A PRM that stays as it is has neither gradients nor Adam's state.
+    fixed = phases_of(size_7b, prm_trained=False)
+    assert fixed["rollout"].total() == pytest.approx(16 * size_7b.parameters / 8, abs=5)
+    assert fixed["prm"]["gradients"] == 0
+
+    # Without a model of its own the reference takes no pass.
+    without = phases_of(size_7b, ref_frozen=False)
+    assert without["ref"] == without["rollout"]
+
+
+def test_offload_leaves_the_weights_of_the_policy(size_7b):
+    phases = phases_of(size_7b, offload=True)
+    assert phases["rollout"].total() == pytest.approx(4 * size_7b.parameters / 8, abs=1)
+    # The PRM's update does not hold the reference, the policy's neither of the two.
+    all_there = phases_of(size_7b)
+    less = all_there["prm"].total() - phases["prm"].total()
+    assert less == pytest.approx((8 + 2) * size_7b.parameters / 8, abs=5)
+    less = all_there["policy"].total() - phases["policy"].total()
+    assert less == pytest.approx((12 + 2) * size_7b.parameters / 8, abs=5)
+    # In the host's memory: what is missing, of one copy of the state.
+    host = memory.offloaded(size_7b, size_7b, size_7b, prm_trained=True, ref_frozen=True)
+    assert host == (8 + 12 + 2) * size_7b.parameters
+
+
+def test_fits(size_7b):
+    phases = {"update": memory.Counter(weights=77 * GB)}
+    # 80 GB as they are sold are 78.8 of ours; 2 are to be spared.
+    assert not memory.fits(phases, 80)
+    phases = {"update": memory.Counter(weights=76 * GB)}
+    assert memory.fits(phases, 80)
+
+    # Half of a GPU of 24 GB does not hold the weights of an engine of 7 B parameters.
+    phases = {name: memory.Counter() for name in phases_of(size_7b)}
+    phases["sync"]["engine"] = 2 * size_7b.parameters
+    assert not memory.fits(phases, 24, engine_share=0.5)
+    assert memory.fits(phases, 80, engine_share=0.5)
+
+
+def test_answers_at_once(size_7b):
+    # 0.9 x 2 x 78.8 GB without 14.2 GB of weights, over 4096 x 57344 bytes
+    count = memory.answers_at_once(size_7b, 2, 80, 0.9, 4096)
+    assert count == int((0.9 * 0.985 * 160 * GB - 2 * 7_615_616_512) // (4096 * 57344))
+    assert memory.answers_at_once(size_7b, 1, 24, 0.5, 4096) == 0
+
+
+# ----------------------------------------------------------------------------------------------
+# GPUs of this run
+
+
+def test_gpus_of_this_run(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert memory.gpus_of_this_run() == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert memory.gpus_of_this_run() == 4
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert memory.gpus_of_this_run() == 16
+
+
+def test_longest_batch_runs_on_gpus_with_a_process_for_each(monkeypatch, capsys):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert memory.runs_longest_batch(gpu)
+    assert not memory.runs_longest_batch(torch.device("cpu"))
+
+    # One process for several GPUs would fill the first of them.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert capsys.readouterr().out == ""
+    assert not memory.runs_longest_batch(gpu)
+    assert "start it with torchrun" in capsys.readouterr().out
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert memory.runs_longest_batch(gpu)
+
+
+# ----------------------------------------------------------------------------------------------
+# what is printed
+
+SFT = dict(
+    batch_size=64,
+    max_length=5000,
+    micro_batch_tokens=16384,
+    checkpointing=True,
+    shard=None,
+    dtype="auto",
+)
+PRIME = dict(
+    prm_model=None,
+    ref_model=None,
+    prompts_per_step=256,
+    samples_per_prompt=4,
+    max_prompt_tokens=1024,
+    max_tokens=3072,
+    micro_batch_tokens=16384,
+    batch_rows=256,
+    prm_batch_rows=256,
+    ppo_epochs=1,
+    prm_update="after",
+    ref_type="freeze",
+    checkpointing=True,
+    entropy=False,
+    offload=False,
+    shard=None,
+    dtype="auto",
+    gpu_memory=0.5,
+)
+
+
+def test_print_sft(config_7b, capsys):
+    memory.print_sft(config_7b, 4, **SFT)
+    out = capsys.readouterr().out
+    assert "7615.6 M parameters, 28 layers; 4 GPUs" in out
+    assert "a step: 64 rows, 16 per GPU, of at most 5000 tokens" in out
+    # 3 rows per pass and GPU
+    assert "accumulates over 6 micro-batches of 16384 tokens per GPU" in out
+    assert "fits GPUs of 24 GB: no, 80 GB: yes" in out
+    assert "float32" not in out
+
+    memory.print_sft(config_7b, 4, **SFT | dict(dtype="float32"))
+    assert "in float32 frozen models" in capsys.readouterr().out
+
+
+def test_print_prime(config_7b, capsys):
+    memory.print_prime(config_7b, 8, **PRIME)
+    out = capsys.readouterr().out
+    assert "256 prompts x 4 samples = 1024 rows, 128 per GPU, of at most 4096 tokens" in out
+    assert "4 updates of the policy, 4 of the PRM" in out
+    assert "50% of all" in out
+    assert "engine over 1 GPU: weights 14.2 GB per GPU" in out
+    assert "24 GB: 0, 80 GB:" in out
+    assert "host's memory" not in out
+    assert totals(out)["rollout"] == pytest.approx(26 * 7_615_616_512 / 8 / GB, abs=0.06)
+
+    memory.print_prime(config_7b, 8, **PRIME | dict(offload=True))
+    out = capsys.readouterr().out
+    assert "in the host's memory, for each copy of the state: 156 GB" in out
+    assert totals(out)["rollout"] == pytest.approx(4 * 7_615_616_512 / 8 / GB, abs=0.06)
+
+
+def totals(out):
+    """{phase: GB per GPU} of what print_prime() has printed."""
+    rows = re.findall(r"^(rollout|old|ref|prm|policy|sync) +([\d.]+)", out, re.MULTILINE)
+    return {name: float(total) for name, total in rows}
+
+
+def test_shard_must_divide_the_processes(config_7b):
+    with pytest.raises(UserError, match="shard=3 does not divide the 4 processes"):
+        memory.print_sft(config_7b, 4, **SFT | dict(shard=3))
+    with pytest.raises(UserError, match="shard=3 does not divide the 4 processes"):
+        memory.print_prime(config_7b, 4, **PRIME | dict(shard=3))
+
+
+def test_copies_of_the_state(config_7b, capsys):
+    """With --shard=2 each pair of GPUs has a copy, so each GPU holds what one of two would."""
+    memory.print_prime(config_7b, 8, **PRIME | dict(shard=2))
+    rollout = totals(capsys.readouterr().out)["rollout"]
+    assert rollout == pytest.approx(26 * 7_615_616_512 / 2 / GB, abs=0.06)
+
+
+def test_print_engine(config_7b, monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    settings = dict(gpu_memory=0.9, max_prompt_tokens=2048, max_tokens=2048)
+    memory.print_engine(config_7b, 8, **settings, tensor_parallel=2)
+    out = capsys.readouterr().out
+    assert "engine over 2 GPUs: weights 7.1 GB per GPU" in out
+    assert "0.22 GB for an answer of 4096 tokens" in out
+    assert "80 GB: 583" in out
+
+    # By default over as many GPUs as divide the 28 heads; under torchrun each process has its own.
+    memory.print_engine(config_7b, 8, **settings)
+    assert "engine over 4 GPUs" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    memory.print_engine(config_7b, 8, **settings | dict(max_tokens=9999))
+    out = capsys.readouterr().out
+    assert "engine over 1 GPU:" in out
+    assert "for an answer of 4096 tokens" in out
+
+
+def test_table_in_the_readme(capsys):
+    memory_table.main()
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| [\d.]+B", line)]
+    assert len(rows) == 12
+    for row in rows:
+        assert row in text
+
+
+# ----------------------------------------------------------------------------------------------
+# the scripts' --dry_run
+
+
+@pytest.fixture(scope="module")
+def folder_7b(config_7b, tmp_path_factory):
+    """A model without weights: a configuration alone."""
+    folder = tmp_path_factory.mktemp("models") / "7b"
+    config_7b.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["generate", "sft", "prime", "evaluate"])
+def test_dry_run_needs_no_gpu_and_no_weights(script, folder_7b, tmp_path):
+    chosen = f"--model={folder_7b}"
+    if script == "evaluate":
+        chosen = f"--models=['{folder_7b}']"
+    out = run(
+        f"{script}.py",
+        "--dry_run=True",
+        chosen,
+        f"--out_dir={tmp_path}/out",
+        env=dict(WORLD_SIZE="8", CUDA_VISIBLE_DEVICES=""),
+    ).stdout
+
+    assert "7615.6 M parameters, 28 layers; 8 GPUs" in out
+    assert not (tmp_path / "out").exists()
+    if script in ("generate", "evaluate"):
+        assert "engine over 1 GPU" in out
+    elif script == "prime":
+        assert "256 prompts x 4 samples = 1024 rows, 128 per GPU" in out
+        assert list(totals(out)) == ["rollout", "old", "ref", "prm", "policy", "sync"]

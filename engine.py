@@ -1,0 +1,397 @@
+"""
+Engines: what samples a model's answers. vLLM, and transformers where there is no vLLM.
+
+generate.py, prime.py and evaluate.py know the five methods of `Engine` and nothing else, so a third
+engine is one class (tests/test_engine.py has one of ten lines) and one line in make_engine().
+What is left out on purpose: engines in other processes or on other machines.
+"""
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from configurator import UserError
+from lib.answers import Answer, Request
+from lib.pretrained import spread_gpus, stop_tokens
+
+# An engine works on at most so many requests at a time.
+WINDOW = 4096
+
+
+class Engine:
+    """What samples answers: the interface.
+
+    name            "vllm" or "hf"; for messages only
+    max_model_len   tokens of a prompt and its answer together, at most
+    stop            ids of the tokens that end an answer
+    """
+
+    def __init__(self, name: str, max_model_len: int, stop: list[int]):
+        self.name = name
+        self.max_model_len = max_model_len
+        self.stop = stop
+
+    def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+        """Yield (number of the request in the list, its answer), in the order in which they finish.
+
+        Every prompt is shorter than max_model_len. An answer includes its end token; its
+        log-probabilities are those of the distribution that it was drawn from, temperature and
+        top_p applied. finish_reason is "stop" (at an end token), "string" (at Request.stop, which
+        stays in the answer) or "length" (at max_tokens or max_model_len). The same seed gives the
+        same answer, whatever runs beside it.
+        """
+
+    def sleep(self) -> None:
+        """Leave the GPU to the trainer. wake_up() comes before the next sample()."""
+
+    def wake_up(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take new weights and be ready to sample.
+
+        weights: (name as in the model's file, whole tensor). To produce a tensor is a collective of
+        the trainer's processes, so they are all taken, in their order.
+        """
+
+    def close(self) -> None:
+        """Hand back what the engine holds: the last call."""
+
+
+def make_engine(
+    kind: str,
+    path: str,
+    tokenizer,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_model_len: int,
+    tensor_parallel: int | None = None,
+    gpu_memory: float = 0.9,
+    colocated: bool = False,
+) -> Engine:
+    """The engine of a model, by folder or hub id.
+
+    kind: "vllm", "hf" (transformers), or "auto": vLLM where it is installed. The last three are
+    vLLM's: GPUs that it spreads the model over (None: as many as there are and divide its heads),
+    its share of each GPU's memory, and whether it shares process and GPU with a trainer.
+    Raises UserError for another kind, and if vLLM is asked for and not installed.
+    """
+    installed = importlib.util.find_spec("vllm") is not None
+    if kind not in ("auto", "hf", "vllm") or (kind == "vllm" and not installed):
+        raise UserError(
+            f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt"
+        )
+
+    if kind == "hf" or not installed:
+        return HFEngine(path, tokenizer, device, dtype, max_model_len)
+    return VLLMEngine(
+        path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# vLLM
+
+
+class VLLMEngine(Engine):
+    """vLLM, in the trainer's process (colocated) or in processes of its own."""
+
+    def __init__(
+        self,
+        path: str,
+        tokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_model_len: int,
+        tensor_parallel: int | None = None,
+        gpu_memory: float = 0.9,
+        colocated: bool = False,
+    ):
+        super().__init__("vllm", max_model_len, stop_tokens(tokenizer, path))
+        self.dtype = dtype
+        self.on_gpu = device.type == "cuda"
+
+        # vLLM reads these when it is imported.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if colocated or not self.on_gpu:
+            # In this process: an iterator of weights cannot go to another one.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if colocated and not self.on_gpu:
+            # oneDNN packs a copy of a tied lm_head, which new weights would not replace.
+            import vllm._custom_ops
+
+            vllm._custom_ops._supports_onednn = False
+        from vllm import LLM
+
+        if self.on_gpu:
+            memory = dict(gpu_memory_utilization=gpu_memory)
+        else:
+            # There gpu_memory_utilization is a share of the host's memory, and to compile
+            # takes minutes.
+            memory = dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
+
+        if tensor_parallel is None:
+            tensor_parallel = 1
+            if not colocated:
+                tensor_parallel = spread_gpus(path, torch.cuda.device_count())
+
+        self.llm = LLM(
+            path,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            seed=0,
+            # The log-probabilities of the tokens as they are drawn, at their temperature.
+            logprobs_mode="processed_logprobs",
+            tensor_parallel_size=tensor_parallel,
+            enable_sleep_mode=colocated and self.on_gpu,
+            enable_prefix_caching=True,
+            # torchrun has started the processes; vLLM is to start none.
+            distributed_executor_backend="external_launcher" if colocated else None,
+            **memory,
+        )
+
+    def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+        engine = self.llm.llm_engine
+        started = 0
+        while True:
+            # Keep the engine full, but its queue short.
+            while started < len(requests) and engine.get_num_unfinished_requests() < WINDOW:
+                self._add(started, requests[started])
+                started += 1
+            if not engine.has_unfinished_requests():
+                return
+
+            for output in engine.step():
+                if output.finished:
+                    yield int(output.request_id), read_vllm_answer(output.outputs[0])
+
+    def _add(self, number: int, request: Request) -> None:
+        """Put a request into vLLM's queue, under its number."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=min(request.max_tokens, self.max_model_len - len(request.prompt)),
+            seed=request.seed,
+            stop=request.stop,
+            include_stop_str_in_output=True,
+            stop_token_ids=self.stop,
+            # One log-probability per position: the sampled token's.
+            logprobs=0,
+            flat_logprobs=True,
+            # To find a stop string vLLM needs the text; else one decoding at the end is cheaper.
+            detokenize=request.stop is not None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": list(request.prompt)}
+        self.llm.llm_engine.add_request(str(number), prompt, params)
+
+    def sleep(self) -> None:
+        if self.on_gpu:
+            # Level 2 drops weights and cache.
+            self.llm.sleep(level=2)
+
+    def wake_up(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
+        if self.on_gpu:
+            # The cache comes last: beside it and the trainer's copy new weights would not fit.
+            self.llm.wake_up(tags=["weights"])
+            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=cast))
+            self.llm.wake_up(tags=["kv_cache"])
+        else:
+
+            def load(model):
+                model.load_weights(cast)
+
+            # Eager kernels on plain weights: there is no post-processing to repeat.
+            self.llm.apply_model(load)
+
+        # Cached prefixes belong to the old weights.
+        self.llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        # This also destroys torch's process group: it is the last thing that a script does.
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def read_vllm_answer(output) -> Answer:
+    """vLLM's CompletionOutput as an Answer."""
+    reason = output.finish_reason
+    if isinstance(output.stop_reason, str):
+        reason = "string"
+    return Answer(list(output.token_ids), list(output.logprobs.logprobs), reason)
+
+
+# ----------------------------------------------------------------------------------------------
+# transformers
+
+
+class HFEngine(Engine):
+    """A transformers model and a plain loop: slower than vLLM, runs everywhere.
+
+    Requests are answered in batches of alike ones. Each row has random numbers of its own, drawn
+    from its seed, so that the batch around it does not matter.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_model_len: int,
+    ):
+        from transformers import AutoModelForCausalLM
+
+        super().__init__("hf", max_model_len, stop_tokens(tokenizer, path))
+        self.device = device
+        self.tokenizer = tokenizer
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+
+        # Rows of a batch: what fits in memory.
+        self.batch_rows = max(1, min(256, 2**17 // max_model_len))
+
+    def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+        numbers = range(len(requests))
+        for first in numbers[::WINDOW]:
+            window = numbers[first : first + WINDOW]
+            for batch in self._batches(requests, window):
+                answers = self._answer([requests[number] for number in batch])
+                yield from zip(batch, answers)
+
+    def _batches(self, requests: list[Request], numbers: Iterable[int]) -> Iterator[list[int]]:
+        """Batches of request numbers: of alike sampling, and of similar length to pad little."""
+
+        def kind(number):
+            request = requests[number]
+            return request.temperature, request.top_p, request.stop
+
+        def order(number):
+            # As text: a stop string and None do not compare.
+            return str(kind(number)), len(requests[number].prompt)
+
+        for _, group in itertools.groupby(sorted(numbers, key=order), kind):
+            alike = list(group)
+            for first in range(0, len(alike), self.batch_rows):
+                yield alike[first : first + self.batch_rows]
+
+    @torch.no_grad()
+    def _answer(self, requests: list[Request]) -> list[Answer]:
+        """The answers to requests that differ in prompt, seed and max_tokens only."""
+        B = len(requests)
+        sampling = requests[0]
+        limits = [min(r.max_tokens, self.max_model_len - len(r.prompt)) for r in requests]
+        uniform = random_numbers(requests, max(limits)).to(self.device)  # [B, T]
+        answers = [Answer([], [], "length") for _ in requests]
+        running = set(range(B))
+
+        # Prompts are padded on the left: the next token of all rows is in the same column.
+        input_ids, mask = pad_left([r.prompt for r in requests])  # [B, P]
+        input_ids = input_ids.to(self.device)
+        mask = mask.to(self.device)
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = None
+
+        for t in range(max(limits)):
+            # Logits of the next token; the cache holds the keys and values of all before.
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            tokens, logprobs = choose(
+                output.logits[:, -1].float(), uniform[:, t], sampling.temperature, sampling.top_p
+            )
+
+            # A row that has ended stays in the batch; what it goes on to say is not looked at.
+            for row, token, logprob in zip(range(B), tokens.tolist(), logprobs.tolist()):
+                if row not in running:
+                    continue
+                answer = answers[row]
+                answer.tokens.append(token)
+                answer.logprobs.append(logprob)
+                answer.mask.append(1)
+                reason = self._ending(answer.tokens, limits[row], sampling.stop)
+                if reason is not None:
+                    answer.finish_reason = reason
+                    running.remove(row)
+            if not running:
+                break
+
+            input_ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
+            position_ids = position_ids[:, -1:] + 1
+
+        return answers
+
+    def _ending(self, tokens: list[int], limit: int, stop: str | None) -> str | None:
+        """Why an answer ends at its last token, or None if it goes on."""
+        if tokens[-1] in self.stop:
+            return "stop"
+        if stop is not None:
+            # A token is at least a byte, and a character at most four.
+            end = tokens[-4 * len(stop) :]
+            if stop in self.tokenizer.decode(end):
+                return "string"
+        if len(tokens) == limit:
+            return "length"
+        return None
+
+    def wake_up(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in weights:
+            self.model.get_parameter(name).data.copy_(tensor)
+
+
+def pad_left(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of different lengths -> (ids [B, P] with zeros on the left, mask [B, P]).
+
+    >>> pad_left([[5], [6, 7]])[0].tolist()
+    [[0, 5], [6, 7]]
+    """
+    P = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), P, dtype=torch.long)
+    mask = torch.zeros(len(prompts), P, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, P - len(prompt) :] = torch.tensor(prompt)
+        mask[row, P - len(prompt) :] = 1
+    return ids, mask
+
+
+def random_numbers(requests: list[Request], T: int) -> torch.Tensor:
+    """[B, T] uniform numbers in [0, 1), one per token, each row from its request's seed."""
+    rows = []
+    for request in requests:
+        generator = torch.Generator().manual_seed(request.seed)
+        rows.append(torch.rand(T, dtype=torch.float64, generator=generator))
+    return torch.stack(rows)
+
+
+def choose(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens [B], their log-probabilities [B]) from logits [B, V] and numbers [B] in [0, 1).
+
+    A token is drawn by inverting the cumulative distribution: probabilities 0.2, 0.5, 0.3 divide
+    [0, 1) into [0, 0.2), [0.2, 0.7) and [0.7, 1), and the number falls into one of them.
+    Temperature 0 takes the most likely token.
+    """
+    from transformers.generation import TopPLogitsWarper
+
+    if temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        tokens = logprobs.argmax(-1, keepdim=True)
+    else:
+        nucleus = TopPLogitsWarper(top_p)
+        logprobs = nucleus(None, logits / temperature).log_softmax(-1)
+        cumulative = logprobs.double().exp().cumsum(-1)
+        # Rounding: the last entry is not quite 1.
+        target = uniform[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, target, right=True)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)

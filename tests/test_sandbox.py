@@ -1,0 +1,1226 @@
+"""The sandbox against hostile programs, and code rewards against programs that cheat."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
+
+import pytest
+
+import grader
+from lib import sandbox, sandbox_child
+from lib.sandbox import RunResult, run_python
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+INTERPRETER = sys.executable
+
+
+def reachable_interpreter(level):
+    """
+    The interpreter for a level: this one, if programs can get to it.
+
+    Root's programs run as another user, who outside bubblewrap may not enter the folder of this
+    interpreter; then it is the system's.
+    """
+    folders = pathlib.Path(sys.executable).resolve().parents
+    open_to_all = all(folder.stat().st_mode & 1 for folder in folders)
+    if level == "bubblewrap" or os.getuid() != 0 or open_to_all:
+        return sys.executable
+    return "/usr/bin/python3"
+
+
+def works(level):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", reachable_interpreter(level))
+        try:
+            return run_python("print(1)", timeout=60, level=level).stdout == "1\n"
+        except sandbox.GraderError:
+            return False
+
+
+# The levels that this machine offers.
+LEVELS = [level for level in sandbox.LEVELS if works(level)]
+
+
+def use(level, monkeypatch):
+    """From now on programs run at this level."""
+    monkeypatch.setattr(sandbox, "isolation", lambda sandbox=None: level)
+    monkeypatch.setattr(sys, "executable", reachable_interpreter(level))
+    return level
+
+
+@pytest.fixture(params=LEVELS)
+def any_level(request, monkeypatch):
+    return use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[level for level in LEVELS if level != "namespaces"])
+def outer_level(request, monkeypatch):
+    """For what does not depend on the level."""
+    return use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[level for level in LEVELS if level != "limits"])
+def level(request, monkeypatch):
+    """For what limits alone do not promise: no network, no other process, no daemons."""
+    return use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[level for level in LEVELS if level == "bubblewrap"])
+def bubblewrap(request, monkeypatch):
+    """For what concerns files."""
+    return use(request.param, monkeypatch)
+
+
+def run(code, *args, **kwargs):
+    """run_python of an indented program."""
+    return run_python(dedent(code), *args, **kwargs)
+
+
+def wait_until(condition, seconds=3):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def running(word):
+    """Is a process of this machine running with `word` in its command line?"""
+    for pid in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and word in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
+                return True
+    return False
+
+
+def idle_children():
+    return [child for children in sandbox.IDLE.values() for child in children]
+
+
+# ---- what programs may expect ----
+
+
+def test_output_stdin_exit_status(outer_level):
+    assert run("print('a', input(), input())", "b\nc") == RunResult("a b c\n", "", 0, False)
+    assert run("print(len(open(0).read()))", "x" * 10**6).stdout == "1000000\n"
+    assert run("") == RunResult("", "", 0, False)
+    assert "EOFError" in run("input()").stderr
+    assert run("import ctypes; ctypes.string_at(0)").returncode == 128 + 11
+    assert run("print('no newline', end='')\nimport os; os._exit(0)").returncode == 0
+
+    # Not encodable: at most an error of the program.
+    assert run("print('\ud800')").returncode in (0, 1)
+
+
+@pytest.mark.parametrize(
+    "code, wanted",
+    [
+        ("import sys; sys.exit(3)", RunResult("", "", 3, False)),
+        ("import sys; sys.exit('sorry')", RunResult("", "sorry\n", 1, False)),
+        ("import sys; print('x', end=''); sys.exit()", RunResult("x", "", 0, False)),
+        ("import sys; sys.exit(-1)", RunResult("", "", 255, False)),
+        ("raise SystemExit", RunResult("", "", 0, False)),
+        ("import sys; sys.stderr.write('no newline')", RunResult("", "no newline", 0, False)),
+    ],
+)
+def test_the_ways_to_end(outer_level, code, wanted):
+    assert run_python(code) == wanted
+
+
+def test_is_a_normal_main_program(outer_level):
+    named = "if __name__ == '__main__': print(__file__)"
+    assert run(named).stdout.endswith("/program.py\n")
+
+    at_exit = "import atexit; atexit.register(print, 'end'); print('start')"
+    assert run(at_exit).stdout == "start\nend\n"
+
+    files = "open('f', 'w').write('x'); print(open('f').read())"
+    assert run(files).stdout == "x\n"
+
+    temporary = "import tempfile; print(len(tempfile.TemporaryFile().read()))"
+    assert run(temporary).stdout == "0\n"
+
+    other_process = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(5)'])"
+    assert run(other_process).stdout == "5\n"
+
+    thread = """
+        import threading, time
+        def late():
+            time.sleep(0.1)
+            print('t')
+        threading.Thread(target=late).start()
+    """
+    assert run(thread).stdout == "t\n"
+
+    data_class = """
+        import dataclasses
+        @dataclasses.dataclass
+        class A: x: 'int' = 1
+        print(A())
+    """
+    assert run(data_class).stdout == "A(x=1)\n"
+
+    deep_recursion = """
+        import sys, threading
+        sys.setrecursionlimit(10**6)
+        threading.stack_size(1 << 27)
+        def f(n): return n and f(n - 1) + 1
+        t = threading.Thread(target=lambda: print(f(50000)))
+        t.start()
+        t.join()
+    """
+    assert run(deep_recursion).stdout == "50000\n"
+
+
+def test_sympy_and_numpy_are_there():
+    code = """
+        import sympy, numpy
+        x = sympy.Symbol('x')
+        print(sympy.integrate(2 * x, x), numpy.linalg.det(numpy.eye(3)))
+    """
+    assert run(code).stdout == "x**2 1.0\n"
+
+
+def test_tracebacks_are_short_and_free_of_directories(outer_level):
+    result = run_python("import json\ndef f(x):\n    return json.loads('1 +')\nf(2)")
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert lines[:5] == [
+        "Traceback (most recent call last):",
+        '  File "program.py", line 4, in <module>',
+        "    f(2)",
+        '  File "program.py", line 3, in f',
+        "    return json.loads('1 +')",
+    ]
+    assert len(lines) == 6
+    assert "Error" in lines[5]
+
+    assert run("x = (").stderr.splitlines() == [
+        '  File "program.py", line 1',
+        "    x = (",
+        "        ^",
+        "SyntaxError: '(' was never closed",
+    ]
+
+    code = "import os; open(os.getcwd() + '/nothing')"
+    assert run(code).stderr.splitlines()[2:] == [
+        "    import os; open(os.getcwd() + '/nothing')",
+        "FileNotFoundError: [Errno 2] No such file or directory: 'nothing'",
+    ]
+    assert "0x..." in run("raise ValueError(object())").stderr
+
+
+def test_fresh_directory_each_time_and_nothing_left_behind(any_level):
+    code = "import os; print(os.listdir()); open('left', 'w'); print(os.getcwd())"
+    first_files, first_folder, _ = run(code).stdout.split("\n")
+    second_files, _, _ = run(code).stdout.split("\n")
+    assert first_files == second_files == "['program.py']"
+    assert not os.path.exists(first_folder + "/left")
+
+
+def test_programs_share_no_state(outer_level):
+    run("import math, builtins; math.pi = 3; builtins.print = None")
+    assert run("import math; print(math.pi > 3)").stdout == "True\n"
+
+
+def test_programs_share_no_loaded_module(bubblewrap):
+    run("""
+        import sympy, numpy
+        sympy.pi = 3
+        numpy.pi = 3
+        sympy.Symbol.__add__ = None
+        sympy.cos.eval = None
+    """)
+    look = """
+        import sympy, numpy
+        print(numpy.pi > 3, sympy.Symbol('x') + sympy.cos(0), sympy.pi > 3)
+    """
+    assert run(look).stdout == "True x + 1 True\n"
+
+
+def test_programs_are_forked_from_a_loaded_interpreter(bubblewrap):
+    """What they would have to load is there before their first line (bench/sandbox.py)."""
+    code = "import sys; print({'numpy', 'sympy'} <= set(sys.modules))"
+    assert run(code).stdout == "True\n"
+
+
+def test_a_killed_template_is_replaced(any_level):
+    run("print(1)")
+    for child in idle_children():
+        child.process.kill()
+        child.process.wait()
+    assert run("print(1)").stdout == "1\n"
+
+    result = run("import os; os.kill(os.getppid(), 9)")
+    assert result.returncode in (0, 137)
+    assert not result.timed_out
+    assert run("print(1)").stdout == "1\n"
+
+
+@pytest.mark.slow
+def test_programs_share_no_memory_of_the_kernel(level):
+    code = """
+        import os, ctypes
+        libc = ctypes.CDLL(None)
+        print(libc.shmget(4711, 100, 0o666), libc.semget(4711, 1, 0o666), libc.msgget(4711, 0o666))
+        print(os.listdir("/dev/shm") == [os.path.basename(os.getcwd())])
+        libc.shmget(4711, 100, 0o1666)
+        libc.semget(4711, 1, 0o1666)
+        libc.msgget(4711, 0o1666)
+        open("/dev/shm/left", "w").write("x")
+    """
+    assert run(code).stdout == "-1 -1 -1\nTrue\n"
+    assert run(code).stdout == "-1 -1 -1\nTrue\n"
+
+
+SPOILERS = {
+    "file size": """
+        import os, resource
+        resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (10, 10))
+    """,
+    "priority": """
+        import os
+        os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+    """,
+    "scheduler": """
+        import os
+        os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))
+    """,
+    "folders that cannot be entered": """
+        import os
+        os.mkdir('a')
+        os.mkdir('a/b')
+        os.chmod('a', 0)
+        os.chmod('.', 0)
+    """,
+    "deep folders": """
+        import os
+        for _ in range(2000):
+            os.mkdir('deep')
+            os.chdir('deep')
+    """,
+    "signals": """
+        import os
+        for n in range(1, 65):
+            try: os.kill(1, n)
+            except OSError: pass
+    """,
+}
+LOOK = """
+    import os, resource
+    print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], os.nice(0), os.sched_getscheduler(0))
+    print(len(os.listdir('/dev/shm')))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPOILERS)
+def test_programs_cannot_spoil_their_template(level, name):
+    """It has the same user. What they can change in it must not last."""
+    assert run(SPOILERS[name]).returncode == 0
+    limits = f"{sandbox_child.OUTPUT_LIMIT} {os.nice(0)} 0"
+    assert run(LOOK).stdout == f"{limits}\n1\n"
+
+
+@pytest.mark.parametrize("file", ["mem", "environ", "maps", "fd/0"])
+def test_programs_cannot_read_their_template(level, file):
+    code = f"import os; open(f'/proc/{{os.getppid()}}/{file}', 'rb')"
+    assert "PermissionError" in run(code).stderr
+
+
+@pytest.mark.slow
+def test_namespaces_of_its_own_do_not_protect_a_process(level):
+    """A program may make user and process namespaces; what runs there dies with it."""
+    word = f"nested-{os.getpid()}-{level}"
+    code = f"""
+        import ctypes, os, subprocess, sys, time
+        assert ctypes.CDLL(None).unshare(0x30020000) == 0
+        sleep = [sys.executable, "-c", "import time; time.sleep(60)", "{word}"]
+        subprocess.Popen(sleep, start_new_session=True)
+        input()
+        time.sleep(3)
+    """
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(run, code, "\n")
+        assert wait_until(lambda: running(f"sleep(60)\0{word}"))
+    assert result.result().returncode == 0
+    assert wait_until(lambda: not running(word))
+
+
+def test_clean_environment(outer_level, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    code = """
+        import os
+        print(os.environ)
+        if os.path.exists('/proc/self/environ'):
+            print(open('/proc/self/environ').read())
+    """
+    out = run(code).stdout
+    assert "hf_secret" not in out
+    assert "'CUDA_VISIBLE_DEVICES': ''" in out
+    assert "'OMP_NUM_THREADS': '1'" in out
+
+
+@pytest.mark.slow
+def test_concurrent_callers(outer_level):
+    def call(i):
+        code = "while True: pass" if i % 5 == 0 else f"print({i})"
+        return run(code, timeout=1.5)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, range(20)))
+    for i, result in enumerate(results):
+        late = i % 5 == 0
+        assert result.timed_out == late
+        assert result.stdout == ("" if late else f"{i}\n")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "import io, sys; sys.stdout = io.StringIO(); print('b')",
+        "import sys; sys.stdout.flush(); sys.stdout.close()",
+        "import builtins; builtins.print = None",
+    ],
+)
+def test_what_was_printed_is_there_at_the_end(end):
+    result = run_python(f"print('a')\n{end}")
+    assert (result.stdout, result.returncode) == ("a\n", 0)
+
+
+# ---- time and size ----
+
+ENDLESS = [
+    "while True: pass",
+    "import time; time.sleep(100)",
+    "import sys; sys.stdout.close()\nwhile True: pass",
+    "import signal\n"
+    "for s in range(1, 65):\n"
+    "    try: signal.signal(s, signal.SIG_IGN)\n"
+    "    except (OSError, ValueError): pass\n"
+    "while True: pass",
+]
+
+
+@pytest.mark.slow
+def test_time_limit(any_level):
+    def call(code):
+        return run_python("print('so far', flush=True)\n" + code, timeout=1.5)
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(call, ENDLESS))
+    assert results == [RunResult("so far\n", "", 128 + 9, True)] * 4
+    assert time.monotonic() - start < 10
+
+
+def test_memory_limit(outer_level):
+    result = run("x = bytearray(10 ** 11)")
+    assert result.returncode == 1
+    assert result.stderr.endswith("MemoryError\n")
+
+    little_by_little = "x = []\nwhile True: x.append(bytes(10 ** 6))"
+    assert run_python(little_by_little, memory_mb=512).stderr.endswith("MemoryError\n")
+
+
+def test_a_gigabyte_of_output(outer_level):
+    start = time.monotonic()
+    result = run("line = 'x' * 10 ** 6\nfor i in range(1000): print(line)")
+    assert len(result.stdout) <= sandbox_child.OUTPUT_LIMIT
+    assert result.returncode != 0
+    assert time.monotonic() - start < 5
+
+    insists = """
+        import os
+        while True:
+            try: os.write(2, b'x' * 10 ** 6)
+            except OSError: pass
+    """
+    result = run(insists, timeout=1)
+    assert len(result.stderr) <= sandbox_child.OUTPUT_LIMIT
+    assert result.timed_out
+
+    assert run("open('big', 'wb').write(bytes(10 ** 9))").returncode == 1
+
+
+@pytest.mark.slow
+def test_background_processes_die_with_the_program(any_level):
+    word = f"left-behind-{os.getpid()}-{any_level}"
+    # Limits do not promise that daemons die.
+    leave_group = "pass" if any_level == "limits" else "os.setsid()"
+    code = dedent(f"""
+        import os, subprocess, sys, time
+        if os.fork() == 0:
+            {leave_group}
+            if os.fork() == 0:
+                subprocess.run([sys.executable, "-c", "import time; time.sleep(60)", "{word}"])
+            os._exit(0)
+        time.sleep(0.5)
+        print("done", flush=True)
+    """)
+    start = time.monotonic()
+    assert run(code).stdout == "done\n"
+    # The daemon holds stdout open, which delays nothing.
+    assert time.monotonic() - start < 3
+    assert wait_until(lambda: not running(word))
+
+    assert run(code + "time.sleep(60)", timeout=1.5).timed_out
+    assert wait_until(lambda: not running(word))
+
+
+@pytest.mark.slow
+def test_programs_die_with_a_killed_caller(any_level):
+    word = f"orphan-{os.getpid()}-{any_level}"
+    # exec makes the word part of the program's own command line.
+    code = f"""
+        import os, sys
+        sleep = [sys.executable, '-c', 'import time; time.sleep(60)', '{word}']
+        os.execv(sys.executable, sleep)
+    """
+    call = f"""
+        import sys
+        from lib.sandbox import run_python
+        sys.executable = {sys.executable!r}
+        run_python(sys.argv[1], timeout=50, level='{any_level}')
+    """
+    caller = subprocess.Popen([INTERPRETER, "-c", dedent(call), dedent(code)], cwd=ROOT)
+    assert wait_until(lambda: running(f"sleep(60)\0{word}"), 10)
+    caller.kill()
+    caller.wait()
+    assert wait_until(lambda: not running(f"sleep(60)\0{word}"))
+
+
+# ---- escape ----
+
+
+def test_fork_bomb(level):
+    counting = """
+        import os, time
+        n = 0
+        while n < 60:
+            try: pid = os.fork()
+            except OSError: break
+            if pid == 0: time.sleep(60)
+            n += 1
+        print(n)
+    """
+    assert 0 < int(run(counting, timeout=5).stdout) < sandbox_child.MAX_TASKS
+
+    # The limit holds: now a real one.
+    bomb = """
+        import os
+        while True:
+            try: os.fork()
+            except OSError: pass
+    """
+    assert run(bomb, timeout=1).timed_out
+    assert run("print(1)").stdout == "1\n"
+
+
+def test_outside_files_cannot_be_read_or_written(bubblewrap, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o666)
+    tmp_path.chmod(0o777)
+    home = os.path.expanduser("~/.bashrc")
+    for path in secret, "/etc/passwd", home, __file__, "/dev/sda", "/dev/vda":
+        assert run(f"print(open({str(path)!r}).read())").returncode == 1
+
+    name = f"new-{os.getpid()}"
+    modules = [os.__file__, json.__file__ + "x", pytest.__file__, sandbox_child.__file__]
+    for path in [tmp_path / "new", f"/tmp/{name}", f"/{name}", f"/dev/{name}", *modules]:
+        assert run(f"open({str(path)!r}, 'a')").returncode == 1
+    assert os.listdir(tmp_path) == ["secret"]
+    assert not os.path.exists(f"/tmp/{name}")
+
+    upwards = "import os\nfor up in range(20): os.chdir('..')\nprint(os.listdir())"
+    assert "'sys'" not in run(upwards).stdout
+
+
+def test_mounts_cannot_be_undone(bubblewrap):
+    code = """
+        import ctypes, os
+        libc = ctypes.CDLL(None)
+        print([libc.umount2(p, 2) for p in (b"/proc", b"/scratch", b"/")])
+        print(libc.chroot(b"/scratch"), libc.mount(b"x", b"/scratch", b"tmpfs", 0, None))
+        libc.unshare(0x10020000)
+        print([libc.umount2(p, 2) for p in (b"/proc", b"/", b"/dev")])
+        print([p for p in os.listdir("/proc") if p.isdigit()] == ["1", str(os.getpid())])
+    """
+    assert run(code).stdout.splitlines() == ["[-1, -1, -1]", "-1 -1", "[-1, -1, -1]", "True"]
+
+
+def test_no_network(level):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in ("127.0.0.1", port), ("1.1.1.1", 53):
+            code = f"import socket; socket.create_connection({address!r}, 2)"
+            assert run(code).returncode == 1
+
+    name = f"\0grader-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        code = f"import socket; socket.socket(socket.AF_UNIX).connect({name!r})"
+        assert run_python(code).returncode == 1
+
+
+def test_other_processes_cannot_be_seen_or_killed(level):
+    assert run("import os; print(os.getppid())").stdout == "1\n"
+    list_all = """
+        import os
+        for pid in os.listdir('/proc'):
+            if pid.isdigit(): print(open(f'/proc/{pid}/cmdline').read())
+    """
+    seen = run(list_all).stdout
+    assert "sandbox_child.py" in seen
+    assert "pytest" not in seen
+
+    kill_all = f"""
+        import os, signal
+        for pid in ({os.getpid()}, {os.getppid()}, *range(2, 5000), -1):
+            try:
+                if pid != os.getpid(): os.kill(pid, 9)
+            except OSError: pass
+    """
+    assert run(kill_all).returncode in (0, 137)
+    kill_parent = "import os; os.kill(os.getppid(), 9); os.killpg(0, 9)"
+    assert run(kill_parent).timed_out is False
+    assert run("print(1)").stdout == "1\n"
+
+
+def test_the_parents_environment_cannot_be_read(level):
+    # This process has the secret in /proc, as callers have.
+    environment = dict(os.environ, HF_TOKEN="hf_secret")
+    other = subprocess.Popen(["sleep", "20"], env=environment)
+    shown = pathlib.Path(f"/proc/{other.pid}/environ")
+    assert wait_until(lambda: "hf_secret" in shown.read_text())
+    read_all = """
+        import os
+        for pid in os.listdir('/proc'):
+            try: print(open(f'/proc/{pid}/environ').read())
+            except OSError: pass
+    """
+    out = run(read_all).stdout
+    other.kill()
+    other.wait()
+    assert "PYTHONUTF8" in out
+    assert "hf_secret" not in out
+
+
+def test_no_descriptors_and_no_privileges(level):
+    descriptors = """
+        import os
+        for fd in range(3, 2000):
+            try:
+                os.fstat(fd)
+                print(fd)
+            except OSError: pass
+    """
+    assert run(descriptors).stdout == ""
+
+    other_user = 0 if os.getuid() == 0 else 1
+    assert run(f"import os; os.setuid({other_user})").returncode == 1
+
+    status = run("print(open('/proc/self/status').read())").stdout
+    assert "CapEff:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+
+
+def test_required(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRIME_SANDBOX", "auto")
+    sandbox.isolation.cache_clear()
+    try:
+        assert sandbox.isolation() == LEVELS[0]
+
+        # No bubblewrap, nor anything else: its command is looked for in an empty folder.
+        monkeypatch.setitem(sandbox.ENVIRONMENT, "PATH", str(tmp_path))
+        monkeypatch.setattr(sandbox, "IDLE", {})
+        sandbox.isolation.cache_clear()
+        with pytest.raises(RuntimeError, match="required"):
+            sandbox.isolation("required")
+
+        # Not even an interpreter.
+        monkeypatch.setattr(sys, "executable", "/no/interpreter")
+        with pytest.raises(RuntimeError, match="auto"):
+            sandbox.isolation()
+    finally:
+        monkeypatch.undo()
+        sandbox.isolation.cache_clear()
+
+
+# ---- children ----
+
+
+@pytest.fixture
+def echo(tmp_path):
+    """A file that a child can run: it returns a value, or fails in the way that it is told."""
+    file = tmp_path / "echo.py"
+    program = f"""
+        import os, sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        from lib.sandbox_child import serve
+
+        def answer(what, value):
+            if what == "die": os._exit(1)
+            if what == "sleep": time.sleep(value)
+            if what == "fail": raise ValueError(value)
+            if what == "eat": raise MemoryError
+            return value
+
+        serve(answer)
+    """
+    file.write_text(dedent(program))
+    return str(file)
+
+
+def test_a_child_answers_dies_or_is_late(echo):
+    idle = []
+    assert sandbox.ask(idle, echo, None, 9, ["say", [1, "a"]]) == [1, "a"]
+    (child,) = idle
+
+    # A bug, or too little memory, does not cost the child.
+    with pytest.raises(sandbox.GraderError, match="ValueError: nonsense"):
+        sandbox.ask(idle, echo, None, 9, ["fail", "nonsense"])
+    with pytest.raises(sandbox.ChildDied):
+        sandbox.ask(idle, echo, None, 9, ["eat", None])
+    assert idle == [child]
+
+    with pytest.raises(sandbox.ChildDied):
+        sandbox.ask(idle, echo, None, 9, ["die", None])
+    assert idle == []
+    assert child.process.poll() is not None
+
+    start = time.monotonic()
+    with pytest.raises(sandbox.ChildTimeout):
+        sandbox.ask(idle, echo, None, 0.2, ["sleep", 60])
+    assert time.monotonic() - start < 5
+    assert idle == []
+    assert sandbox.ask(idle, echo, None, 9, ["say", "again"]) == "again"
+
+
+# ---- code rewards ----
+
+
+def block(code):
+    """A response whose last python block is this code, which may be indented."""
+    return f"Some words.\n```python\n{dedent(code)}\n```\n"
+
+
+# The last one is wrong on purpose.
+IO = {"inputs": ["1 2\n", "3 4\n", "5 6\n", "0 0\n"], "outputs": ["3\n", "7\n", "11\n", "1\n"]}
+ADD = "a, b = map(int, input().split())\nprint(a + b)"
+ADD_FUNCTION = block("def add(a, b): return a + b")
+SQUARE = block("def f(x): return x * x")
+
+
+def test_stdin_shares():
+    assert grader.grade_code(block(ADD), IO) == 0.75
+    assert grader.grade_code(block(ADD), json.dumps(IO)) == 0.75
+    assert grader.grade_code(block("print(3)"), IO) == 0.25
+    assert grader.grade_code(block("print(3); 1/0"), IO) == 0.0
+    assert grader.grade_code("no block, print(3)", IO) == 0.0
+
+    # The last block counts; it may be cut off after the program.
+    assert grader.grade_code(block("print(3)") + block(ADD), IO) == 0.75
+    assert grader.grade_code("```python\n" + ADD, IO) == 0.75
+
+    body = ADD.replace("\n", "\n    ")
+    main = f"from __future__ import annotations\nif __name__ == '__main__':\n    {body}"
+    assert grader.grade_code(block(main), IO) == 0.75
+
+
+@pytest.mark.parametrize(
+    "got, wanted, same",
+    [
+        ("1 2 \n\n3\n\n", "1 2\n3", True),
+        ("1  2", "1 2", True),
+        ("1 2", "1\n2", False),
+        ("yes", "YES", False),
+        ("", "1", False),
+        ("0.3333333", "0.33333333333", True),
+        ("0.3334", "0.33333333333", False),
+        ("3.0", "3", True),
+        ("3.00001", "3", False),
+        ("100001", "100000", False),
+        ("1e5", "100000", True),
+        ("nan", "1", False),
+        ("9" * 5000, "8" * 5000, False),
+        ("12345678901234567891", "12345678901234567890", False),
+        ("inf", "1" * 400, False),
+    ],
+)
+def test_stdout_comparison(got, wanted, same):
+    tests = {"inputs": [""], "outputs": [wanted]}
+    assert grader.grade_code(block(f"print({got!r})"), tests) == same
+
+
+def grade_call(code, name, given, wanted):
+    """The score of a program by one call of a function."""
+    tests = {"fn_name": name, "inputs": [given], "outputs": [wanted]}
+    return grader.grade_code(block(code), tests)
+
+
+def test_call_based_shares():
+    tests = {"fn_name": "add", "inputs": [[1, 2], [3, 4], ["a", "b"]], "outputs": [[3], 7, "ba"]}
+    assert grader.grade_code(ADD_FUNCTION, tests) == pytest.approx(2 / 3)
+    method = """
+        class Solution:
+            def add(self, a: List[int], b) -> Optional[int]:
+                print('noise')
+                return a + b
+    """
+    assert grader.grade_code(block(method), tests) == pytest.approx(2 / 3)
+    assert grader.grade_code(block("def sub(a, b): return a + b"), tests) == 0.0
+
+    # A set is no list; a tuple is one.
+    with_set = "def f(x): return (x, {1: [x * 0.1]}, {x})"
+    assert grade_call(with_set, "f", "3", [3, {"1": [0.3]}, [3]]) == 0.0
+    without = "def f(x): return (x, {1: [x * 0.1]})"
+    assert grade_call(without, "f", "3", [3, {"1": [0.3]}]) == 1.0
+    array = "import numpy as np\ndef f(x): return np.array(x).sum()"
+    assert grade_call(array, "f", [[1, 2]], 3) == 1.0
+
+    # Arguments and values as texts.
+    inputs = ["1\n2\n\n", "[1]\n[2]", '"a"\n"b\u2028"', "no JSON"]
+    texts = {"fn_name": "add", "inputs": inputs, "outputs": ["3", "[1, 2]", "ab\u2028", "1"]}
+    assert grader.grade_code(ADD_FUNCTION, texts) == 0.75
+
+
+def test_assert_shares():
+    tests = [
+        "assert f(2) == 4",
+        "assert f(3) == 9",
+        "assert f(0) == 1",
+        "import math\nassert math.isclose(f(1.5), 2.25)",
+    ]
+    assert grader.grade_code(SQUARE, tests) == 0.75
+    assert grader.grade_code(block("def f(x): return 4"), tests) == 0.25
+
+    program = """
+        def check(candidate):
+            for i in range(50):
+                assert candidate(i) == i * i
+            assert candidate(candidate(2)) == 16
+        check(f)
+    """
+    assert grader.grade_code(SQUARE, [dedent(program)]) == 1.0
+    late_mistake = block("def f(x): return x * x if x < 49 else 0")
+    assert grader.grade_code(late_mistake, [dedent(program)]) == 0.0
+
+    objects = """
+        class Pair:
+            def __init__(self, a): self.a = a
+            def get(self): return self.a
+        def f(p): return p.a
+    """
+    tests = ["p = Pair(3)\nassert f(p) == 3 and p.get() == 3", "assert f(Pair(4)) == 3"]
+    assert grader.grade_code(block(objects), tests) == 0.5
+
+    builtin = block("def sum(a, b): return a - b")
+    assert grader.grade_code(builtin, ["assert sum(5, 2) == 3"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests", [{"inputs": [], "outputs": []}, [], {"inputs": ["1"], "outputs": []}, "nonsense", "3"]
+)
+def test_malformed_tests_are_an_error(tests):
+    with pytest.raises((ValueError, TypeError)):
+        grader.grade_code(block("print(1)"), tests)
+
+
+@pytest.mark.slow
+def test_gives_up_and_time_limit_per_test():
+    run("print(1)")
+    tests = {"inputs": [str(i) for i in range(100)], "outputs": ["x"] * 100}
+    start = time.monotonic()
+    assert grader.grade_code(block("while True: pass"), tests, timeout=0.3) == 0.0
+    assert time.monotonic() - start < 5
+
+    slow_once = block("n = int(input())\nwhile n == 1: pass\nprint(n)")
+    tests = {"inputs": ["0", "1", "2"], "outputs": ["0", "1", "2"]}
+    assert grader.grade_code(slow_once, tests, timeout=1) == pytest.approx(2 / 3)
+
+
+CHEATS = {
+    "exits early": """
+        import os, sys
+        print('passed', 'ok', 1)
+        sys.stdout.flush()
+        os._exit(0)
+    """,
+    "exits politely": """
+        import sys
+        print('passed')
+        sys.exit(0)
+    """,
+    "equals everything": """
+        class E:
+            __eq__ = __le__ = __ge__ = __lt__ = __gt__ = lambda s, o: True
+            __ne__ = lambda s, o: False
+            __repr__ = lambda s: '4'
+            __sub__ = __rsub__ = __abs__ = lambda *a: E()
+            __hash__ = lambda s: 0
+        def f(*a): return E()
+    """,
+    "subclass of int": """
+        class E(int):
+            __eq__ = lambda s, o: True
+            __repr__ = lambda s: '4'
+            __hash__ = lambda s: 0
+        def f(*a): return E(-1)
+    """,
+    "patches builtins": """
+        import builtins
+        builtins.print = lambda *a, **k: None
+        builtins.AssertionError = Warning
+        builtins.abs = builtins.set = lambda *a: True
+        builtins.repr = builtins.isinstance = builtins.eval = lambda *a: True
+        def f(*a): return None
+    """,
+    "redefines set": """
+        def set(*a): return 0
+        def abs(*a): return 0
+        def f(*a): return [1]
+    """,
+    "searches memory": r"""
+        import gc, sys, re
+        def f(*a):
+            frame = sys._getframe()
+            while frame:
+                m = re.search(r'== *(\d+)', str(frame.f_locals) + str(frame.f_globals))
+                if m: return int(m[1])
+                frame = frame.f_back
+    """,
+    "searches files": r"""
+        import os, glob, re
+        def f(*a):
+            for p in glob.glob('/scratch/*') + glob.glob('/tmp/**'):
+                try:
+                    m = re.search(r'f\(2\) == *(\d+)', open(p).read())
+                    if m: return int(m[1])
+                except OSError: pass
+    """,
+    "prints marks": """
+        import sys, re
+        for v in list(sys.modules['__main__'].__dict__.values()): print(v)
+        print('passed', '[]')
+        def f(*a): return []
+    """,
+    "raises": """
+        raise AssertionError
+    """,
+    "raises more than a file holds": """
+        def f(*a): raise ValueError('x' * 10 ** 7)
+    """,
+    "looks up more than a file holds": """
+        def f(*a): return {}['x' * 10 ** 7]
+    """,
+    "fills the scratch": """
+        def f(*a):
+            for n in range(9): open(str(n), 'wb').write(bytes(8 << 20))
+    """,
+    "takes its test's files away": """
+        import os, resource
+        def f(*a): resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (0, 0))
+    """,
+    "walks frames": """
+        import sys
+        def f(*a):
+            frame = sys._getframe(1)
+            while frame:
+                found = [c for c in frame.f_code.co_consts if type(c) is int and c > 99]
+                if found: return found[0]
+                frame = frame.f_back
+    """,
+    "inspects the stack": """
+        import inspect, re
+        def f(*a):
+            for info in inspect.stack()[1:]:
+                frame = info.frame
+                for value in [*frame.f_locals.values(), *frame.f_code.co_consts]:
+                    if value in (1234, '1234'): return 1234
+    """,
+    "asks the collector": """
+        import gc, types
+        def f(*a):
+            for x in gc.get_objects():
+                if isinstance(x, types.FunctionType) and x.__name__ == 'check':
+                    return max(c for c in x.__code__.co_consts if type(c) is int)
+    """,
+    "reads its memory": r"""
+        import re
+        def f(*a):
+            with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:
+                for line in maps:
+                    start, end = (int(x, 16) for x in line.split()[0].split('-'))
+                    try:
+                        memory.seek(start)
+                        text = memory.read(end - start)
+                        found = re.search(rb'f\(2\)\)? == (?:exactly\()?(\d+)', text)
+                    except (OSError, ValueError, OverflowError): continue
+                    if found: return int(found[1])
+    """,
+    "kills its parent": """
+        import os
+        def f(*a): os.kill(os.getppid(), 9)
+    """,
+    "forges an exit": """
+        import os, struct
+        def f(*a):
+            for text in b'{"SystemExit": 0}', b'{"Remote": "0]; exit()"}', b'[' * 10 ** 5, b'{}':
+                for fd in 3, 4, 5:
+                    try: os.write(fd, struct.pack('!i', len(text)) + text)
+                    except OSError: pass
+            return 0
+    """,
+    "exits when called": """
+        def f(*a): raise SystemExit(0)
+    """,
+    "defines what tests use": """
+        class same: __new__ = lambda *a: True
+        class json: loads = dumps = lambda *a: 1234
+        class math: isclose = lambda *a: True
+        def f(*a): return 7
+        same = lambda *a: True
+        abs = lambda *a: 0
+        set = lambda *a: 0
+        defined = {'f': lambda *a: 1234}
+    """,
+}
+CHEATED_ASSERTIONS = [
+    "assert f(2) == 1234",
+    "assert set(f(2)) == set([7, 8])",
+    "assert abs(f(2) - 77) < 1e-3",
+]
+CHEATED_PROGRAM = (
+    "def check(candidate):\n    assert candidate(2) == 1234\n    assert True\ncheck(f)"
+)
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_score_nothing(name):
+    cheat = block(CHEATS[name])
+    assert grader.grade_code(cheat, CHEATED_ASSERTIONS) == 0.0
+    assert grader.grade_code(cheat, [CHEATED_PROGRAM]) == 0.0
+    call = {"fn_name": "f", "inputs": [[2]], "outputs": [1234]}
+    assert grader.grade_code(cheat, call) == 0.0
+    assert grader.grade_code(cheat + "\n", {"inputs": ["2\n"], "outputs": ["1234\n"]}) == 0.0
+
+
+def test_a_failure_that_cannot_be_printed_is_a_failure(outer_level):
+    """The program means no harm: its wrong value is longer than a file may be."""
+    long = block("def f(x): return 'x' * 9_000_000")
+    assert grader.grade_code(long, ["x = f(2)\nassert x == 'y', x"]) == 0.0
+
+
+def test_no_test_stays_in_the_memory_of_the_template(outer_level):
+    """Neither another process nor a later program of the same template sees a test."""
+    tests = ["assert f(2) == 987654 - 987652"]
+    assert grader.grade_code(block("def f(x): return x"), tests) == 1.0
+    search = dedent(CHEATS["reads its memory"]).replace(r"(\d+)", r"(98765\d) - ")
+    look = "\nprint(f(), len(open('/proc/self/maps').read()) > 100)"
+    assert run_python(search + look).stdout == "None True\n"
+
+
+EXCHANGE = """
+    import collections
+    class MyError(KeyError): pass
+    class Node:
+        def __init__(self, v, *rest):
+            self.v = v
+            self.rest = rest
+        def __eq__(self, other): return True
+    def same_thing(x, *a, **k): return x
+    def fail(): raise MyError('no')
+    def count(x): return collections.Counter(x)
+    def numbers(n): return (i for i in range(n))
+    BIG = 10 ** 40
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        """
+        x = [(1, 2.5, None), {3: {4}}, 'a\\n\\ud800', b'b' * 3, 1j, frozenset([True]),
+             float('inf'), -0.0, range(2)]
+        y = same_thing(x)
+        assert y[:3] + y[4:8] == x[:3] + x[4:8]
+        assert type(y[0]) is tuple and list(y[8]) == [0, 1]
+        """,
+        "assert same_thing(float('nan')) != same_thing(float('nan'))",
+        "assert BIG == 10 ** 40 and same_thing(x=3, k=4) == 3",
+        """
+        try: fail()
+        except KeyError as e: assert 'no' in str(e)
+        else: assert False
+        """,
+        "assert count('abca') == {'a': 2, 'b': 1, 'c': 1}",
+        "assert list(numbers(3)) == sorted(numbers(3)) == [0, 1, 2]",
+        """
+        n = Node(3, Node(4))
+        n.w = n.rest
+        assert n.w[0].v == 4 and n.v == 3 and n.rest[0].v == 4 and same_thing(n).v == 3
+        """,
+        "assert Node(3) != 5 and Node(3) != Node(3)",
+        "assert not hasattr(Node(3), 'w') and same_thing([Node(5)])[0].v == 5",
+    ],
+)
+def test_what_goes_between_a_test_and_its_program(outer_level, test):
+    """Plain data as it is, exceptions as their builtin kind, objects as what is asked of them."""
+    assert grader.grade_code(block(EXCHANGE), [dedent(test)]) == 1.0
+
+
+def test_objects_of_a_program_equal_nothing(outer_level):
+    failing = [
+        "assert Node(3) == 5",
+        "assert Node(3) == Node(3)",
+        "assert len(Node(3))",
+        "assert MISSING",
+    ]
+    assert grader.grade_code(block(EXCHANGE), failing) == 0.0
+
+
+def test_numpy_between_a_test_and_its_program(bubblewrap):
+    """In bubblewrap, where programs have this interpreter and its packages."""
+    code = """
+        import numpy
+        def array(): return numpy.array([[1, 2]]), numpy.float32(0.5), numpy.bool_(True)
+    """
+    tests = ["assert array() == ([[1, 2]], 0.5, True)"]
+    assert grader.grade_code(block(code), tests) == 1.0
+
+
+def test_a_test_keeps_its_own_loops(outer_level):
+    """A program that defines builtins, or ends a loop, does not switch off the assertions in it."""
+    loops = [
+        "for x in range(5):\n    assert f(x) == x * x",
+        "for x, y in zip([1, 2], [1, 4]):\n    assert f(x) == y",
+        "for x, y in zip(map(f, [1, 2]), [1, 4]):\n    assert x == y",
+    ]
+    assert grader.grade_code(SQUARE, loops) == 1.0
+    cheats = [
+        "def range(*a): return []\ndef zip(*a): return []",
+        "def f(x): raise StopIteration",
+        "f = zip = range = lambda *a: []",
+    ]
+    for cheat in cheats:
+        assert grader.grade_code(block(cheat), loops) == 0.0
+
+
+UPSETTING = {
+    "is traced": """
+        import ctypes, os
+        ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+        os.kill(os.getpid(), 10)
+    """,
+    "takes descriptors": """
+        import os, resource, time
+        resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0))
+        time.sleep(.3)
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UPSETTING)
+def test_programs_that_upset_their_parent_score_nothing(level, name):
+    """No exception reaches the caller, whose run would end; the next program is unharmed."""
+    code = dedent(UPSETTING[name]) + ADD
+    assert grader.grade_code(block(code), IO, timeout=2) == 0.0
+    assert grader.grade_code(block(ADD), IO) == 0.75
+
+
+def test_values_that_compare_badly(outer_level):
+    infinities = {"inputs": ["1"] * 3, "outputs": ["inf", "Infinity", "nan"]}
+    assert grader.grade_code(block("print(5)"), infinities) == 0.0
+    one = {"inputs": ["1"], "outputs": ["inf"]}
+    assert grader.grade_code(block("print(float('inf'))"), one) == 1.0
+    assert grade_call("from math import gcd", "gcd", [4, 6], 2) == 1.0
+    assert grade_call("def f(x): return x > 9", "f", [float("inf")], True) == 1.0
+
+
+@pytest.mark.slow
+def test_code_in_the_pool():
+    """One test has `timeout` seconds, the item code_timeout; a malformed item is an error."""
+    reference = dict(ability="code", ground_truth=json.dumps(IO))
+    nine = dict(ability="code", ground_truth=dict(inputs=["1"] * 9, outputs=["1"] * 9))
+    responses = [block(ADD), "no block", block("while True: pass")]
+    with grader.Grader(workers=2, timeout=1.0, code_timeout=2.5) as pool:
+        found = pool.grade(responses, [reference, reference, nine])
+        assert found == [0.75, 0.0, 0.0]
+        assert [score.failure for score in found] == [None, None, "timeouts"]
+        assert (pool.timeouts, pool.crashes, pool.unparsed) == (1, 0, 0)
+        with pytest.raises(ValueError):
+            pool.grade([block(ADD)], [dict(reference, ground_truth="[]")])
+
+
+# ---- real benchmark files ----
+
+
+def load(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def grade_all(programs, tests):
+    """The scores of programs, each by its own check program."""
+
+    def grade(program, test):
+        return grader.grade_code(f"```python\n{program}\n```", [test])
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(grade, programs, tests))
+
+
+def humaneval_test(row):
+    # The check may use what stands before the function.
+    head = row["prompt"].rpartition(f"def {row['entry_point']}")[0]
+    return f"{head}\n{row['test']}\ncheck({row['entry_point']})"
+
+
+@pytest.mark.slow
+def test_humaneval(shared):
+    rows = load(shared / "data/humaneval.jsonl")[::6]
+    solutions = [row["prompt"] + row["canonical_solution"] for row in rows]
+    assert grade_all(solutions, map(humaneval_test, rows)) == [1.0] * len(rows)
+
+    wrong = [row["prompt"] + "    return None" for row in rows[::4]]
+    assert sum(grade_all(wrong, map(humaneval_test, rows[::4]))) == 0
+
+
+def mbpp_test(row):
+    imports = row.get("test_imports", [])
+    return "\n".join([*imports, row.get("test_setup_code", ""), *row["test_list"]])
+
+
+@pytest.mark.slow
+def test_mbpp(shared):
+    rows = load(shared / "data/mbpp_prime.jsonl")
+    rows = [row for row in rows if row["task_id"] == 126] + rows[::40]
+    programs = [row["code"] for row in rows]
+    assert grade_all(programs, map(mbpp_test, rows)) == [1.0] * len(rows)
+
+    mutated = [code.replace("return", "return None or 7 if True else") for code in programs[::2]]
+    found = grade_all(mutated, map(mbpp_test, rows[::2]))
+    assert sum(score == 1.0 for score in found) <= 1
+
+
+def test_leetcode(shared):
+    rows = load(shared / "data/leetcode_sample.jsonl")
+    test = next(row["test"] for row in rows if "sum-of-squares-of-special" in row["task_id"])
+    # The file holds no solutions; this one is ours.
+    solution = block("""
+        class Solution:
+            def sumOfSquares(self, nums: List[int]) -> int:
+                n = len(nums)
+                return sum(x * x for i, x in enumerate(nums, 1) if n % i == 0)
+    """)
+    assert grader.grade_code(solution, [test]) == 1.0
+    assert grader.grade_code(solution.replace("x * x", "x"), [test]) == 0.0

@@ -1,23 +1,30 @@
 """
-PRIME: reinforcement learning with an implicit process reward model that is trained online from outcomes alone.
+PRIME: reinforcement learning with an implicit process reward model (PRM) that learns online, from
+outcomes alone.
 
-    torchrun --nproc_per_node 8 prime.py                           # INTELLECT-MATH: 8 GPUs, 7B policy and 7B PRM
+    torchrun --nproc_per_node 8 prime.py                           # INTELLECT-MATH: 8 GPUs, 7B
     torchrun --nproc_per_node 2 prime.py config/toy_prime.py       # a laptop: the built-in world
 
-One step, top to bottom in main(): sample K answers a prompt until enough prompts have a mean outcome of 0.2 to 0.8;
-token rewards = log-ratio of PRM to reference; one cross-entropy step of the PRM on the outcomes; leave-one-out returns of
-outcome and process rewards, apart; PPO clip; the new weights go to the engine.
+One step, in the order of main(): sample K answers per prompt until enough prompts have a mean
+outcome of 0.2 to 0.8; the reward of a token is the log-ratio of the PRM to the reference; the PRM
+learns the outcomes by cross-entropy; leave-one-out returns of outcome and process rewards, each on
+its own; PPO clip; the new weights go to the engine.
 
-Paper: Cui et al., Process Reinforcement through Implicit Rewards, arXiv 2502.01456. Reference code: github.com/PRIME-RL/PRIME,
-training/verl/ (called "original" below) and the `prime` recipe of github.com/verl-project/verl-recipe ("recipe").
-Shapes: N rows (prompts x K samples, the K of a prompt contiguous), T response tokens, padded on the right; `mask` [N, T] is 1
-on the response, its end token included. What is left out on purpose: value model, KL penalty, asynchronous rollouts.
+Paper: Cui et al., Process Reinforcement through Implicit Rewards, arXiv 2502.01456. Reference code:
+github.com/PRIME-RL/PRIME, training/verl/ (called "original" below), and the `prime` recipe of
+github.com/verl-project/verl-recipe (called "recipe").
+
+Shapes: N rows (prompts x K samples, the K rows of a prompt next to each other), T tokens of a
+response, padded on the right. mask [N, T] is True on the tokens that the model wrote, the end token
+included. Left out on purpose: a value model, a KL penalty, asynchronous rollouts.
+
+To read it: the settings of the algorithm, the formulas, then main() from its end upwards.
 """
-import json, math, os, random, resource, time
-from concurrent.futures import ThreadPoolExecutor
+
+import math
+import os
 from contextlib import contextmanager
-from datetime import timedelta
-from importlib.util import find_spec
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -25,676 +32,1091 @@ import torch.nn.functional as F
 
 import configurator
 from configurator import UserError
-from generate import TOOL_STOP, load_problems, load_tokenizer, make_engine, render_prompt, sample, sample_seed
+from engine import make_engine
 from grader import Grader, extract_answer
-from runs import plan
-from sft import (all_sum, load_checkpoint, load_model, make_optimizer, micro_batches, optimizer_step, pack,
-                 save_checkpoint, save_model, setup_distributed, waiting_for)
+from lib import memory
+from lib.answers import sample_seed
+from lib.pretrained import load_tokenizer
+from lib.problems import load_problems
+from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
+from lib.rollouts import (
+    Group,
+    PromptStream,
+    mean_outcome,
+    rollout,
+    rollout_metrics,
+    sample_rows,
+)
+from lib.run import (
+    all_sum,
+    announce_sandbox,
+    catch_signals,
+    check_limits,
+    peak_memory_gb,
+    pick_device,
+    print0,
+    setup_distributed,
+    waiting_for,
+    write_run_config,
+)
+from lib.tools import Tool
+from model import (
+    full_tensors,
+    idle_passes,
+    load_checkpoint,
+    load_model,
+    longest_batch,
+    make_optimizer,
+    move,
+    my_micro_batches,
+    optimizer_step,
+    pack,
+    save_checkpoint,
+    save_model,
+    token_logprobs,
+)
 
-# --- data
-data = 'PRIME-RL/Eurus-2-RL-Data'   # hub id, or a .jsonl / .json / .parquet file
-data_config: str = None             # the hub data set's configuration
-split = 'train'                     # the hub data set's split
-problem_column: str = None          # None: prompt (messages), problem, question or instruction, whichever is there
-answer_column: str = None           # None: ground_truth, reward_model, answer, final_answer or solution
-system_prompt: str = None           # None: the row's own (Eurus-2-RL-Data brings the action prompt); '': none
-user_suffix = ''                    # appended to every problem (Eurus-2-RL-Data has it in the prompt)
-code_suffix: str = None             # appended to problems of ability 'code'; None: user_suffix
-max_bad_share = 0.01                # malformed rows are counted and reported; more than this share of them is an error
-eval_data: str = None               # held-out problems, the same formats; None: no evaluation
-eval_split = 'validation'
-eval_problems = 256                 # only the first so many
-eval_samples = 4                    # answers a problem at temperature 1, besides the greedy one
-# --- models
-model = 'PrimeIntellect/INTELLECT-MATH-SFT'  # policy at the start: hub id or folder
-prm_model: str = None               # implicit PRM at the start; None: the same as the policy (published)
-ref_model: str = None               # reference of the log-ratio, frozen; None: the PRM's start (published)
-ref_type = 'freeze'                 # 'freeze' (published) or 'policy': the policy before its update is the reference
-chat_template: str = None           # .jinja file; None: the tokenizer's own
-attention = 'auto'                  # 'flash_attn', 'varlen' (torch's own kernel), 'padded', 'auto': the first there is
-# --- rollouts
-engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
-prompts_per_step = 256              # prompts kept for an update
-samples_per_prompt = 4              # K
-temperature = 1.0
-max_prompt_tokens = 1024            # longer prompts are left out, not cut
-max_tokens = 3072                   # of a response; 4096 together, Qwen2.5-Math's context
-gpu_memory = 0.5                    # share of each card for the engine (original: 0.7)
-oversample = 1.0                    # prompts drawn at a time, times prompts_per_step (recipe: 4.0)
-collect = 'until_full'              # 'until_full': draw until enough prompts pass (original); 'once': one draw, filled up
-                                    # with prompts that fail the filter (recipe)
-filter_low = 0.2                    # prompts are kept if low <= mean outcome <= high
+# --- the algorithm: what defines a PRIME run
+prompts_per_step = 256  # prompts kept for an update
+samples_per_prompt = 4  # K
+temperature = 1.0  # of the rollouts
+max_tokens = 3072  # per response; 4096 with the prompt, Qwen2.5-Math's context
+filter_low = 0.2  # a prompt is kept if low <= mean outcome <= high
 filter_high = 0.8
-filter_truncated = False            # reject a prompt if one of its answers was cut (recipe: True)
-max_draws = 50                      # draws a step before the run gives up: too few prompts pass the filter
-tir = False                         # answers may call Python, as NuminaMath-7B-TIR does: see generate.sample()
-tir_rounds = 4                      # times the model writes: one more than programs run
-tir_timeout = 5.0                   # seconds a program
-sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
-grade_workers: int = None           # processes a rank; None: cores / ranks
-grade_timeout = 5.0                 # seconds an answer
-max_mismatch: float = None          # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
-# --- process rewards
-prm_update = 'after'                # 'after': rewards come from the forward pass that trains (published, single forward);
-                                    # 'before': train, then score (recipe); 'none': the PRM stays as it is
-granularity = 'token'               # 'token' or 'whole' (the row's sum on its last token)
-normalize = 'batch'                 # divide by the largest absolute suffix sum; None: do not
-normalize_chunks = 1                # the batch in so many consecutive chunks, each with its divisor. Original: one a GPU (8)
-last_token_reward = True            # False: none on the last token (recipe)
-beta = 0.05                         # scale of the PRM's logit. Belongs to answers of 1,400 tokens: take about 50 / length
+# 'after': rewards come from the forward pass that trains the PRM (published, single forward);
+# 'before': train, then score (recipe); 'none': the PRM stays as it is
+prm_update = "after"
+beta = 0.05  # scale of the PRM's logit; belongs to answers of 1,400 tokens: take about 50 / length
 prm_learning_rate = 1e-6
+prm_batch_rows = 256  # rows per optimizer step of the PRM: 4 steps for 1,024 rows
+granularity = "token"  # process reward per 'token', or 'whole': the row's sum on its last token
+normalize = "batch"  # divide process rewards by the largest |suffix sum|; None: do not
+estimator = "rloo"  # 'rloo' (published), 'grpo', 'dr_grpo' or 'reinforce': take whiten=False there
+outcome_coef = 1.0  # weight of the outcome's returns; 0 switches this source off
+process_coef = 1.0  # weight of the process returns (original: 1:1 in effect; recipe: 5 and 5)
+whiten = True  # advantages to mean 0 and variance 1 over all tokens of the batch
+learning_rate = 5e-7  # of the policy, constant
+batch_rows = 256  # rows per optimizer step of the policy: 4 steps for 1,024 rows
+clip = 0.2  # PPO's
+max_steps = 256  # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
+# --- data
+data = (
+    "PRIME-RL/Eurus-2-RL-Data"  # hub id, .jsonl, .json, .csv or .parquet file, folder of .parquet
+)
+data_config: str = None  # the hub data set's configuration
+split = "train"  # the hub data set's split
+problem_column: str = None  # None: prompt (messages), problem, question or instruction
+answer_column: str = None  # None: ground_truth, reward_model, answer, final_answer or solution
+system_prompt: str = None  # None: the row's own (Eurus-2-RL-Data has the action prompt); '': none
+user_suffix = ""  # appended to every problem (Eurus-2-RL-Data has it in the prompt)
+code_suffix: str = None  # appended to problems of ability 'code'; None: user_suffix
+max_bad_share = 0.01  # malformed rows are counted and reported; more than this share is an error
+reward: str = None  # your_file.py with reward(response, problem) -> float; None: grader.py's judges
+eval_data: str = None  # held-out problems, the same formats; None: no evaluation
+eval_split = "validation"
+eval_problems = 256  # only the first so many
+eval_samples = 4  # answers per problem at temperature 1, besides the greedy one
+# --- models
+model = "PrimeIntellect/INTELLECT-MATH-SFT"  # policy at the start: hub id or folder
+prm_model: str = None  # implicit PRM at the start; None: the same as the policy (published)
+ref_model: str = None  # reference of the log-ratio, frozen; None: the PRM's start (published)
+ref_type = "freeze"  # 'freeze' (published), or 'policy': the policy before its update is reference
+chat_template: str = None  # .jinja file; None: the tokenizer's own
+attention = "auto"  # 'flash_attn', 'varlen' (torch's own kernel), 'padded'; 'auto': the first found
+# --- more on rollouts
+engine = "auto"  # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
+max_prompt_tokens = 1024  # longer prompts are left out, not cut
+gpu_memory = 0.5  # share of each GPU for the engine (original: 0.7)
+oversample = 1.0  # prompts drawn at a time, times prompts_per_step (recipe: 4.0)
+# 'until_full': draw until enough prompts pass (original); 'once': one draw, filled up with prompts
+# that fail the filter (recipe)
+collect = "until_full"
+filter_truncated = False  # reject a prompt if one of its answers was cut (recipe: True)
+max_draws = 50  # draws per step before the run gives up: too few prompts pass the filter
+tir = False  # answers may call Python, as NuminaMath-7B-TIR does: see lib/tools.py
+tir_rounds = 4  # times the model writes: one more than programs run
+tir_timeout = 5.0  # seconds per program
+sandbox = (
+    "auto"  # of programs: 'auto' (the best there is, printed at start), 'required': bubblewrap
+)
+grade_workers: int = None  # grading processes per rank; None: cores / ranks
+grade_timeout = 5.0  # seconds per answer
+# mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
+max_mismatch: float = None
+# --- more on the PRM
+# the batch in so many consecutive chunks, each with its own divisor. Original: one per GPU (8)
+normalize_chunks = 1
+last_token_reward = True  # False: no process reward on the last token (recipe)
 prm_grad_clip = 10.0
-prm_batch_rows = 256                # rows an optimizer step of the PRM: 4 steps for 1,024 rows
 prm_weight_decay = 0.0
-# --- advantages
-outcome_coef = 1.0                  # weight of the outcome's returns; 0 switches the source off
-process_coef = 1.0                  # weight of the process returns (original: 1:1 in effect; recipe: 5 and 5)
-outcome_gamma = 1.0                 # discount
-process_gamma = 1.0
-whiten = True
-# --- policy update
-learning_rate = 5e-7                # constant
-warmup_steps = 0                    # linear; of both models
+# --- more on the policy
+outcome_gamma = 1.0  # discount of outcome returns
+process_gamma = 1.0  # discount of process returns
+warmup_steps = 0  # linear; of both models
 weight_decay = 0.01
 beta1 = 0.9
 beta2 = 0.999
 grad_clip = 1.0
-batch_rows = 256                    # rows an optimizer step of the policy: 4 steps for 1,024 rows
 ppo_epochs = 1
-clip = 0.2
-importance_cap: float = None        # weigh each token by min(p_trainer / p_engine, this) of its rollout; None: no (published)
-entropy_coef = 0.0                  # bonus (recipe's yaml: 0.001)
+# weigh each token by min(p_trainer / p_engine, this) of its rollout; None: do not (published)
+importance_cap: float = None
+entropy_coef = 0.0  # bonus (recipe's yaml: 0.001)
 # --- run
-max_steps = 256                     # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
 seed = 0
-eval_interval = 16                  # steps (published: 16)
-save_interval = 16                  # steps between checkpoints to resume from; 0: none
+eval_interval = 16  # steps (published: 16)
+save_interval = 16  # steps between checkpoints to resume from; 0: none
 keep_checkpoints = 2
-out_dir = 'out/intellect_math'      # policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
-samples_logged = 8                  # rows of each step that go to samples.jsonl
-wandb_project: str = None           # also log to Weights & Biases, if it is installed
+# policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
+out_dir = "out/intellect_math"
+samples_logged = 8  # rows of each step that go to samples.jsonl
+wandb_project: str = None  # also log to Weights & Biases, if it is installed
 # --- system
-device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
-dtype = 'auto'                      # compute and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda. Weights are fp32
-micro_batch_tokens = 16384          # tokens a forward pass and process; a longer row goes alone
-checkpointing = True                # recompute activations in the backward pass
-compile = False                     # torch.compile layers and head: meant for GPUs; the first step takes a minute
-shard: int = None                   # processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
-offload = False                     # PRM, reference and Adam's moments wait in host memory while they are not needed
-timeout_minutes = 60.0              # a collective that waits longer ends the run
-dry_run = False                     # print what a step and a card hold; where there is a GPU run the longest batch; and end
+device = "auto"  # 'cuda', 'cpu', 'auto': cuda where there is one
+dtype = "auto"  # of passes and engine: 'bfloat16', 'float32', 'auto': bfloat16 on cuda
+micro_batch_tokens = 16384  # tokens per forward pass and process; a longer row goes alone
+checkpointing = True  # recompute activations in the backward pass
+compile = False  # torch.compile layers and head: meant for GPUs; the first step takes a minute
+# processes that share a copy of a model's state (HSDP; with --nnodes: a node's); None: all
+shard: int = None
+offload = False  # PRM, reference and Adam's state wait in host memory while they are not needed
+timeout_minutes = 60.0  # a collective that waits longer ends the run
+# print what a step and a GPU hold; where there is a GPU run the longest batch; and end
+dry_run = False
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the algorithm's formulas, in the order of main()
+# ----------------------------------------------------------------------------------------------
+# The algorithm's formulas, in the order of main(). They read no settings.
 
-def keep_group(outcomes, low=0.2, high=0.8):
-    """Does a prompt stay? outcomes: its K outcomes in [0, 1]; both ends inclusive, in float32 (paper 3.2; original
-    trainer/ppo/ray_trainer.py filter).    keep_group([1, 0, 0, 0]) is True, keep_group([1, 1, 1, 1]) is False."""
+
+def keep_group(outcomes, low: float = 0.2, high: float = 0.8) -> bool:
+    """Does a prompt stay in the batch? outcomes: its K outcomes in [0, 1].
+
+    The mean, in float32, must lie between low and high, both included (paper, section 3.2;
+    original trainer/ppo/ray_trainer.py, filter).
+
+    >>> keep_group([1, 0, 0, 0]), keep_group([1, 1, 1, 1])
+    (True, False)
+    """
     mean = torch.as_tensor(outcomes, dtype=torch.float32).mean()
     return bool((mean >= low) & (mean <= high))
 
-def suffix_sum(x, gamma=1.0):
-    """R_t = sum over k >= t of gamma^(k-t) x_k along the last dimension."""
+
+def suffix_sum(x, gamma: float = 1.0):
+    """R_t = sum over k >= t of gamma^(k-t) x_k, along the last dimension."""
     if gamma == 1.0:
         return x.flip(-1).cumsum(-1).flip(-1)
-    out, running = torch.empty_like(x), torch.zeros_like(x[..., 0])
+    out = torch.empty_like(x)
+    running = torch.zeros_like(x[..., 0])
     for t in reversed(range(x.shape[-1])):
         running = x[..., t] + gamma * running
         out[..., t] = running
     return out
 
+
 def last_token(mask):
     """[N, T] mask -> [N, T] bool, True on the last valid token of each row."""
     mask = mask.bool()
-    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+    tokens_from_here = mask.flip(-1).cumsum(-1).flip(-1)
+    return mask & (tokens_from_here == 1)
 
-def process_rewards(prm_logprobs, ref_logprobs, mask, granularity="token", normalize="batch", divisor=None):
-    """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t) on valid tokens, 0 elsewhere.
 
-    Paper Eq. 3, without its factor beta, which normalisation cancels (original core_algos.py, dp_prime.py). "whole" puts
-    the row's sum on its last token. normalize="batch" divides by the largest |suffix sum| of the rows given + 1e-6, so
-    that the largest process return has the size of an outcome; divisor: divide by this instead. ValueError: granularity."""
+def process_rewards(
+    prm_logprobs, ref_logprobs, mask, granularity="token", normalize="batch", divisor=None
+):
+    """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t), 0 outside mask.
+
+    Paper, Eq. 3, without its factor beta, which the normalisation cancels (original core_algos.py,
+    dp_prime.py). granularity "whole" puts the row's sum on its last token. normalize "batch"
+    divides by the largest |suffix sum| of the rows given + 1e-6, so that the largest process
+    return is as large as an outcome. divisor: divide by this instead.
+    Raises ValueError for another granularity.
+    """
     rewards = torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0)
     if granularity == "whole":
         rewards = torch.where(last_token(mask), rewards.sum(-1, keepdim=True), 0.0)
     elif granularity != "token":
         raise ValueError(f"granularity={granularity!r}: 'token' or 'whole'")
+
     if divisor is None and normalize == "batch":
         divisor = suffix_sum(rewards).abs().max() + 1e-6
-    return rewards if divisor is None else rewards / divisor
+    if divisor is None:
+        return rewards
+    return rewards / divisor
 
-def rloo(rewards, mask, n_samples, gamma=1.0):
-    """Discounted leave-one-out returns [N, T] of one source of rewards (paper Eq. 5; original core_algos.py).
 
-    mask says where this source pays: all valid tokens for process rewards, the last one for the outcome. With rbar_j the
-    token mean of row j, each token's reward becomes K/(K-1) r_it - 1/(K-1) sum_j rbar_j over the K rows of its prompt.
-    For an outcome that is o_i minus the mean of the others; for process rewards it is the published code's form, which
-    adds each token's deviation from its row's mean, weight 1/(K-1), to the textbook's.
-    ValueError: n_samples < 2, N not a multiple of it, a row with an empty mask.
+def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta: float = 0.05):
+    """Cross-entropy of sigmoid(beta * sum over t of the log-ratio) against outcomes [N], a scalar.
 
-    Outcomes 1 0 0 1 of one prompt, one token each: 2/3, -2/3, -2/3, 2/3."""
+    Paper, Eq. 4; original core_algos.py, compute_ce_dpo_loss_rm. The mean over rows; outcomes in
+    [0, 1] may be fractions. It starts at ln 2, when PRM and reference are equal.
+    """
+    log_ratio = torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0)
+    logit = beta * log_ratio.sum(-1)  # [N]
+    return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
+
+
+def pair_accuracy(scores, outcomes, n_samples: int):
+    """Share of a prompt's pairs that the scores [N] order as the outcomes [N] do, a scalar.
+
+    Pairs weigh as much as their outcomes differ; a prompt without contrast counts 0.5; the mean
+    over prompts (original core_algos.py).
+    """
+    score = scores.view(-1, n_samples)
+    outcome = outcomes.view(-1, n_samples).to(scores.dtype)
+    score_gap = score[:, :, None] - score[:, None, :]  # [prompts, K, K]
+    outcome_gap = outcome[:, :, None] - outcome[:, None, :]
+
+    each_pair_once = torch.ones(n_samples, n_samples, device=scores.device).triu(1)
+    weight = outcome_gap.abs() * each_pair_once
+    agree = (score_gap > 0) == (outcome_gap > 0)
+    right = (weight * agree).sum((1, 2))
+    total = weight.sum((1, 2))
+    return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
+
+
+def rloo(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """Leave-one-out returns [N, T] of one source of rewards (paper, Eq. 5; original core_algos.py).
+
+    mask [N, T] says where this source pays: every valid token for process rewards, the last one
+    for the outcome. With rbar_j the token mean of row j, and j over the K rows of a prompt, the
+    reward of token t in row i becomes
+
+        K/(K-1) r_it - 1/(K-1) sum_j rbar_j  =  [r_it - mean of rbar_j over j != i]
+                                                + (r_it - rbar_i) / (K-1)
+
+    For an outcome the second term is 0: what is left is o_i minus the mean of the others. For
+    process rewards the textbook has the first term alone; the published code has both, and so
+    have we. The return of a token is the discounted sum of these from the token on.
+    Raises ValueError for n_samples < 2, for N not a multiple of it, for a row with an empty mask.
+
+    Outcomes 1 0 0 1 of one prompt, one token each, become 2/3 -2/3 -2/3 2/3.
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    rewards = torch.where(mask, rewards, 0.0)
+    row_mean = rewards.sum(-1) / mask.sum(-1)  # [N]
+    group_sum = row_mean.view(-1, n_samples).sum(-1).repeat_interleave(n_samples)  # [N]
+    left_out = (n_samples * rewards - group_sum[:, None]) / (n_samples - 1)
+    return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
+
+
+def check_groups(rewards, mask, n_samples: int):
+    """The mask as bool. Raises ValueError if rows, samples and mask make no groups."""
     if n_samples < 2:
-        raise ValueError("leave-one-out needs at least 2 samples a prompt")
+        raise ValueError("an advantage needs at least 2 samples per prompt")
     if len(rewards) % n_samples:
         raise ValueError(f"{len(rewards)} rows are not a multiple of {n_samples} samples")
     mask = mask.bool()
     if not mask.any(-1).all():
         raise ValueError("a row has no valid token")
-    rewards = torch.where(mask, rewards, 0.0)
-    row_mean = rewards.sum(-1) / mask.sum(-1)                                                   # [N]
-    group_sum = row_mean.view(-1, n_samples).sum(-1).repeat_interleave(n_samples)               # [N]
-    left_out = (n_samples * rewards - group_sum[:, None]) / (n_samples - 1)
-    return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
+    return mask
 
-def advantages(outcomes, process, mask, n_samples, outcome_coef=1.0, process_coef=1.0, outcome_gamma=1.0, process_gamma=1.0,
-               whiten=True):
-    """Advantages [N, T], zero outside mask: the sources' returns added, then whitened over all valid tokens of the batch.
 
-    outcomes [N] in [0, 1]; process [N, T] process rewards or None. Whitening: unbiased variance, + 1e-8 under the root.
-    Original core_algos.py (coefficients 1:1 in effect) and utils/torch_functional.py masked_whiten."""
+def group_statistics(rewards, mask, n_samples: int):
+    """Mean and standard deviation [N, 1] of the rewards that a row's whole group is paid."""
+    paid = mask.view(-1, n_samples * mask.shape[1])  # [prompts, K T]
+    values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
+    count = paid.sum(-1, keepdim=True)
+    mean = values.sum(-1, keepdim=True) / count
+    squares = torch.where(paid, (values - mean) ** 2, 0.0).sum(-1, keepdim=True)
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    return mean.repeat_interleave(n_samples, 0), std.repeat_interleave(n_samples, 0)
+
+
+def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """GRPO's returns [N, T]: rewards minus their group's mean, divided by its standard deviation.
+
+    Shao et al., DeepSeekMath, arXiv 2402.03300, sections 4.1.2 (outcome) and 4.1.3 (process).
+    Arguments and errors as for rloo(). Outcomes 1 0 0 1 become 0.87 -0.87 -0.87 0.87.
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    mean, std = group_statistics(rewards, mask, n_samples)
+    scaled = (rewards - mean) / (std + 1e-6)
+    return suffix_sum(torch.where(mask, scaled, 0.0), gamma)
+
+
+def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """Dr. GRPO's returns [N, T]: rewards minus their group's mean, not divided by anything.
+
+    Liu et al., Understanding R1-Zero-Like Training, arXiv 2503.20783. Its other half, a sum over
+    tokens in place of the mean over a row's tokens, would be a change of ppo_loss().
+    Arguments and errors as for rloo(). Outcomes 1 0 0 1 become 1/2 -1/2 -1/2 1/2.
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    mean, _ = group_statistics(rewards, mask, n_samples)
+    return suffix_sum(torch.where(mask, rewards - mean, 0.0), gamma)
+
+
+def reinforce(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """REINFORCE's returns [N, T] with the mean reward of the whole batch as the baseline.
+
+    Arguments and errors as for rloo().
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    centred = rewards - rewards[mask].mean()
+    return suffix_sum(torch.where(mask, centred, 0.0), gamma)
+
+
+ESTIMATORS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "reinforce": reinforce}
+
+
+def advantages(
+    outcomes,
+    process,
+    mask,
+    n_samples: int,
+    outcome_coef=1.0,
+    process_coef=1.0,
+    outcome_gamma=1.0,
+    process_gamma=1.0,
+    whiten=True,
+    estimator=rloo,
+    stats=None,
+):
+    """Advantages [N, T], 0 outside mask: the returns of both sources, added, then whitened.
+
+    outcomes [N] in [0, 1]; process [N, T] process rewards, or None. Whitening is over all valid
+    tokens of the batch: unbiased variance, + 1e-8 under the root. estimator: rloo() or a function
+    like it. stats: a dict that receives the mean |return| of each source.
+    Original core_algos.py (coefficients 1:1 in effect), utils/torch_functional.py, masked_whiten.
+    """
     mask = mask.bool()
     end = last_token(mask)
-    returns = outcome_coef * rloo(torch.where(end, outcomes[:, None].to(torch.get_default_dtype() if process is None else
-                                                                         process.dtype), 0.0), end, n_samples, outcome_gamma)
+    dtype = torch.get_default_dtype() if process is None else process.dtype
+    outcome_rewards = torch.where(end, outcomes[:, None].to(dtype), 0.0)
+
+    outcome_returns = estimator(outcome_rewards, end, n_samples, outcome_gamma)
+    returns = outcome_coef * outcome_returns
     if process is not None:
-        returns = returns + process_coef * rloo(process, mask, n_samples, process_gamma)
+        process_returns = estimator(process, mask, n_samples, process_gamma)
+        returns = returns + process_coef * process_returns
+
+    if stats is not None:
+        stats["outcome_return"] = outcome_returns[mask].abs().mean().item()
+        if process is not None:
+            stats["process_return"] = process_returns[mask].abs().mean().item()
+
     if whiten:
         valid = returns[mask]
         returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
     return torch.where(mask, returns, 0.0)
 
-def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta=0.05):
-    """Mean over rows of the cross-entropy of sigmoid(beta * sum_t log-ratio) against the outcomes [N] (soft labels allowed).
 
-    Paper Eq. 4; original core_algos.py compute_ce_dpo_loss_rm. Starts at ln 2 when PRM and reference are equal."""
-    logit = beta * torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0).sum(-1)           # [N]
-    return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
+def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip: float = 0.2):
+    """(loss, stats) of PPO's clipped surrogate, max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
 
-def pair_accuracy(scores, outcomes, n_samples):
-    """Share of a prompt's pairs that the PRM's scores [N] order as the outcomes [N] do, weighted by the difference of
-    outcomes; 0.5 without contrast; mean over prompts (original core_algos.py)."""
-    score, outcome = scores.view(-1, n_samples), outcomes.view(-1, n_samples).to(scores.dtype)
-    ds, do = score[:, :, None] - score[:, None, :], outcome[:, :, None] - outcome[:, None, :]   # [prompts, K, K]
-    upper = torch.ones(n_samples, n_samples, device=scores.device).triu(1)
-    weight = do.abs() * upper
-    right = (weight * ((ds > 0) == (do > 0))).sum((1, 2))
-    total = weight.sum((1, 2))
-    return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
-
-def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip=0.2):
-    """(loss, stats): mean over rows of the row's token mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
-
-    Original core_algos.py compute_policy_loss with one row a micro-batch, as the published runs have it."""
+    The mean over rows of the mean over a row's tokens: original core_algos.py,
+    compute_policy_loss, with one row per micro-batch, as the published runs have it.
+    """
     mask = mask.bool()
-    logratio = torch.where(mask, new_logprobs - old_logprobs, 0.0)
-    ratio = logratio.exp()
+    log_ratio = torch.where(mask, new_logprobs - old_logprobs, 0.0)  # [N, T]
+    ratio = log_ratio.exp()
     surrogate = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
 
-    def mean(x):                        # over rows, of the mean over the row's tokens
-        return (torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1)).mean()
+    def mean(x):
+        row_mean = torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1)  # [N]
+        return row_mean.mean()
 
-    stats = dict(clipfrac=mean((clipped > surrogate).to(ratio.dtype)).detach(), approx_kl=mean(-logratio).detach(),
-                 ratio_max=ratio.max().detach())
+    stats = dict(
+        clipfrac=mean((clipped > surrogate).to(ratio.dtype)).detach(),
+        approx_kl=mean(-log_ratio).detach(),
+        ratio_max=ratio.max().detach(),
+    )
     return mean(torch.maximum(surrogate, clipped)), stats
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rollouts
 
-def full_tensors(model):
-    """Iterator of (name, whole tensor), one at a time, as vLLM and transformers name them. Collective: all ranks run it."""
-    tied = model.config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if not (tied and name == "lm_head.weight"):
-            yield name, tensor.full_tensor()
+# ----------------------------------------------------------------------------------------------
+# Rollouts. From here on functions read this script's settings.
 
-def hand_over(model, sampler):
-    """The engine takes the model's weights, one whole tensor in memory at a time. Collective: all ranks run it."""
-    named = full_tensors(model)
-    if sampler.name == "hf":
-        for name, tensor in named:
-            sampler.model.get_parameter(name).data.copy_(tensor)
-        return
-    cast = ((name, tensor.to(sampler.dtype)) for name, tensor in named)
-    if sampler.device.type == "cuda":
-        sampler.llm.wake_up(tags=["weights"])       # weights first, cache last: both and the trainer's copy do not fit
-        sampler.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=cast))
-        sampler.llm.wake_up(tags=["kv_cache"])
-    else:                                           # eager kernels on plain weights: no post-processing to repeat
-        sampler.llm.apply_model(lambda model: model.load_weights(cast) and None)
-    sampler.llm.reset_prefix_cache()                # cached prefixes belong to the old weights
 
-def put_to_sleep(sampler):
-    """The engine leaves the card to the trainer: vLLM drops its weights and cache, hand_over() comes before the next sample."""
-    if sampler.name == "vllm" and sampler.device.type == "cuda":
-        sampler.llm.sleep(level=2)
+def sample_groups(engine, grader, source, prompts, n_samples, seed_words, at=None) -> list[Group]:
+    """rollout() with this script's settings. source: a PromptStream; at: another temperature."""
+    return rollout(
+        engine,
+        grader,
+        source.tokenizer,
+        source.problems,
+        prompts,
+        n_samples,
+        seed_words=seed_words,
+        temperature=temperature if at is None else at,
+        max_tokens=max_tokens,
+        tool=Tool(tir_rounds, tir_timeout) if tir else None,
+    )
 
-def move(device, *parts):
-    """Models and optimizers go to a device, the host's memory or the card: this process's shards, no collective."""
-    for part in parts:
-        if isinstance(part, torch.optim.Optimizer):
-            for state in part.state.values():
-                state.update({name: tensor.to(device) for name, tensor in state.items()})
-        elif part is not None:
-            part.to(device)
+
+def passes_filter(group: Group) -> bool:
+    """Is a prompt's mean outcome inside the filter, and, if that matters, no answer cut?"""
+    if filter_truncated and any(a.finish_reason == "length" for a in group.answers):
+        return False
+    return keep_group(group.outcomes, filter_low, filter_high)
+
+
+def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list[Group]]:
+    """Sample until prompts_per_step prompts pass the filter. Returns (kept, all that were drawn).
+
+    `kept` is shorter if max_draws draws were not enough. Surplus prompts are put back, to be
+    sampled again by the next policy; their answers are thrown away (original).
+    """
+    kept = []
+    failed = []
+    drawn = []
+    for draw in range(1 if collect == "once" else max_draws):
+        # Prompts that were put back come on top of the first draw, not in place of fresh ones.
+        count = max(1, int(prompts_per_step * oversample))
+        if draw == 0:
+            count += min(len(stream.buffer), prompts_per_step)
+
+        groups = sample_groups(
+            engine, grader, stream, stream.draw(count), samples_per_prompt, (seed, step, draw)
+        )
+        for group in groups:
+            if passes_filter(group):
+                kept.append(group)
+            else:
+                failed.append(group)
+        drawn += groups
+        if len(kept) >= prompts_per_step:
+            break
+
+    if collect == "once":
+        # The recipe draws once, and fills up with prompts that fail the filter.
+        missing = max(0, prompts_per_step - len(kept))
+        kept += failed[:missing]
+    else:
+        stream.put_back(kept[prompts_per_step:])
+    return kept[:prompts_per_step], drawn
+
+
+def raise_unless_solved(kept: list[Group], drawn: list[Group], step: int) -> None:
+    """Too few prompts passed the filter. Raises UserError unless nearly all problems are solved."""
+    mean = mean_outcome(drawn)
+    message = (
+        f"step {step + 1}: {len(kept)} of {len(drawn)} prompts passed the filter "
+        f"{filter_low}-{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})"
+    )
+    if step == 0 or mean <= filter_high:
+        raise UserError(
+            f"{message}: take easier or harder problems, a wider filter, or more max_draws"
+        )
+    print0(f"{message}: these problems are solved, the run ends here")
+
+
+def evaluate(engine, grader, held_out: PromptStream) -> dict[str, float]:
+    """Accuracy on held-out problems: greedy, and the mean of eval_samples at temperature 1.
+
+    Problems whose prompt is too long count as wrong.
+    """
+    prompts = held_out.all_that_fit()
+    greedy = sample_groups(engine, grader, held_out, prompts, 1, (seed, "greedy"), at=0.0)
+    sampled = sample_groups(engine, grader, held_out, prompts, eval_samples, (seed, "eval"), at=1.0)
+    total = len(held_out.problems)
+    return dict(
+        eval_greedy=sum(sum(group.outcomes) for group in greedy) / total,
+        eval_sampled=sum(sum(g.outcomes) / len(g.outcomes) for g in sampled) / total,
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# From answers to tensors, and through the models
+
+
+@dataclass
+class Batch:
+    """The N rows of a step; every rank has all of them.
+
+    tokens: prompt and response of each row, as ids. scored: 1 on the tokens that the model wrote,
+    0 on the prompt and on a tool's words, which are context: no log-probability, no reward, no
+    loss, no place in a mean. lengths: tokens per row. mask [N, T] bool, outcomes [N], and
+    engine_logprobs [N, T], those that the engine gave, are on the device of the models.
+    """
+
+    tokens: list[list[int]]
+    scored: list[list[int]]
+    lengths: list[int]
+    mask: torch.Tensor
+    outcomes: torch.Tensor
+    engine_logprobs: torch.Tensor
+
+
+def make_batch(groups: list[Group], torch_device) -> Batch:
+    """Two answers [7 8] and [9] to the prompt [5 6] become
+
+    tokens [[5 6 7 8] [5 6 9]], scored [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
+    """
+    tokens = []
+    scored = []
+    answers = []
+    for group in groups:
+        for answer in group.answers:
+            tokens.append(group.prompt + answer.tokens)
+            scored.append([0] * len(group.prompt) + answer.mask)
+            answers.append(answer)
+
+    N = len(answers)
+    T = max(len(answer.tokens) for answer in answers)
+    mask = torch.zeros(N, T, dtype=torch.bool)
+    engine_logprobs = torch.zeros(N, T)
+    for i, answer in enumerate(answers):
+        n = len(answer.tokens)
+        mask[i, :n] = torch.tensor(answer.mask, dtype=torch.bool)
+        engine_logprobs[i, :n] = torch.tensor(answer.logprobs)
+
+    return Batch(
+        tokens=tokens,
+        scored=scored,
+        lengths=[len(row) for row in tokens],
+        mask=mask.to(torch_device),
+        outcomes=torch.tensor([answer.outcome for answer in answers], device=torch_device),
+        engine_logprobs=engine_logprobs.to(torch_device),
+    )
+
+
+def forward(net, batch: Batch, rows: list[int], temperature=1.0, entropy=False):
+    """Log-probabilities [n, T] of the responses of n rows, 0 outside mask, with gradient if on.
+
+    With entropy=True: (log-probabilities, entropies), both [n, T].
+    """
+    pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
+    packed = pack(pairs, batch.mask.device)
+    mask = batch.mask[rows]
+    if not entropy:
+        return to_rows(token_logprobs(net, packed, temperature), mask)
+    logprobs, entropies = token_logprobs(net, packed, temperature, entropy=True)
+    return to_rows(logprobs, mask), to_rows(entropies, mask)
+
 
 def to_rows(flat, mask):
-    """[n] values of the valid tokens, row after row -> [N, T], zero elsewhere."""
+    """[n] values of the valid tokens, row after row -> [N, T], 0 elsewhere."""
     out = flat.new_zeros(mask.shape)
     out[mask] = flat
     return out
 
-class PromptStream:
-    """Prompts in a seeded order, epoch after epoch; prompts put back come first. Its state is what a resume needs."""
-    def __init__(self, problems, tokenizer, max_prompt_tokens, seed):
-        self.problems, self.tokenizer, self.limit, self.seed = problems, tokenizer, max_prompt_tokens, seed
-        self.drawn, self.too_long, self.buffer = 0, 0, []           # drawn counts prompts of all epochs; buffer: indices
 
-    def draw(self, count):
-        """The next `count` (index, prompt ids), the buffer first. Raises UserError when every prompt is too long."""
-        found, tried = [], 0
-        while len(found) < count:
-            index = self.buffer.pop(0) if self.buffer else self._next()
-            ids = render_prompt(self.tokenizer, self.problems[index]["messages"])
-            tried += 1
-            if len(ids) <= self.limit:
-                found.append((index, ids))
+@torch.no_grad()
+def score(net, batch: Batch, temperature=1.0, entropy=False):
+    """Log-probabilities [N, T] of all responses, on every rank; with entropy=True also entropies.
+
+    Each rank runs its micro-batches and leaves the other rows 0; the sum over ranks has them all.
+    """
+    logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
+    entropies = torch.zeros_like(logprobs)
+    mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens)
+    for rows in mine:
+        if entropy:
+            logprobs[rows], entropies[rows] = forward(net, batch, rows, temperature, True)
+        else:
+            logprobs[rows] = forward(net, batch, rows, temperature)
+    idle_passes(net, idle, batch.mask.device)
+    net.reshard()  # a forward pass without backward leaves the root's weights gathered
+
+    dist.all_reduce(logprobs)
+    if not entropy:
+        return logprobs
+    dist.all_reduce(entropies)
+    return logprobs, entropies
+
+
+@dataclass
+class Models:
+    """Policy, PRM, reference, and optimizers. ref is None where the policy is the reference."""
+
+    policy: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    prm: torch.nn.Module
+    prm_optimizer: torch.optim.Optimizer
+    ref: torch.nn.Module | None
+
+    @property
+    def trained(self) -> dict:
+        """{name: (model, optimizer)} of what checkpoints have."""
+        pairs = dict(policy=(self.policy, self.optimizer))
+        if prm_update != "none":
+            pairs["prm"] = (self.prm, self.prm_optimizer)
+        return pairs
+
+
+@contextmanager
+def loaded(torch_device, *parts):
+    """With offload, models and optimizers are on their device in this block, and only there."""
+    if offload:
+        move(torch_device, *parts)
+    yield
+    if offload:
+        move("cpu", *parts)
+
+
+def reference_logprobs(models: Models, batch: Batch, old_logprobs):
+    """Log-probabilities [N, T] of the reference, at temperature 1 as the PRM's."""
+    if ref_type == "freeze":
+        with loaded(batch.mask.device, models.ref):
+            return score(models.ref, batch)
+    # The policy before its update is the reference.
+    if temperature == 1:
+        return old_logprobs
+    return score(models.policy, batch)
+
+
+# ----------------------------------------------------------------------------------------------
+# The updates
+
+
+def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
+    """A cross-entropy step per mini-batch of rows. Returns (log-probabilities [N, T], stats).
+
+    The log-probabilities are those of the passes that trained: each row is scored by weights that
+    have not seen its outcome (PRIME's `update: after`).
+    """
+    N = len(batch.lengths)
+    world_size = dist.get_world_size()
+    torch_device = batch.mask.device
+    lr = warmed_up(prm_learning_rate, step)
+    logprobs_of_all = torch.zeros_like(ref_logprobs)  # [N, T]
+    losses = []
+    norms = []
+
+    for low in range(0, N, prm_batch_rows):
+        minibatch = list(range(low, min(low + prm_batch_rows, N)))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=torch_device)
+        mine, idle = own_rows(batch, minibatch)
+
+        for rows in mine:
+            logprobs = forward(models.prm, batch, rows)
+            loss = prm_loss(
+                logprobs, ref_logprobs[rows], batch.mask[rows], batch.outcomes[rows], beta
+            )
+            loss = loss * len(rows) / len(minibatch)  # the mean over the mini-batch's rows
+            (loss * world_size).backward()  # FSDP averages over ranks: this sums
+            logprobs_of_all[rows] = logprobs.detach()
+            loss_sum += loss.detach()
+        idle_passes(models.prm, idle, torch_device)
+
+        norms.append(optimizer_step(models.prm, models.prm_optimizer, lr, prm_grad_clip))
+        losses.append(all_sum(loss_sum, torch_device))
+
+    dist.all_reduce(logprobs_of_all)
+    stats = dict(prm_loss=sum(losses) / len(losses), prm_grad_norm=max(norms))
+    return logprobs_of_all, stats
+
+
+def update_prm(models: Models, batch: Batch, ref_logprobs, step: int):
+    """The PRM's log-probabilities [N, T] that rewards are made of, and what to report.
+
+    One branch per prm_update. `unseen` are log-probabilities by weights that have not seen these
+    outcomes: what the PRM's accuracy is measured on.
+    """
+    if prm_update == "after":
+        # Published: the pass that trains also scores.
+        unseen, stats = train_prm(models, batch, ref_logprobs, step)
+        prm_logprobs = unseen
+    elif prm_update == "before":
+        # Recipe: train, then score with the new weights.
+        unseen, stats = train_prm(models, batch, ref_logprobs, step)
+        prm_logprobs = score(models.prm, batch)
+    else:
+        # The PRM stays as it is.
+        unseen = score(models.prm, batch)
+        prm_logprobs = unseen
+        loss = prm_loss(unseen, ref_logprobs, batch.mask, batch.outcomes, beta)
+        stats = dict(prm_loss=loss.item(), prm_grad_norm=0.0)
+
+    scores = torch.where(batch.mask, unseen - ref_logprobs, 0.0).sum(-1)  # [N]
+    accuracy = pair_accuracy(scores, batch.outcomes, samples_per_prompt)
+    stats["prm_pair_accuracy"] = accuracy.item()
+    return prm_logprobs, stats
+
+
+def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: int):
+    """PPO over mini-batches of rows. Returns stats, means over the rows of all ranks and epochs.
+
+    A and weights [N, T]: advantages, and importance weights beside them.
+    """
+    policy = models.policy
+    lr = warmed_up(learning_rate, step)
+    N = len(batch.lengths)
+    world_size = dist.get_world_size()
+    torch_device = batch.mask.device
+    means = RowMeans(total_rows=ppo_epochs * N)
+    norms = []
+
+    for minibatch in minibatches(N, step):
+        mine, idle = own_rows(batch, minibatch)
+        for rows in mine:
+            mask = batch.mask[rows]
+            if entropy_coef:
+                logprobs, entropies = forward(policy, batch, rows, temperature, entropy=True)
             else:
-                self.too_long += 1
-                if tried > 2 * len(self.problems) + count and not found:        # one that fits can be first, then last
-                    raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
-        return found
+                logprobs = forward(policy, batch, rows, temperature)
+            weighted = A[rows] * weights[rows]
+            loss, stats = ppo_loss(logprobs, old_logprobs[rows], weighted, mask, clip)
+            if entropy_coef:
+                loss = loss - entropy_coef * (entropies.sum(-1) / mask.sum(-1)).mean()
 
-    def _next(self):
-        epoch, position = divmod(self.drawn, len(self.problems))
-        if position == 0 or not hasattr(self, "order"):
-            self.order = list(range(len(self.problems)))
-            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
-        self.drawn += 1
-        return self.order[position]
+            # FSDP averages gradients over ranks; this is their sum, a mean over the mini-batch.
+            (loss * len(rows) / len(minibatch) * world_size).backward()
+            stats["policy_loss"] = loss.detach()
+            means.add(stats, len(rows))
+        idle_passes(policy, idle, torch_device)
+        norms.append(optimizer_step(policy, models.optimizer, lr, grad_clip))
 
-def rollout(engine, grader, tokenizer, problems, prompts, n_samples, seed, sampling):
-    """Sample and grade on every rank its share of `prompts` [(index, ids)]; all ranks get all groups, in the order given.
+    return dict(means.over_ranks(), grad_norm=max(norms), lr=lr)
 
-    A group: dict(index, prompt, tokens [K][t], logprobs [K][t] of the engine, mask [K][t] (0: a tool's words), outcomes [K],
-    finish [K], texts [K], boxed [K]). An answer that did not end by itself has outcome 0. Sample k of a prompt has its own
-    seed: what is sampled does not depend on the number of ranks. sampling: of sample()."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine = list(enumerate(prompts))[rank::world]
-    groups = {i: dict(index=index, prompt=ids, outcomes=[0.0] * n_samples) | {
-        key: [None] * n_samples for key in ("tokens", "logprobs", "finish", "mask", "texts", "boxed")}
-        for i, (index, ids) in mine}
-    requests = [(i, k, ids, sample_seed(*seed, i, k)) for i, (_, ids) in mine for k in range(n_samples)]
-    pending = []
-    for number, answer in sample(engine, tokenizer, [(ids, s, sampling) for _, _, ids, s in requests]):
-        i, k = requests[number][:2]
-        group, problem = groups[i], problems[groups[i]["index"]]
-        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
-        answer = answer._replace(mask=answer.mask or [1] * len(answer.tokens))
-        for key, value in zip(("tokens", "logprobs", "finish", "mask", "texts"), (*answer, text)):
-            group[key][k] = value
-        group["boxed"][k] = problem["ability"] != "math" or extract_answer(text) is not None
-        if answer.finish_reason == "stop":      # graded by other processes while sampling goes on
-            reference = dict(ability=problem["ability"], ground_truth=problem["ground_truth"])
-            pending.append((group, k, grader.submit(text, reference)))
-    for group, k, outcome in pending:
-        group["outcomes"][k] = outcome.result()
-    gathered = [None] * world
-    dist.all_gather_object(gathered, groups)
-    merged = {i: group for part in gathered for i, group in part.items()}
-    return [merged[i] for i in sorted(merged)]
 
-def evaluate(engine, grader, tokenizer, problems, sampling):
-    """(greedy accuracy, mean accuracy of eval_samples at temperature 1) on held-out problems; too long ones count as wrong."""
-    prompts = [(i, render_prompt(tokenizer, p["messages"])) for i, p in enumerate(problems)]
-    prompts = [(i, ids) for i, ids in prompts if len(ids) <= max_prompt_tokens]
-    groups = [rollout(engine, grader, tokenizer, problems, prompts, k, (seed, name), sampling | dict(temperature=temperature))
-              for name, k, temperature in (("greedy", 1, 0.0), ("eval", eval_samples, 1.0))]
-    return [sum(sum(g["outcomes"]) / len(g["outcomes"]) for g in part) / len(problems) for part in groups]
+def own_rows(batch: Batch, minibatch: list[int]):
+    """(micro-batches of this rank, passes that it is idle in) of a mini-batch of row numbers."""
+    lengths = [batch.lengths[i] for i in minibatch]
+    mine, idle = my_micro_batches(lengths, micro_batch_tokens)
+    return [[minibatch[j] for j in members] for members in mine], idle
 
-def log_samples(file, step, kept, problems, rewards, A):
-    """A few rows of the step to samples.jsonl: what was written, how it was graded, what each token was paid."""
-    K = len(kept[0]["texts"])
-    for i in range(min(samples_logged, len(kept) * K)):
-        group, k = kept[i // K], i % K
-        n = len(group["tokens"][k])
-        file.write(json.dumps(dict(
-            step=step, problem=problems[group["index"]]["problem"], ground_truth=problems[group["index"]]["ground_truth"],
-            response=group["texts"][k], outcome=group["outcomes"][k], finish_reason=group["finish"][k],
-            tokens=group["tokens"][k],
-            process_rewards=[round(x, 4) for x in rewards[i, :n].tolist()],
-            advantages=[round(x, 3) for x in A[i, :n].tolist()]), ensure_ascii=False) + "\n")
-    file.flush()
 
-def plot_curves(metrics_path, path):
-    """metrics.jsonl -> a figure of accuracy, PRM, policy and time."""
-    import matplotlib.figure, pandas
-    rows = pandas.read_json(metrics_path, lines=True)
-    rows.index = rows.get("step", rows.index) + 1
-    panels = {"accuracy": "outcome outcome_kept eval_greedy eval_sampled", "implicit PRM": "prm_loss prm_pair_accuracy",
-              "mean |return|": "process_return outcome_return", "policy": "entropy clipfrac grad_norm",
-              "tokens of a response": "response_tokens", "share": "kept_share truncated no_box"}
-    figure = matplotlib.figure.Figure((13, 7), layout="tight")
-    for axis, (title, names) in zip(figure.subplots(2, 3).flat, panels.items()):
-        for name in [name for name in names.split() if name in rows]:
-            rows[name].dropna().plot(ax=axis, title=title, style="o-" if name[:4] == "eval" else "-", markersize=3, grid=True)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+def minibatches(N: int, step: int) -> list[list[int]]:
+    """Row numbers 0 .. N-1 of every epoch in a random order of its own, cut into mini-batches."""
+    order = []
+    for epoch in range(ppo_epochs):
+        generator = torch.Generator().manual_seed(sample_seed(seed, step, epoch))
+        order += torch.randperm(N, generator=generator).tolist()
+    return [order[low : low + batch_rows] for low in range(0, len(order), batch_rows)]
 
-def check_settings():
-    """UserError for values that cannot work, before anything is loaded."""
-    one = ("prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens eval_problems eval_samples "
-           "eval_interval keep_checkpoints normalize_chunks").split()
-    least = dict.fromkeys(one, 1) | dict(samples_per_prompt=2, oversample=float(collect == "once"))    # one draw must be enough
-    plan.check(globals(), least, prm_update=("after", "before", "none"), collect=("until_full", "once"),
-               ref_type=("freeze", "policy"), granularity=("token", "whole"), normalize=("batch", None))
-    if wandb_project and find_spec("wandb") is None:
-        raise UserError("wandb_project is set, but wandb is not installed: pip install wandb, or --wandb_project=None")
+
+def warmed_up(rate: float, step: int) -> float:
+    """A learning rate, linear over the first warmup_steps, then constant."""
+    return rate * min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def process_rewards_in_chunks(prm_logprobs, ref_logprobs, mask):
+    """Process rewards [N, T], each of normalize_chunks consecutive chunks with its own divisor."""
+    if not last_token_reward:
+        # Equal log-probabilities: a reward of 0 on the last token.
+        prm_logprobs = torch.where(last_token(mask), ref_logprobs, prm_logprobs)
+    chunks = zip(
+        prm_logprobs.chunk(normalize_chunks),
+        ref_logprobs.chunk(normalize_chunks),
+        mask.chunk(normalize_chunks),
+    )
+    return torch.cat([process_rewards(*chunk, granularity, normalize) for chunk in chunks])
+
+
+def importance_weights(old_logprobs, batch: Batch):
+    """Truncated importance weights [N, T]: the tokens were drawn from the engine's distribution."""
+    if importance_cap is None:
+        return torch.ones_like(old_logprobs)
+    return (old_logprobs - batch.engine_logprobs).exp().clamp(max=importance_cap)
+
+
+# ----------------------------------------------------------------------------------------------
+# What a step reports
+
+
+def policy_metrics(old_logprobs, entropy, batch: Batch) -> dict:
+    """Entropy, and how far engine and trainer disagree on the sampled tokens: nats, and a KL."""
+    difference = (old_logprobs - batch.engine_logprobs)[batch.mask]
+    return dict(
+        outcome_kept=batch.outcomes.mean().item(),
+        entropy=(entropy.sum() / batch.mask.sum()).item(),
+        mismatch=difference.abs().mean().item(),
+        mismatch_kl=(difference.exp() - 1 - difference).mean().item(),
+    )
+
+
+def check_mismatch(mismatch: float, step: int, torch_dtype) -> None:
+    """Raise UserError if the engine's log-probabilities are not those of the trainer."""
+    bound = max_mismatch
+    if bound is None:
+        bound = 1e-3 if torch_dtype == torch.float32 else 0.1
+    if not math.isfinite(mismatch) or mismatch > bound:
+        raise UserError(
+            f"step {step + 1}: engine and trainer disagree by {mismatch:.4f} nats per token on "
+            f"average, more than max_mismatch={bound}: the engine has other weights or another "
+            "precision"
+        )
+
+
+# ----------------------------------------------------------------------------------------------
+# Set-up
+
+
+def check_settings() -> None:
+    """Raise UserError for values that cannot work, before anything is loaded."""
+    at_least_one = (
+        "prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens "
+        "eval_problems eval_samples eval_interval keep_checkpoints normalize_chunks"
+    )
+    least = dict.fromkeys(at_least_one.split(), 1)
+    least["samples_per_prompt"] = 2
+    least["oversample"] = 1.0 if collect == "once" else 0.0  # one draw must be enough there
+    check_limits(
+        globals(),
+        least,
+        prm_update=("after", "before", "none"),
+        collect=("until_full", "once"),
+        ref_type=("freeze", "policy"),
+        granularity=("token", "whole"),
+        normalize=("batch", None),
+        estimator=tuple(ESTIMATORS),
+    )
+    check_wandb(wandb_project)
     if not 0 < temperature <= 2:
         raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
     if not (outcome_coef or process_coef):
         raise UserError("outcome_coef and process_coef are both 0: no source of rewards is left")
     rows = prompts_per_step * samples_per_prompt
     if rows % normalize_chunks:
-        raise UserError(f"normalize_chunks={normalize_chunks} does not divide the {rows} rows of a step")
+        raise UserError(
+            f"normalize_chunks={normalize_chunks} does not divide the {rows} rows of a step"
+        )
 
-# ---------------------------------------------------------------------------------------------------------------------
 
-def main():
-    N = prompts_per_step * samples_per_prompt
-    check_settings()
-    torch_device, torch_dtype = plan.pick_device(device, dtype)
-    plan.dry_run("prime", globals())                # if asked for: ends here where there is no GPU
-    tokenizer = load_tokenizer(model, chat_template)
-    rank, world = setup_distributed(torch_device, timeout_minutes)
-    first = rank == 0
-    os.makedirs(out_dir, exist_ok=True)
-    stopped = plan.catch_signals()
-    columns = dict(problem_column=problem_column, answer_column=answer_column, system_prompt=system_prompt,
-                   user_suffix=user_suffix, code_suffix=code_suffix, max_bad_share=max_bad_share)
+def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
+    """The problems to learn from and the held-out ones, as streams of prompts."""
+    columns = dict(
+        problem_column=problem_column,
+        answer_column=answer_column,
+        system_prompt=system_prompt,
+        user_suffix=user_suffix,
+        code_suffix=code_suffix,
+        max_bad_share=max_bad_share,
+        own_reward=reward is not None,
+    )
     problems = load_problems(data, split, data_config, **columns)
-    held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns) if eval_data else []
-    plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for p in problems + held_out))
-    stream = PromptStream(problems, tokenizer, max_prompt_tokens, seed)
+    held_out = []
+    if eval_data:
+        held_out = load_problems(eval_data, eval_split, max_problems=eval_problems, **columns)
 
-    # The engine first: what it may take is a share of a card that is still empty. Then policy, PRM and reference.
-    sampler = make_engine(engine, model, tokenizer, torch_device, torch_dtype, max_prompt_tokens + max_tokens,
-                          gpu_memory=gpu_memory, colocated=True)
-    put_to_sleep(sampler)
-    loading = dict(device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile)
-    with waiting_for("loading", timeout_minutes):
-        policy = load_model(model, checkpointing=checkpointing, **loading)
-        prm = load_model(prm_model or model, trained=prm_update != "none", checkpointing=checkpointing, **loading)
-        ref = load_model(ref_model or prm_model or model, trained=False, **loading) if ref_type == "freeze" else None
+    code = any(problem.ability == "code" for problem in problems + held_out)
+    announce_sandbox(sandbox, needed=tir or (code and reward is None))
+    return (
+        PromptStream(problems, tokenizer, max_prompt_tokens, seed),
+        PromptStream(held_out, tokenizer, max_prompt_tokens, seed),
+    )
+
+
+def open_engine(tokenizer, torch_device, torch_dtype):
+    """The engine, asleep."""
+    opened = make_engine(
+        engine,
+        model,
+        tokenizer,
+        torch_device,
+        torch_dtype,
+        max_prompt_tokens + max_tokens,
+        gpu_memory=gpu_memory,
+        colocated=True,
+    )
+    opened.sleep()
+    return opened
+
+
+def load_models(torch_device, torch_dtype) -> Models:
+    """The three models, sharded over all ranks, and AdamW for the two that are trained."""
+    sharding = dict(
+        device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile
+    )
+    policy = load_model(model, checkpointing=checkpointing, **sharding)
+    prm = load_model(
+        prm_model or model,
+        trained=prm_update != "none",
+        checkpointing=checkpointing,
+        **sharding,
+    )
+    ref = None
+    if ref_type == "freeze":
+        ref = load_model(ref_model or prm_model or model, trained=False, **sharding)
+
     optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
     prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
-    trained = dict(policy=(policy, optimizer)) | (dict(prm=(prm, prm_optimizer)) if prm_update != "none" else {})
-    if dry_run:
-        longest, nets = max(micro_batch_tokens, max_prompt_tokens + max_tokens), [*trained.values(), (ref or prm, None)]
-        plan.longest_batch(nets, longest, torch_device, move if offload else None, entropy_coef != 0)
-        return hand_over(policy, sampler)           # the engine wakes up beside everybody's moments
+    return Models(policy, optimizer, prm, prm_optimizer, ref)
 
-    checkpoints = os.path.join(out_dir, "checkpoints")
+
+def print_memory() -> None:
+    """What a step and a GPU hold, by arithmetic."""
+    names = """prm_model ref_model prompts_per_step samples_per_prompt max_prompt_tokens max_tokens
+        micro_batch_tokens batch_rows prm_batch_rows ppo_epochs prm_update ref_type checkpointing
+        offload shard dtype gpu_memory"""
+    own = {name: globals()[name] for name in names.split()}
+    memory.print_prime(model, memory.gpus_of_this_run(), entropy=entropy_coef != 0, **own)
+
+
+def run_longest_batch(models: Models, torch_device) -> None:
+    """The largest passes there can be, of all models: what --dry_run=True does on a GPU."""
+    pairs = [*models.trained.values(), (models.ref or models.prm, None)]
+    tokens = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
+    longest_batch(pairs, tokens, torch_device, offload, entropy=entropy_coef != 0)
+
+
+def resume(models: Models, rollout_engine, stream: PromptStream) -> tuple[int, dict]:
+    """Go on after the newest checkpoint, if there is one. Returns (steps done, state)."""
     with waiting_for("loading the checkpoint", timeout_minutes):
-        start, state = load_checkpoint(checkpoints, trained) or (0, dict(drawn=0, buffer=[], too_long=0, samples=0))
-        move("cpu", *(prm, prm_optimizer, ref, optimizer) * offload)
-        hand_over(policy, sampler)
-    stream.drawn, stream.too_long = state["drawn"], state["too_long"]
-    stream.buffer = [index for index in state["buffer"] if index < len(problems)]           # the data may be other data now
-    metrics_path, samples_path, wandb_run = os.path.join(out_dir, "metrics.jsonl"), os.path.join(out_dir, "samples.jsonl"), None
-    if first:
-        plan.keep_lines(metrics_path, start or -1)              # step -1: the evaluation before the first
-        plan.keep_lines(samples_path, start)
-        plan.write_run_config(out_dir, configurator.values(globals()))
-        size = sum(p.numel() for p in policy.parameters()) / 1e6
-        updates, prm_updates = math.ceil(ppo_epochs * N / batch_rows), math.ceil(N / prm_batch_rows)
-        print(f"{size:.1f} M parameters on {world} x {torch_device.type}, {torch_dtype}, engine {sampler.name}; "
-              f"{len(problems)} problems, {len(held_out)} held out\n"
-              f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, {prm_updates} PRM "
-              f"and {updates} policy updates" + f"; resumed after step {start}" * (start > 0), flush=True)
-        if wandb_project:
-            import wandb
-            wandb_run = wandb.init(project=wandb_project, dir=out_dir, resume="auto", config=configurator.values(globals()))
+        found = load_checkpoint(os.path.join(out_dir, "checkpoints"), models.trained)
+        if offload:
+            move("cpu", models.prm, models.prm_optimizer, models.ref, models.optimizer)
+        rollout_engine.wake_up(full_tensors(models.policy))
+    if found is None:
+        return 0, dict(stream.state(), samples=0)
+    steps_done, state = found
+    stream.load_state(state)
+    return steps_done, state
 
-    # A checkpoint is written during the next rollout, which changes nothing of it, by threads with a group of their own.
-    writers = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
-    saving, ended = None, False         # the Future of the last one; was the run asked to end?
-    seconds = {}                        # of the step, by phase
 
-    @contextmanager
-    def phase(name, *needed):           # needed: models and optimizers that wait in host memory, if they are offloaded
-        began = time.time()
-        with waiting_for(f"step {step + 1}, {name}", timeout_minutes):
-            move(torch_device, *needed * offload)
-            yield
-            move("cpu", *needed * offload)
-        seconds[name] = seconds.get(name, 0.0) + time.time() - began
+def print_start(models: Models, rollout_engine, stream, held_out, start, torch_dtype) -> None:
+    """The sizes that follow from the settings."""
+    N = prompts_per_step * samples_per_prompt
+    size = sum(p.numel() for p in models.policy.parameters()) / 1e6
+    updates = math.ceil(ppo_epochs * N / batch_rows)
+    prm_updates = math.ceil(N / prm_batch_rows)
+    resumed = f"; resumed after step {start}" if start else ""
+    kind = next(models.policy.parameters()).device.type
+    print0(
+        f"{size:.1f} M parameters on {dist.get_world_size()} x {kind}, {torch_dtype}, "
+        f"engine {rollout_engine.name}; "
+        f"{len(stream.problems)} problems, {len(held_out.problems)} held out\n"
+        f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, "
+        f"{prm_updates} PRM and {updates} policy updates{resumed}"
+    )
 
-    def share(rows):
-        """The micro-batches of this rank, from `rows` (row numbers): lists of row numbers."""
-        mine = micro_batches([lengths[i] for i in rows], micro_batch_tokens, world)[rank]
-        return [[rows[j] for j in members] for members in mine]
 
-    def logprobs_of(net, members, temperature=1.0, entropy=False):
-        """Log-probabilities [n, T] of the responses of some rows, and entropies if asked for, with gradient if it is on."""
-        rows = [(prompts[i] + responses[i], [0] * len(prompts[i]) + written[i]) for i in members]
-        rows = rows or [([0, 0], [0, 1])]       # a dummy keeps the ranks' collectives in step; its loss is multiplied by 0
-        values = net(**pack(rows, torch_device), temperature=temperature, entropy=entropy)
-        return [to_rows(x, mask[members]) if members else x[:, None] for x in values]
+def save_run(models: Models, steps_done: int, state: dict) -> None:
+    """A checkpoint to go on from."""
+    folder = os.path.join(out_dir, "checkpoints")
+    save_checkpoint(folder, steps_done, models.trained, state, keep_checkpoints)
 
-    @torch.no_grad()
-    def score(net, temperature=1.0, entropy=False):
-        """Log-probabilities [N, T] of all responses, and entropies if asked for, on every rank."""
-        out = torch.zeros(1 + entropy, *mask.shape, device=torch_device)
-        for members in share(list(range(len(responses)))):
-            values = logprobs_of(net, members, temperature, entropy)
-            if members:
-                out[:, members] = torch.stack(values)
-        net.reshard()                   # a forward without backward leaves the root's weights gathered
-        dist.all_reduce(out)
-        return out
 
-    sampling = dict(temperature=temperature, max_tokens=max_tokens) | (
-        dict(rounds=tir_rounds, tool_timeout=tir_timeout) if tir else {})
-    with open(metrics_path if first else os.devnull, "a", encoding="utf-8") as metrics_file, \
-            open(samples_path if first else os.devnull, "a", encoding="utf-8") as samples_file, \
-            Grader(workers=grade_workers or max(1, os.cpu_count() // world), timeout=grade_timeout) as grader, \
-            ThreadPoolExecutor(1, "writer", plan.pick_device, (device, dtype)) as writer:     # a thread's card is its own
-        if held_out and start == 0:
-            with waiting_for("the evaluation before step 1", timeout_minutes):
-                greedy, sampled = evaluate(sampler, grader, tokenizer, held_out, sampling)
-            print(f"before step 1: held-out accuracy greedy {greedy:.3f}, sampled {sampled:.3f}", flush=True)
-            metrics_file.write(json.dumps(dict(step=-1, eval_greedy=greedy, eval_sampled=sampled)) + "\n")
-        began = step_began = time.time()
+def is_due(interval: int, steps_done: int) -> bool:
+    """Every `interval` steps, and after the last one; 0 is never."""
+    return bool(interval) and (steps_done % interval == 0 or steps_done == max_steps)
+
+
+def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> None:
+    """Policy and PRM as Hugging Face folders."""
+    if offload:
+        move(torch_device, models.prm)
+    policy_path = os.path.join(out_dir, "policy")
+    prm_path = os.path.join(out_dir, "prm")
+    with waiting_for("the models' files", timeout_minutes):
+        save_model(models.policy, tokenizer, policy_path, torch_dtype, model)
+        save_model(models.prm, tokenizer, prm_path, torch_dtype, prm_model or model)
+
+
+# ----------------------------------------------------------------------------------------------
+
+
+def main():
+    check_settings()
+    torch_device, torch_dtype = pick_device(device, dtype)
+    if dry_run:
+        print_memory()
+        if not memory.runs_longest_batch(torch_device):
+            return
+
+    # Processes, problems, engine, models. The engine comes before the models: what it may take is
+    # a share of a GPU that is still empty.
+    tokenizer = load_tokenizer(model, chat_template)
+    rank, world_size = setup_distributed(torch_device, timeout_minutes)
+    os.makedirs(out_dir, exist_ok=True)
+    stop_signals = catch_signals()
+    stream, held_out = load_data(tokenizer)
+    rollout_engine = open_engine(tokenizer, torch_device, torch_dtype)
+    with waiting_for("loading", timeout_minutes):
+        models = load_models(torch_device, torch_dtype)
+    if dry_run:
+        run_longest_batch(models, torch_device)
+        rollout_engine.wake_up(full_tensors(models.policy))  # does it fit beside Adam's state?
+        return
+
+    start, state = resume(models, rollout_engine, stream)
+    if rank == 0:
+        write_run_config(out_dir, configurator.values(globals()))
+    log = RunLog(out_dir, start, rank, wandb_project, configurator.values(globals()))
+    print_start(models, rollout_engine, stream, held_out, start, torch_dtype)
+    workers = grade_workers or max(1, os.cpu_count() // world_size)
+    grader = Grader(workers=workers, timeout=grade_timeout, reward=reward)
+    clock = Stopwatch()
+    stopped = False
+
+    with grader, waiting_for(clock, timeout_minutes):
+        if held_out.problems and start == 0:
+            clock.start("evaluation", step=-1)
+            log.write_first(evaluate(rollout_engine, grader, held_out))
+            clock.reset()
+
         for step in range(start, max_steps):
-            # 1. Rollouts: draw prompts until enough of them have a mean outcome inside the filter.
-            with phase("rollout"):
-                kept, failed, drawn_groups = [], [], []
-                for draw in range(1 if collect == "once" else max_draws):
-                    count = max(1, int(prompts_per_step * oversample)) + min(len(stream.buffer), prompts_per_step) * (draw == 0)
-                    groups = rollout(sampler, grader, tokenizer, problems, stream.draw(count), samples_per_prompt,
-                                     (seed, step, draw), sampling)
-                    for group in groups:
-                        passes = keep_group(group["outcomes"], filter_low, filter_high) and not (
-                            filter_truncated and "length" in group["finish"])
-                        (kept if passes else failed).append(group)
-                    drawn_groups += groups
-                    if len(kept) >= prompts_per_step:
-                        break
-                if collect == "once":
-                    kept += failed[:max(0, prompts_per_step - len(kept))]
-                if len(kept) < prompts_per_step:
-                    mean = sum(sum(g["outcomes"]) for g in drawn_groups) / (len(drawn_groups) * samples_per_prompt)
-                    passed = (f"step {step + 1}: {len(kept)} of {len(drawn_groups)} prompts passed the filter {filter_low}-"
-                              f"{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})")
-                    if step > start and save_interval and step % save_interval:
-                        save_checkpoint(checkpoints, step, trained, state, keep_checkpoints)
-                    if step and mean > filter_high:
-                        print(f"{passed}: these problems are solved, the run ends here", flush=True)
-                        break
-                    raise UserError(f"{passed}: take easier or harder problems, a wider filter, or more max_draws")
-                # Surplus prompts are sampled anew by the next policy; their answers are thrown away (original).
-                stream.buffer += [g["index"] for g in kept[prompts_per_step:]] if collect == "until_full" else []
-                kept = kept[:prompts_per_step]
-                put_to_sleep(sampler)
-            with phase("save"):
-                saving = saving and saving.result()
-
-            prompts = [g["prompt"] for g in kept for _ in range(samples_per_prompt)]
-            responses, written = [tokens for g in kept for tokens in g["tokens"]], [m for g in kept for m in g["mask"]]
-            lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
-            # A tool's words are context: no log-probability, no reward, no loss, no place in a mean.
-            mask = torch.nn.utils.rnn.pad_sequence([torch.tensor(m, dtype=torch.bool) for m in written], batch_first=True)
-            mask = mask.to(torch_device)                                                                     # [N, T] bool
-            outcomes = torch.tensor([o for g in kept for o in g["outcomes"]], device=torch_device)           # [N]
-            engine_logprobs = torch.tensor([x for g in kept for values, m in zip(g["logprobs"], g["mask"])
-                                            for x, own in zip(values, m) if own], device=torch_device)
-
-            # 2. Log-probabilities of the policy before its update, at the rollout's temperature, and of the reference.
-            with phase("old"):
-                old_logprobs, entropy = score(policy, temperature, entropy=True)
-            difference = old_logprobs[mask] - engine_logprobs
-            mismatch = difference.abs().mean().item()
-            bound = max_mismatch if max_mismatch is not None else 1e-3 if torch_dtype == torch.float32 else 0.1
-            if not mismatch <= bound:
-                raise UserError(f"step {step + 1}: engine and trainer disagree by {mismatch:.4f} nats a token on average, more "
-                                f"than max_mismatch={bound}: the engine has other weights or another precision")
-            with phase("ref", ref):
-                ref_logprobs = old_logprobs if ref is None and temperature == 1 else score(ref or policy)[0]
-
-            # 3. PRM: token rewards are its log-ratio to the reference; one cross-entropy step on the outcomes a mini-batch.
-            with phase("prm", prm, prm_optimizer):
-                prm_lr = prm_learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
-                prm_logprobs, prm_losses, prm_norms = torch.zeros_like(ref_logprobs), [], []
-                for low in range(0, N, prm_batch_rows) if prm_update != "none" else []:
-                    rows, loss_sum = list(range(low, min(low + prm_batch_rows, N))), 0.0
-                    for members in share(rows):
-                        logprobs, = logprobs_of(prm, members)
-                        if members:
-                            loss = prm_loss(logprobs, ref_logprobs[members], mask[members], outcomes[members], beta)
-                            loss = loss * len(members) / len(rows)          # the mean over the mini-batch's rows
-                            prm_logprobs[members] = logprobs.detach()       # scored by the weights before their update
-                        else:
-                            loss = 0.0 * logprobs.sum()
-                        (loss * world).backward()                           # FSDP averages over ranks: this sums
-                        loss_sum = loss_sum + loss.detach().double()
-                    prm_norms.append(optimizer_step(prm, prm_optimizer, prm_lr, prm_grad_clip))
-                    prm_losses.append(all_sum(loss_sum, torch_device))
-                dist.all_reduce(prm_logprobs)                           # by weights that have not seen these outcomes
-                scored = prm_logprobs if prm_update == "after" else score(prm)[0]
-                if not prm_losses:                                      # prm_update = 'none'
-                    prm_logprobs, prm_losses = scored, [prm_loss(scored, ref_logprobs, mask, outcomes, beta).item()]
-
-            # 4. Rewards and advantages: every rank has the whole batch and computes the same numbers.
-            scored = scored if last_token_reward else torch.where(last_token(mask), ref_logprobs, scored)
-            rewards = torch.cat([process_rewards(p, r, m, granularity, normalize) for p, r, m in
-                                 zip(*(x.chunk(normalize_chunks) for x in (scored, ref_logprobs, mask)))])      # [N, T]
-            A = advantages(outcomes, rewards if process_coef else None, mask, samples_per_prompt, outcome_coef, process_coef,
-                           outcome_gamma, process_gamma, whiten)
-            if importance_cap:          # truncated importance sampling: the tokens were drawn from the engine's distribution
-                A[mask] *= difference.exp().clamp(max=importance_cap)
-
-            # 5. Policy: PPO clip over mini-batches of rows, in an order of the step's own.
-            with phase("policy", optimizer):
-                lr = learning_rate * min(1.0, (step + 1) / (warmup_steps + 1))
-                order = torch.cat([torch.randperm(N, generator=torch.Generator().manual_seed(sample_seed(seed, step, e)))
-                                   for e in range(ppo_epochs)]).tolist()
-                totals, norms = torch.zeros(4, dtype=torch.float64, device=torch_device), []
-                for low in range(0, len(order), batch_rows):
-                    rows = order[low:low + batch_rows]
-                    for members in share(rows):
-                        logprobs, *entropies = logprobs_of(policy, members, temperature, entropy=entropy_coef != 0)
-                        if members:
-                            m = mask[members]
-                            loss, stats = ppo_loss(logprobs, old_logprobs[members], A[members], m, clip)
-                            if entropy_coef:
-                                loss = loss - entropy_coef * (entropies[0].sum(-1) / m.sum(-1)).mean()
-                            loss = loss * len(members) / len(rows)
-                            totals[:3] += torch.stack([loss.detach() * len(rows), stats["clipfrac"] * len(members),
-                                                       stats["approx_kl"] * len(members)]) / len(order)
-                            totals[3] = torch.maximum(totals[3], stats["ratio_max"])
-                        else:
-                            loss = 0.0 * logprobs.sum()
-                        (loss * world).backward()
-                    norms.append(optimizer_step(policy, optimizer, lr, grad_clip))
-                ratio_max = totals[3].clone()
-                dist.all_reduce(totals)
-                dist.all_reduce(ratio_max, op=dist.ReduceOp.MAX)
-
-            # 6. The new weights go to the engine, before the next rollout.
-            with phase("sync"):
-                hand_over(policy, sampler)
-
-            # What happened.
-            drawn, drawn_rows = len(drawn_groups), len(drawn_groups) * samples_per_prompt
-            end = last_token(mask)
-            returns = [rloo(r, m, samples_per_prompt, g)[mask].abs().mean().item() for r, m, g in
-                       ((rewards, mask, process_gamma), (torch.where(end, outcomes[:, None], 0.0), end, outcome_gamma))]
-            row = dict(
-                step=step, outcome=sum(sum(g["outcomes"]) for g in drawn_groups) / drawn_rows,
-                outcome_kept=outcomes.mean().item(),
-                prompts_drawn=drawn, prompts_kept=len(kept), kept_share=sum(g not in failed for g in drawn_groups) / drawn,
-                samples=state["samples"] + drawn_rows,
-                response_tokens=sum(sum(m) for g in drawn_groups for m in g["mask"]) / drawn_rows,
-                truncated=sum(f == "length" for g in drawn_groups for f in g["finish"]) / drawn_rows,
-                no_box=sum(not b for g in drawn_groups for b in g["boxed"]) / drawn_rows,
-                given_up=sum(getattr(o, "failure", None) is not None for g in drawn_groups for o in g["outcomes"]) / drawn_rows,
-                tool_calls=sum(text.count(TOOL_STOP) for g in drawn_groups for text in g["texts"]) / drawn_rows,
-                prm_loss=sum(prm_losses) / len(prm_losses), prm_grad_norm=max(prm_norms, default=0.0),
-                prm_pair_accuracy=pair_accuracy(torch.where(mask, prm_logprobs - ref_logprobs, 0.0).sum(-1), outcomes,
-                                                samples_per_prompt).item(),
-                process_return=returns[0], outcome_return=returns[1], advantage_std=A[mask].std().item(),
-                policy_loss=totals[0].item(), clipfrac=totals[1].item(), approx_kl=totals[2].item(), ratio_max=ratio_max.item(),
-                entropy=(entropy.sum() / mask.sum()).item(), grad_norm=max(norms), lr=lr,
-                mismatch=mismatch, mismatch_kl=(difference.exp() - 1 - difference).mean().item(), too_long=stream.too_long,
-                peak_memory_gb=(torch.cuda.max_memory_allocated() if torch_device.type == "cuda" else
-                                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30)
-            abilities = sorted({problems[g["index"]]["ability"] for g in drawn_groups})
-            for ability in abilities if len(abilities) > 1 else ():
-                own = [o for g in drawn_groups if problems[g["index"]]["ability"] == ability for o in g["outcomes"]]
-                row[f"outcome_{ability}"] = sum(own) / len(own)
-            if held_out and ((step + 1) % eval_interval == 0 or step + 1 == max_steps):
-                with phase("eval"):
-                    row["eval_greedy"], row["eval_sampled"] = evaluate(sampler, grader, tokenizer, held_out, sampling)
-            row["seconds"] = {k: round(v, 3) for k, v in seconds.items()} | dict(step=round(time.time() - step_began, 3))
-            step_began = time.time()        # what a checkpoint takes belongs to the next step
-            seconds.clear()
-            print(json.dumps(row), file=metrics_file, flush=True)
-            log_samples(samples_file, step, kept, problems, rewards, A)
-            eta = (time.time() - began) / (step - start + 1) * (max_steps - step - 1)
-            held = ("" if "eval_greedy" not in row else
-                    f" | held out: greedy {row['eval_greedy']:.3f} sampled {row['eval_sampled']:.3f}")
-            print(f"step {step + 1}/{max_steps} outcome {row['outcome']:.3f} kept {len(kept)}/{drawn} "
-                  f"len {row['response_tokens']:.0f} cut {row['truncated']:.1%} | "
-                  f"prm {row['prm_loss']:.3f} pairs {row['prm_pair_accuracy']:.2f} | "
-                  f"clip {row['clipfrac']:.3f} kl {row['approx_kl']:.1e} ent {row['entropy']:.2f} mis {mismatch:.0e} | " +
-                  " ".join(f"{k} {v:.1f}" for k, v in row["seconds"].items()) +
-                  f" s eta {timedelta(seconds=round(eta))}{held}", flush=True)
-            if wandb_run:
-                wandb_run.log(row, step=step)
-            state = dict(drawn=stream.drawn, buffer=list(stream.buffer), too_long=stream.too_long, samples=row["samples"])
-            with phase("save"):
-                ended = all_sum(len(stopped), torch_device) > 0
-                if ended or save_interval and ((step + 1) % save_interval == 0 or step + 1 == max_steps):
-                    saving = save_checkpoint(checkpoints, step + 1, trained, state, keep_checkpoints, writer.submit, writers)
-            if ended:
+            # 1. Sample K answers per prompt until enough prompts have contrast (section 3.2).
+            clock.start("rollout", step)
+            kept, drawn = collect_groups(rollout_engine, grader, stream, step)
+            if len(kept) < prompts_per_step:
+                # Nothing is lost: `state` is that of the end of the step before.
+                if save_interval and step > start and step % save_interval:
+                    save_run(models, step, state)
+                raise_unless_solved(kept, drawn, step)
                 break
-        with waiting_for("the last checkpoint", timeout_minutes):
-            saving and saving.result()
-    if not ended:
-        move(torch_device, prm)
-        with waiting_for("the models' files", timeout_minutes):
-            save_model(policy, tokenizer, os.path.join(out_dir, "policy"), torch_dtype, model)
-            save_model(prm, tokenizer, os.path.join(out_dir, "prm"), torch_dtype, prm_model or model)
-    if first:
-        plot_curves(metrics_path, os.path.join(out_dir, "curves.png"))
-        print(f"stopped after step {step + 1}: start again with the same command to go on" if ended else
-              f"wrote {out_dir}/policy and {out_dir}/prm after {timedelta(seconds=round(time.time() - began))}", flush=True)
-        if wandb_run:
-            wandb_run.finish(exit_code=int(ended))          # 1: the same command goes on with this run
-    sampler.close()
+            rollout_engine.sleep()
+            batch = make_batch(kept, torch_device)
+
+            # 2. Log-probabilities of the policy before its update, and of the reference.
+            clock.start("old")
+            old_logprobs, entropy = score(models.policy, batch, temperature, entropy=True)
+            metrics = policy_metrics(old_logprobs, entropy, batch)
+            check_mismatch(metrics["mismatch"], step, torch_dtype)
+            clock.start("ref")
+            ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
+
+            # 3. The implicit PRM: its log-ratio to the reference is the reward of a token (Eq. 3),
+            # learned from outcomes alone (Eq. 4).
+            clock.start("prm")
+            with loaded(torch_device, models.prm, models.prm_optimizer):
+                prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
+            metrics |= stats
+            process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
+
+            # 4. Leave-one-out returns of outcome and process rewards, added and whitened (Eq. 5).
+            coefs = (outcome_coef, process_coef, outcome_gamma, process_gamma)
+            how = dict(whiten=whiten, estimator=ESTIMATORS[estimator], stats=metrics)
+            A = advantages(batch.outcomes, process, batch.mask, samples_per_prompt, *coefs, **how)
+            weights = importance_weights(old_logprobs, batch)
+
+            # 5. PPO.
+            clock.start("policy")
+            with loaded(torch_device, models.optimizer):
+                metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
+
+            # 6. The new weights go to the engine.
+            clock.start("sync")
+            rollout_engine.wake_up(full_tensors(models.policy))
+
+            # Report. A metric that is added to `metrics` reaches the file, the line and the curves.
+            metrics |= rollout_metrics(drawn, stream.problems, extract_answer)
+            metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
+            metrics["prompts_kept"] = len(kept)
+            metrics["advantage_std"] = A[batch.mask].std().item()
+            samples = state["samples"] + len(drawn) * samples_per_prompt
+            metrics |= dict(step=step, samples=samples, too_long=stream.too_long)
+            metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
+            if held_out.problems and is_due(eval_interval, step + 1):
+                clock.start("eval")
+                metrics |= evaluate(rollout_engine, grader, held_out)
+            metrics["seconds"] = clock.end_step()
+            log.write(metrics, max_steps, clock.seconds_left(max_steps - step - 1))
+            log.write_samples(sample_rows(step, kept, stream.problems, process, A, samples_logged))
+
+            # Save. If one rank was asked to stop, all stop.
+            clock.start("save")
+            state = dict(stream.state(), samples=samples)
+            stopped = all_sum(len(stop_signals), torch_device) > 0
+            if stopped or is_due(save_interval, step + 1):
+                save_run(models, step + 1, state)
+            if stopped:
+                break
+
+    # The models' folders, unless the run is to go on later.
+    if stopped:
+        ending = f"stopped after step {step + 1}: start again with the same command to go on"
+    else:
+        save_models(models, tokenizer, torch_device, torch_dtype)
+        ending = f"wrote {out_dir}/policy and {out_dir}/prm after {clock.elapsed()}"
+    log.close(finished=not stopped)
+    print0(ending)
+    rollout_engine.close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
 
 if __name__ == "__main__":
     configurator.run(main, globals())

@@ -5,6 +5,7 @@ import faulthandler
 import importlib.metadata
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,9 +79,10 @@ def setup_distributed(device: torch.device, minutes: float = 60) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def waiting_for(phase: str, minutes: float):
+def waiting_for(phase, minutes: float):
     """Name the phase in which another process did not arrive in time.
 
+    phase: a text, or an object that becomes one when it is asked, such as a Stopwatch.
     Raises UserError for a collective of gloo that timed out. (NCCL ends the process by itself.)
     """
     try:
@@ -268,3 +270,10 @@ def keep_lines(path: str, before: int) -> None:
     kept = [line + "\n" for line in lines if json.loads(line)["step"] < before]
     Path(path + ".tmp").write_text("".join(kept), "utf-8")
     os.replace(path + ".tmp", path)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of its GPU, or else of the host. GB are 2^30."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

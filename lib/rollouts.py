@@ -1,0 +1,218 @@
+"""Prompts in, groups of graded answers out; on all ranks the same."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from configurator import UserError
+from lib.answers import TOOL_STOP, Answer, Request, sample_seed
+from lib.pretrained import render_prompt
+from lib.problems import Problem
+from lib.tools import Tool, sample
+
+
+@dataclass
+class Group:
+    """A prompt and its K answers. index: of the problem; prompt: token ids."""
+
+    index: int
+    prompt: list[int]
+    answers: list[Answer]
+
+    @property
+    def outcomes(self) -> list[float]:
+        return [answer.outcome for answer in self.answers]
+
+
+class PromptStream:
+    """Prompts in a seeded order, epoch after epoch; those that are put back come first.
+
+    drawn counts the prompts of all epochs, too_long those that did not fit; buffer has the
+    problem numbers that were put back. state() is what a resume needs.
+    """
+
+    def __init__(self, problems: list[Problem], tokenizer, max_prompt_tokens: int, seed: int):
+        self.problems = problems
+        self.tokenizer = tokenizer
+        self.limit = max_prompt_tokens
+        self.seed = seed
+        self.order = None
+        self.drawn = 0
+        self.too_long = 0
+        self.buffer = []
+
+    def draw(self, count: int) -> list[tuple[int, list[int]]]:
+        """The next `count` (problem number, prompt ids).
+
+        Raises UserError when every prompt is too long.
+        """
+        found = []
+        tried = 0
+        while len(found) < count:
+            index = self.buffer.pop(0) if self.buffer else self.next_in_order()
+            ids = render_prompt(self.tokenizer, self.problems[index].messages)
+            tried += 1
+            if len(ids) <= self.limit:
+                found.append((index, ids))
+                continue
+
+            # The one prompt that fits can be the first of an epoch and the last of the next.
+            self.too_long += 1
+            if not found and tried > 2 * len(self.problems) + count:
+                raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
+        return found
+
+    def all_that_fit(self) -> list[tuple[int, list[int]]]:
+        """(problem number, prompt ids) of every problem whose prompt is short enough."""
+        found = []
+        for index, problem in enumerate(self.problems):
+            ids = render_prompt(self.tokenizer, problem.messages)
+            if len(ids) <= self.limit:
+                found.append((index, ids))
+        return found
+
+    def next_in_order(self) -> int:
+        """The next problem number; each epoch has an order of its own."""
+        epoch, position = divmod(self.drawn, len(self.problems))
+        if position == 0 or self.order is None:
+            self.order = list(range(len(self.problems)))
+            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
+        self.drawn += 1
+        return self.order[position]
+
+    def put_back(self, groups: list[Group]) -> None:
+        """These prompts come first in the next draw."""
+        self.buffer += [group.index for group in groups]
+
+    def state(self) -> dict:
+        return dict(drawn=self.drawn, buffer=list(self.buffer), too_long=self.too_long)
+
+    def load_state(self, state: dict) -> None:
+        self.drawn = state["drawn"]
+        self.too_long = state["too_long"]
+        # The data may be other data by now.
+        self.buffer = [index for index in state["buffer"] if index < len(self.problems)]
+
+
+def rollout(
+    engine,
+    grader,
+    tokenizer,
+    problems: list[Problem],
+    prompts: list[tuple[int, list[int]]],
+    n_samples: int,
+    *,
+    seed_words: tuple,
+    temperature: float,
+    max_tokens: int,
+    tool: Tool | None = None,
+) -> list[Group]:
+    """Sample and grade n_samples answers to each of `prompts`, (problem number, ids). Collective.
+
+    Each rank does its share; all ranks get all groups, in the order of the prompts. Sample k of
+    the i-th prompt has the seed sample_seed(*seed_words, i, k), so what is sampled does not depend
+    on the number of ranks. An answer that did not end by itself has outcome 0.
+    """
+    world_size = dist.get_world_size()
+    mine = list(enumerate(prompts))[dist.get_rank() :: world_size]
+
+    # The K requests of a prompt stand next to each other.
+    groups = {}
+    requests = []
+    places = []
+    for i, (index, ids) in mine:
+        groups[i] = Group(index, ids, [None] * n_samples)
+        for k in range(n_samples):
+            seed = sample_seed(*seed_words, i, k)
+            requests.append(Request(ids, seed, temperature, max_tokens=max_tokens))
+            places.append((i, k))
+
+    # Other processes grade while sampling goes on.
+    pending = []
+    for number, answer in sample(engine, tokenizer, requests, tool):
+        i, k = places[number]
+        groups[i].answers[k] = answer
+        if answer.finish_reason == "stop":
+            reference = problems[groups[i].index].reference
+            pending.append((answer, grader.submit(answer.text, reference)))
+    for answer, future in pending:
+        score = future.result()
+        answer.outcome = float(score)
+        answer.failure = score.failure
+
+    by_rank = [None] * world_size
+    dist.all_gather_object(by_rank, groups)
+    merged = {}
+    for part in by_rank:
+        merged.update(part)
+    return [merged[i] for i in range(len(prompts))]
+
+
+def mean_outcome(groups: list[Group]) -> float:
+    """The mean outcome of all answers."""
+    total = sum(sum(group.outcomes) for group in groups)
+    return total / (len(groups) * len(groups[0].answers))
+
+
+def rollout_metrics(groups: list[Group], problems: list[Problem], has_answer: Callable) -> dict:
+    """Metrics of the answers that were drawn. has_answer(text): does a text state an answer?"""
+    answers = list(itertools.chain.from_iterable(group.answers for group in groups))
+    rows = len(answers)
+
+    # Only maths problems want a boxed answer.
+    no_box = 0
+    for group in groups:
+        problem = problems[group.index]
+        if problem.ability == "math" and not problem.own_reward:
+            no_box += sum(not has_answer(answer.text) for answer in group.answers)
+
+    metrics = dict(
+        outcome=mean_outcome(groups),
+        prompts_drawn=len(groups),
+        response_tokens=sum(sum(answer.mask) for answer in answers) / rows,
+        truncated=sum(answer.finish_reason == "length" for answer in answers) / rows,
+        no_box=no_box / rows,
+        given_up=sum(answer.failure is not None for answer in answers) / rows,
+        tool_calls=sum(answer.text.count(TOOL_STOP) for answer in answers) / rows,
+    )
+
+    # Outcomes by ability, where there are several.
+    by_ability = {}
+    for group in groups:
+        by_ability.setdefault(problems[group.index].ability, []).extend(group.outcomes)
+    if len(by_ability) > 1:
+        for ability in sorted(by_ability):
+            own = by_ability[ability]
+            metrics[f"outcome_{ability}"] = sum(own) / len(own)
+    return metrics
+
+
+def sample_rows(step: int, groups: list[Group], problems, process, advantages, limit: int) -> list:
+    """At most `limit` rows for samples.jsonl: what was written, its outcome, its tokens' rewards.
+
+    process and advantages [N, T]: of the groups' answers, in their order.
+    """
+    rows = []
+    for group in groups:
+        problem = problems[group.index]
+        for answer in group.answers:
+            i = len(rows)
+            if i == limit:
+                return rows
+            n = len(answer.tokens)
+            row = dict(
+                step=step,
+                problem=problem.text,
+                ground_truth=problem.ground_truth,
+                response=answer.text,
+                outcome=answer.outcome,
+                finish_reason=answer.finish_reason,
+                tokens=answer.tokens,
+                process_rewards=[round(x, 4) for x in process[i, :n].tolist()],
+                advantages=[round(x, 3) for x in advantages[i, :n].tolist()],
+            )
+            rows.append(row)
+    return rows

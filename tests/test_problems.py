@@ -1,0 +1,441 @@
+"""lib/problems.py: files of all kinds -> problems, conversations -> tokens with and without loss."""
+
+import csv
+import gzip
+import json
+import string
+
+import pandas
+import pytest
+import torch.distributed as dist
+from conftest import write_jsonl
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from configurator import UserError
+from lib.pretrained import render_prompt
+from lib.problems import load_problems, load_sft_rows, read_rows, tokenize_messages
+
+# ----------------------------------------------------------------------------------------------
+# rows
+
+ROWS = [dict(problem="1+1?", answer="2"), dict(problem="1+2?", answer="3")]
+
+
+def write_json(path):
+    path.write_text(json.dumps(ROWS))
+
+
+def write_lines(path):
+    write_jsonl(path, ROWS)
+
+
+def write_gzip(path):
+    with gzip.open(path, "wt") as file:
+        for row in ROWS:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_csv(path):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ROWS[0].keys())
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_parquet(path):
+    pandas.DataFrame(ROWS).to_parquet(path)
+
+
+def write_folder(path):
+    """Two .parquet files, as a hub data set has them in a clone, beside another file."""
+    path.mkdir()
+    pandas.DataFrame(ROWS[:1]).to_parquet(path / "train-00000-of-00002.parquet")
+    pandas.DataFrame(ROWS[1:]).to_parquet(path / "train-00001-of-00002.parquet")
+    (path / "README.md").write_text("a data set")
+
+
+KINDS_OF_FILES = {
+    "rows.json": write_json,
+    "rows.jsonl": write_lines,
+    "rows.jsonl.gz": write_gzip,
+    "rows.csv": write_csv,
+    "rows.parquet": write_parquet,
+    "folder": write_folder,
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_FILES)
+def test_kinds_of_files(tmp_path, name):
+    path = tmp_path / name
+    KINDS_OF_FILES[name](path)
+    rows = read_rows(path)
+    assert [row for _, row in rows] == ROWS
+    assert rows[1][0].startswith(str(path))
+    assert load_problems(path)[1].ground_truth == "3"
+
+
+def test_where_a_row_stands(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_rows(path) == [(f"{path} line 1", dict(a=1)), (f"{path} line 3", dict(a=2))]
+
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,"two\nlines"\n3,4\n')
+    expected = [
+        (f"{path} record 1", dict(a="1", b="two\nlines")),
+        (f"{path} record 2", dict(a="3", b="4")),
+    ]
+    assert read_rows(path) == expected
+
+
+def test_csv_of_a_spreadsheet(tmp_path):
+    """A byte order mark, a long field, and a record with more fields than the header."""
+    path = tmp_path / "rows.csv"
+    path.write_text("\ufeffproblem,answer\n1+1?,2\n" + "x" * 200_000 + ",3\na,b,c\n", "utf-8")
+    with pytest.raises(UserError, match=r"1 of 3 rows skipped .*record 3"):
+        read_rows(path)
+    rows = read_rows(path, max_bad_share=0.5)
+    assert rows[0][1] == dict(problem="1+1?", answer="2")
+    assert len(rows[1][1]["problem"]) == 200_000
+
+
+def test_rows_that_are_not_objects(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a"\n[1]\n{"a": 2}\n')
+    with pytest.raises(UserError, match=r"2 of 4 rows skipped \(not a JSON object\): .*line 2, "):
+        read_rows(path)
+    assert len(read_rows(path, max_bad_share=0.5)) == 2
+    assert "2 of 4 rows skipped" in capsys.readouterr().out
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(UserError, match="cannot load the data set 'nowhere.jsonl'"):
+        read_rows("nowhere.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="has no rows"):
+        read_rows(tmp_path / "empty.jsonl")
+
+
+# ----------------------------------------------------------------------------------------------
+# problems
+
+TESTS = dict(inputs=["1\n"], outputs=["2\n"])
+
+
+def only_problem(tmp_path, row, **kwargs):
+    [problem] = load_problems(write_jsonl(tmp_path / "problem.jsonl", [row]), **kwargs)
+    return problem
+
+
+def test_problem_of_numina_math(tmp_path):
+    row = dict(problem="a", solution="so \\boxed{1}", id="x", source="olympiads")
+    problem = only_problem(tmp_path, row, system_prompt="S", user_suffix="!")
+    assert problem.id == "x"
+    assert problem.text == "a"
+    assert problem.messages == [
+        dict(role="system", content="S"),
+        dict(role="user", content="a!"),
+    ]
+    assert problem.reference == dict(ability="math", ground_truth="so \\boxed{1}")
+    assert problem.row == row
+
+
+def test_problem_of_gsm8k(tmp_path):
+    row = dict(question="q", answer="1+1=<<1+1=2>>2\n#### 1,234")
+    assert only_problem(tmp_path, row).ground_truth == "1234"
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "#### Step 1\nadd\n\n#### Conclusion\nThe answer is $\\boxed{(1, 2)}$.",
+        "so \\boxed{7}\n\n#### Check\nIt works.",
+    ],
+)
+def test_a_heading_is_no_answer(tmp_path, solution):
+    assert only_problem(tmp_path, dict(problem="q", solution=solution)).ground_truth == solution
+
+
+def test_problem_of_eurus_2(tmp_path):
+    tests = json.dumps(TESTS)
+    prompt = [dict(role="system", content="act"), dict(role="user", content="code it")]
+    row = dict(
+        prompt=prompt,
+        ability="code",
+        reward_model=dict(style="rule", ground_truth=tests),
+    )
+    problem = only_problem(tmp_path, row)
+    assert problem.messages == prompt
+    assert problem.reference == dict(ability="code", ground_truth=tests)
+
+    # "" removes the row's own system prompt, a text replaces it.
+    assert only_problem(tmp_path, row, system_prompt="").messages == prompt[1:]
+    replaced = only_problem(tmp_path, row, system_prompt="think").messages
+    assert replaced == [dict(role="system", content="think"), prompt[1]]
+
+
+def test_numbers_as_answers(tmp_path):
+    """The answers of the AMC problems on the hub are floats."""
+    assert only_problem(tmp_path, dict(problem="p", answer=36.0)).ground_truth == "36"
+    assert only_problem(tmp_path, dict(problem="p", answer=0.5)).ground_truth == "0.5"
+    assert only_problem(tmp_path, dict(problem="p", answer=7)).ground_truth == "7"
+
+
+def test_several_acceptable_answers(tmp_path):
+    assert only_problem(tmp_path, dict(problem="p", answer=["1", "2"])).ground_truth == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        TESTS,
+        json.dumps(TESTS),
+        dict(TESTS, fn_name="f"),
+        ["assert f(1) == 2"],
+    ],
+)
+def test_tests_of_a_program(tmp_path, tests):
+    row = dict(prompt="p", ground_truth=tests, ability="code")
+    assert only_problem(tmp_path, row).ground_truth == tests
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        dict(ground_truth=dict(inputs=["1"], outputs=[]), ability="code"),
+        dict(ground_truth="no JSON", ability="code"),
+        dict(ground_truth=[], ability="code"),
+        dict(ground_truth="1", ability="algebra"),
+        dict(ground_truth=""),
+        dict(ground_truth=None),
+        dict(ground_truth="1", prompt=5),
+        dict(ground_truth="1", prompt=" "),
+        dict(ground_truth="1", prompt=[]),
+        dict(ground_truth="1", prompt=[dict(role="user", content=[dict(text="f")])]),
+        dict(ground_truth="1", prompt=[dict(role="system", content="act")]),
+    ],
+)
+def test_unusable_rows(tmp_path, row):
+    good = dict(prompt="p", ground_truth="1", ability="math")
+    path = write_jsonl(tmp_path / "rows.jsonl", [good, good | row])
+    with pytest.raises(
+        UserError, match=r"1 of 2 rows skipped \(no usable 'prompt', .*line 2; more"
+    ):
+        load_problems(path)
+    assert len(load_problems(path, max_bad_share=0.5)) == 1
+
+
+def test_columns_by_name(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [dict(text="t", gold="1", problem_id=7)])
+    with pytest.raises(UserError, match="has no column ground_truth and no prompt; it has gold, "):
+        load_problems(path)
+    with pytest.raises(UserError, match="has no column gilt"):
+        load_problems(path, problem_column="text", answer_column="gilt")
+    [problem] = load_problems(path, problem_column="text", answer_column="gold")
+    assert (problem.id, problem.text, problem.ground_truth) == (7, "t", "1")
+
+
+def test_suffixes_and_number_of_problems(tmp_path):
+    rows = [
+        dict(prompt="a", ground_truth="1", ability="math"),
+        dict(prompt="b", ground_truth=TESTS, ability="code"),
+        dict(prompt="c", ground_truth="1", ability="math"),
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    problems = load_problems(path, user_suffix="!", code_suffix=" in Python", max_problems=2)
+    assert [problem.messages[-1]["content"] for problem in problems] == ["a!", "b in Python"]
+    problems = load_problems(path, user_suffix="!")
+    assert [problem.messages[-1]["content"] for problem in problems] == ["a!", "b!", "c!"]
+
+
+def test_rows_that_have_been_read(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    rows = read_rows(path)
+    path.unlink()
+    assert len(load_problems(path, rows=rows)) == 2
+
+
+def test_own_reward_gets_the_row_of_any_ability(tmp_path):
+    row = dict(prompt="Write a haiku.", ability="poetry", style=dict(lines=3))
+    with pytest.raises(UserError, match="has no column ground_truth"):
+        only_problem(tmp_path, row)
+    problem = only_problem(tmp_path, row, own_reward=True)
+    assert problem.ability == "poetry"
+    assert problem.reference == row
+
+
+# ----------------------------------------------------------------------------------------------
+# conversations
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    """A token per character, and two for where a turn begins and ends."""
+    characters = ["<|im_start|>", "<|im_end|>", *string.printable]
+    model = WordLevel({character: number for number, character in enumerate(characters)})
+    by_character = Tokenizer(model)
+    by_character.pre_tokenizer = Split("", "isolated")
+    by_character.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=by_character,
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def said(role, content):
+    return dict(role=role, content=content)
+
+
+TALK = [
+    said("system", "s"),
+    said("user", "1+1?"),
+    said("assistant", "2"),
+    said("user", "2+2?"),
+    said("assistant", "4"),
+]
+
+
+def with_loss(tokenizer, tokens, scored):
+    """The text of the tokens that the loss counts."""
+    return tokenizer.decode([token for token, score in zip(tokens, scored) if score])
+
+
+def test_the_assistants_words_are_scored(tokenizer):
+    tokens, scored = tokenize_messages(tokenizer, TALK)
+    assert with_loss(tokenizer, tokens, scored) == "2<|im_end|>4<|im_end|>"
+    rendered = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert tokenizer.decode(tokens) == rendered.rstrip("\n")
+
+    # The same ids as an engine gets and gives.
+    prompt = render_prompt(tokenizer, TALK[:-1])
+    answer = tokenizer("4<|im_end|>", add_special_tokens=False).input_ids
+    assert tokens == prompt + answer
+
+
+def test_all_is_scored_if_nothing_is_masked(tokenizer):
+    tokens, scored = tokenize_messages(tokenizer, TALK, mask_prompt=False)
+    assert all(scored)
+    assert with_loss(tokenizer, tokens, scored) == tokenizer.decode(tokens)
+
+
+def test_a_conversation_needs_an_assistant(tokenizer):
+    with pytest.raises(ValueError, match="no assistant message"):
+        tokenize_messages(tokenizer, TALK[:2])
+
+
+@pytest.mark.parametrize("shown", ["", "\n", "7\n"])
+def test_a_tools_words_are_not_scored(tokenizer, shown):
+    text = f"```python\nf()\n```\n```output\n{shown}```\nSo 1.\n```python\ng()\n```"
+    messages = [said("user", "1?"), said("assistant", text)]
+    tokens, scored = tokenize_messages(tokenizer, messages)
+    own_words = text.replace(f"{shown}```\nSo", "\nSo")
+    assert with_loss(tokenizer, tokens, scored) == own_words + "<|im_end|>"
+
+    tokens, scored = tokenize_messages(tokenizer, messages, mask_output=False)
+    assert with_loss(tokenizer, tokens, scored) == text + "<|im_end|>"
+
+
+def test_a_template_without_end_token_and_a_tokenizer_with_a_begin_token(tokenizer):
+    """As NuminaMath's: each answer gets an end token, the begin token comes once."""
+    tokenizer.add_special_tokens(dict(bos_token="<|im_start|>"))
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}"
+        "{{ ('P: ' if m['role'] == 'user' else 'S: ') + m['content'] + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'S: ' }}{% endif %}"
+    )
+    messages = [said("user", "1"), said("assistant", "2")]
+    tokens, scored = tokenize_messages(tokenizer, messages)
+    assert tokenizer.decode(tokens) == "<|im_start|>P: 1\nS: 2\n<|im_end|>"
+    assert with_loss(tokenizer, tokens, scored) == "2\n<|im_end|>"
+
+
+def test_a_template_that_looks_ahead_is_refused(tokenizer):
+    """One that changes earlier turns when later ones come has no prefix to go on from."""
+    tokenizer.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(ValueError, match="as the beginning of a longer one"):
+        tokenize_messages(tokenizer, TALK)
+
+
+# ----------------------------------------------------------------------------------------------
+# rows to fine-tune on
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def load(path, tokenizer, **changes):
+    settings = dict(
+        max_length=64,
+        overlong="truncate",
+        mask_prompt=True,
+        mask_output=True,
+        max_bad_share=0.01,
+    )
+    return load_sft_rows(str(path), "train", tokenizer, **settings | changes)
+
+
+def sft_row(question, answer):
+    return dict(messages=[said("user", question), said("assistant", answer)])
+
+
+def test_rows_in_their_order(tmp_path, one_process, tokenizer, capsys):
+    path = write_jsonl(tmp_path / "rows.jsonl", [sft_row("1+1?", "2"), sft_row("1+2?", "3")])
+    rows = load(path, tokenizer)
+    assert [with_loss(tokenizer, *row) for row in rows] == ["2<|im_end|>", "3<|im_end|>"]
+    assert rows[0][0].dtype == "int32" and rows[0][1].dtype == "bool"
+    assert f"{path}: 2 rows, " in capsys.readouterr().out
+
+
+def test_rows_that_are_too_long(tmp_path, one_process, tokenizer, capsys):
+    rows = [sft_row("1+1?", "2"), sft_row("1+1?", "2" * 50), sft_row("1" * 99, "2")]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    # Cut, and gone if nothing of the answer is left.
+    cut = load(path, tokenizer)
+    assert len(cut) == 2
+    assert len(cut[1][0]) == 64
+    assert set(with_loss(tokenizer, *cut[1])) == {"2"}
+    assert "2 rows beyond 64 tokens (truncate), of which 1 dropped" in capsys.readouterr().out
+
+    assert len(load(path, tokenizer, overlong="drop")) == 1
+    with pytest.raises(UserError, match="no row is left"):
+        load(path, tokenizer, max_length=8, overlong="drop")
+
+
+def test_rows_without_use_are_named_and_limited(tmp_path, one_process, tokenizer, capsys):
+    rows = [sft_row("1+1?", "2") for _ in range(8)]
+    rows[3] = dict(messages=[said("user", "no answer")])
+    rows[5] = sft_row("1+1?", None)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="2 of 8 rows skipped"):
+        load(path, tokenizer)
+    assert len(load(path, tokenizer, max_bad_share=0.5)) == 6
+    out = capsys.readouterr().out
+    assert "line 4: no assistant message" in out
+    assert "line 6: a content that is NoneType" in out
+
+    path = write_jsonl(tmp_path / "others.jsonl", [dict(text="a")])
+    with pytest.raises(UserError, match="has no column 'messages'; it has text"):
+        load(path, tokenizer)

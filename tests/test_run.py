@@ -1,0 +1,308 @@
+"""lib/run.py: devices, processes, signals, limits of settings, the files of a run."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, torchrun, write_jsonl
+
+from configurator import UserError
+from lib import run as lib_run
+
+CPU = torch.device("cpu")
+
+# ----------------------------------------------------------------------------------------------
+# devices
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """gpus(count): as if this machine had so many."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        return chosen
+
+    return pretend
+
+
+def test_auto_is_the_cpu_in_float32_without_a_gpu(gpus):
+    gpus(0)
+    assert lib_run.pick_device("auto", "auto") == (CPU, torch.float32)
+    assert lib_run.pick_device("cpu", "bfloat16") == (CPU, torch.bfloat16)
+
+
+def test_auto_is_cuda_in_bfloat16_where_there_is_a_gpu(gpus, monkeypatch):
+    chosen = gpus(4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert lib_run.pick_device("auto", "auto") == (torch.device("cuda", 0), torch.bfloat16)
+    assert lib_run.pick_device("cpu", "auto") == (CPU, torch.float32)
+
+    # Each process of torchrun has a GPU of its own.
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert lib_run.pick_device("cuda", "float32") == (torch.device("cuda", 3), torch.float32)
+    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 3)]
+
+
+def test_devices_that_there_are_not(gpus):
+    gpus(0)
+    with pytest.raises(UserError, match="torch sees no GPU here"):
+        lib_run.pick_device("cuda", "auto")
+    with pytest.raises(UserError, match="device='gpu', dtype='auto'"):
+        lib_run.pick_device("gpu", "auto")
+    with pytest.raises(UserError, match="dtype='float16'"):
+        lib_run.pick_device("cpu", "float16")
+
+
+def test_each_process_keeps_its_own_gpus(gpus, monkeypatch):
+    gpus(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    lib_run.keep_own_gpus(rank=1, gpus_each=2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert os.environ["LOCAL_RANK"] == "0"
+
+    # Of those that the user left visible.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    lib_run.keep_own_gpus(rank=1, gpus_each=1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
+
+
+def test_too_few_gpus(gpus, monkeypatch):
+    gpus(3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="process 1 finds no 2 of the GPUs 0,1,2") as error:
+        lib_run.keep_own_gpus(rank=1, gpus_each=2)
+    assert error.value.rank_local
+
+
+def test_a_machine_without_gpus_has_none_to_keep(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    lib_run.keep_own_gpus(rank=1, gpus_each=1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+# ----------------------------------------------------------------------------------------------
+# processes
+
+TWO_PROCESSES = """
+import os
+import sys
+import time
+
+import torch
+
+from configurator import UserError
+from lib.run import all_sum, on_first_rank, print0, setup_distributed, waiting_for
+
+rank, world_size = setup_distributed(torch.device("cpu"), minutes=0.05)
+out = open(f"{sys.argv[1]}/{rank}", "w")
+print0("from rank", rank)
+
+out.write(f"{world_size} {all_sum(rank + 1, torch.device('cpu'))}\\n")
+out.write(f"{on_first_rank(lambda: os.environ['RANK'])}\\n")
+try:
+    on_first_rank(lambda: {}["no such key"])
+except (KeyError, UserError) as error:
+    out.write(f"{type(error).__name__} {error}\\n")
+
+try:
+    with waiting_for("the test", 0.05):
+        if rank == 1:
+            time.sleep(8)
+        all_sum(1, torch.device("cpu"))
+except Exception as error:
+    out.write(f"{type(error).__name__} {error}\\n")
+out.close()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    done = torchrun(2, script, tmp_path, env=dict(PYTHONPATH=str(ROOT)))
+    assert done.stdout.splitlines() == ["from rank 0"]
+
+    first = (tmp_path / "0").read_text().splitlines()
+    second = (tmp_path / "1").read_text().splitlines()
+    assert first[:2] == second[:2] == ["2 3.0", "0"]
+    assert first[2] == "KeyError 'no such key'"
+    assert second[2] == "UserError 'no such key'"
+    late = "UserError the test: a process did not come within timeout_minutes=0.05"
+    assert first[3] == late
+
+
+JOINED = """
+import os
+import sys
+import time
+
+from lib.run import join_ranks
+
+rank, world_size, wait = join_ranks(1)
+folder = sys.argv[1]
+if rank == 1:
+    time.sleep(1)
+    open(f"{folder}/written", "w").close()
+wait("written")
+assert os.path.exists(f"{folder}/written")
+assert world_size == 2 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
+wait("end")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_joined_without_a_process_group(tmp_path):
+    script = tmp_path / "joined.py"
+    script.write_text(JOINED)
+    torchrun(2, script, tmp_path, env=dict(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES=""))
+
+
+def test_a_single_process_waits_for_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    rank, world_size, wait = lib_run.join_ranks(1)
+    assert (rank, world_size) == (0, 1)
+    wait("anything")
+
+
+def test_print0(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    lib_run.print0("one", 2)
+    monkeypatch.setenv("RANK", "1")
+    lib_run.print0("not this")
+    assert capsys.readouterr().out == "one 2\n"
+
+
+# ----------------------------------------------------------------------------------------------
+# signals
+
+
+@pytest.fixture
+def handlers():
+    """Puts the handlers of signals back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signals_are_collected_and_a_ctrl_c_after_one_ends_the_run(handlers):
+    """torchrun passes a SIGTERM on to processes that may have had it: that does not end them."""
+    received = lib_run.catch_signals()
+    assert received == []
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGTERM, signal.SIGTERM]
+
+
+def test_the_first_ctrl_c_is_collected(handlers):
+    received = lib_run.catch_signals()
+    signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGINT]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+# ----------------------------------------------------------------------------------------------
+# settings
+
+
+def test_limits_of_settings():
+    settings = dict(rows=4, steps=None, mode="fast")
+    lib_run.check_limits(settings, dict(rows=4, steps=1), mode=("fast", "slow"))
+    with pytest.raises(UserError, match="^rows=4: at least 5$"):
+        lib_run.check_limits(settings, dict(rows=5))
+    with pytest.raises(UserError, match="^mode='fast': one of 'slow', 'none'$"):
+        lib_run.check_limits(settings, {}, mode=("slow", "none"))
+
+
+def test_the_sandbox_is_named_if_it_is_needed(monkeypatch, capsys):
+    monkeypatch.setattr(lib_run, "isolation", lambda sandbox: f"a {sandbox} box")
+    lib_run.announce_sandbox("auto", needed=True)
+    assert capsys.readouterr().out == "programs run apart from this machine by: a auto box\n"
+    lib_run.announce_sandbox("required", needed=False)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="sandbox='off'"):
+        lib_run.announce_sandbox("off", needed=False)
+
+
+def test_a_sandbox_that_is_required_and_not_there(monkeypatch):
+    def isolation(sandbox):
+        raise RuntimeError("no bwrap")
+
+    monkeypatch.setattr(lib_run, "isolation", isolation)
+    with pytest.raises(UserError, match="^no bwrap: install bubblewrap .*apt install bubblewrap"):
+        lib_run.announce_sandbox("required", needed=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# the files of a run
+
+
+def test_config_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["prime.py", "--seed=1"])
+    out_dir = tmp_path / "out"
+    lib_run.write_run_config(str(out_dir), dict(seed=1, text="é", nothing=None))
+
+    about = json.loads((out_dir / "config.json").read_text("utf-8"))
+    assert about["settings"] == dict(seed=1, text="é", nothing=None)
+    assert about["command"] == ["prime.py", "--seed=1"]
+    assert about["world_size"] == 2
+    assert about["torch"] == torch.__version__
+    assert about["commit"] == lib_run.git_commit()
+    assert capsys.readouterr().out == ""
+
+    # What differs from the run that is there is named, and written.
+    lib_run.write_run_config(str(out_dir), dict(seed=2, text="é"))
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"note: {out_dir} was started with seed=1, now it is 2",
+    ]
+    assert json.loads((out_dir / "config.json").read_text("utf-8"))["settings"]["seed"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"command": []}'])
+def test_a_config_that_is_damaged_is_replaced(tmp_path, capsys, text):
+    (tmp_path / "config.json").write_text(text)
+    lib_run.write_run_config(str(tmp_path), dict(seed=1))
+    assert json.loads((tmp_path / "config.json").read_text())["settings"] == dict(seed=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_that_a_resume_makes_again_are_dropped(tmp_path):
+    path = write_jsonl(tmp_path / "metrics.jsonl", [dict(step=step) for step in range(5)])
+    lib_run.keep_lines(str(path), before=3)
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+    # A file that is not there stays so.
+    lib_run.keep_lines(str(tmp_path / "other.jsonl"), before=3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_a_full_disk_cut_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 6, "text": "é"}\n'
+    path.write_bytes((good + '{"step": 7, "text": "é').encode()[:-1])
+    lib_run.keep_lines(str(path), before=8)
+    assert path.read_text("utf-8") == good
+
+
+def test_peak_memory_of_the_host():
+    """Some 200 MB to several GB, after torch has been imported."""
+    assert 0.05 < lib_run.peak_memory_gb(CPU) < 100

@@ -1,120 +1,349 @@
 """
-The settings of a script are its module globals; config files and the command line change them:
+The settings of a script are its module globals. Config files and the command line change them:
 
     python sft.py config/toy_sft.py --learning_rate=1e-4 --max_steps 200
 
-A script assigns them at the top, lower-case names with a comment behind each, and ends with run(main, globals()). Config
-files count in their order, then the command line. A value has the type of its default (an int will do for a float), or of an
-annotation (shard: int = None); None always fits. A config file holds assignments; they may use settings:  a = 10 * max_steps
+A script assigns its settings at the top, in lower case, and ends with run(main, globals()). Names
+in CAPITALS or with a leading underscore are not settings, nor is anything but a plain value: no
+functions, classes or modules. --help shows the comments behind and above each setting, and lines
+such as `# --- optimizer` as headings.
+
+Config files are applied from left to right, then the command line. A value must have the type of
+its default; an int is accepted for a float, and None is always accepted. Where the default is None,
+an annotation can state the type (shard: int = None). A config file contains assignments only; they
+may use other settings:  save_interval = max_steps // 10
 """
-import ast, contextlib, difflib, os, re, sys, time, tokenize, traceback
+
+import ast
+import difflib
+import os
+import re
+import sys
+import time
+import tokenize
+import traceback
+import types
+from dataclasses import dataclass
+
+# What a full or read-only disk says: the operating system, the safetensors library and torch.save.
+DISK_ERRORS = "No space left|quota exceeded|Read-only file|unexpected pos"
+
+PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple, dict)
+
 
 class UserError(Exception):
-    """A user's mistake, told in one line: what, where, what to do. Rank 0 tells it; the others do if it is rank_local."""
-    def __init__(self, message, rank_local=False):
+    """A mistake of the user's: one line that says what, where, and what to do about it.
+
+    Rank 0 prints it for all ranks, unless it is `rank_local`: then each rank prints its own.
+    """
+
+    def __init__(self, message: str, rank_local: bool = False):
         super().__init__(message)
         self.rank_local = rank_local
 
-def run(main, settings):
-    """Set the settings, call main(). A user's mistake ends in one line on stderr and exit code 2, a bug in its traceback."""
+
+@dataclass
+class Assignment:
+    """`name = value` as a config file or the command line states it."""
+
+    where: str  # "config/toy_sft.py:3" or "command line"
+    name: str
+    value: ast.Expression | str  # the expression in a config file, or the text on the command line
+
+
+@dataclass
+class Description:
+    """What --help says about a setting: the heading it is under and its comments."""
+
+    heading: str
+    comments: list[str]
+
+
+# --------------------------------------------------------------------------------------------------
+# The frame of a script
+
+
+def run(main, settings: dict):
+    """Apply the settings, call main(), and end the process.
+
+    A mistake of the user's ends in one line on stderr and exit code 2, Ctrl-C in exit code 130, and
+    a bug in its traceback.
+    """
+    code = 0
     try:
         configure(settings)
         main()
-        code, line, rank_local = 0, "", False
-    except KeyboardInterrupt:
-        code, line, rank_local = 130, "interrupted", False
-    except (UserError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:   # a bad out_dir, say
-        code, line, rank_local = 2, f"error: {e}", getattr(e, "rank_local", True)
-    except BaseException as e:                                      # torch's CheckpointException is no Exception
-        if not re.search("No space left|quota exceeded|Read-only file|unexpected pos", "".join(traceback.format_exception(e))):
-            raise                                                   # the trace has the causes, too; the last is torch.save's
-        code, line, rank_local = 2, "error: disk full or read-only: free it, start the command again", isinstance(e, OSError)
-    rank = int(os.environ.get("RANK", 0))
-    if code and (rank == 0 or rank_local):
-        print((f"[rank {rank}] " if rank else "") + " ".join(line.split()), file=sys.stderr, flush=True)
-    elif code and "TORCHELASTIC_RUN_ID" in os.environ:
-        time.sleep(5)                                               # torchrun ends all when one ends: rank 0 is to speak first
-    sys.stdout.flush()      # With processes no orderly exit: it could wait for ranks that wait for us, and in one of 12 runs a
-    (os._exit if "RANK" in os.environ else sys.exit)(code)          # thread of torch's, late for Python's lock, aborted it
+    except BaseException as error:  # torch's CheckpointException is not an Exception
+        code, message, rank_local = _explain(error)
+        if message is None:
+            raise
+        _print_error(message, rank_local)
 
-def configure(settings, argv=None):
-    """Apply argv (default: the command line) to settings, a script's globals(), and print what differs from the default; --help
-    lists all, with exit code 0. Returns {name: value}. UserError: unknown name, other type, no such file; nothing changes."""
-    args, rank = list(sys.argv[1:] if argv is None else argv), int(os.environ.get("RANK", 0))
-    if "--help" in args or "-h" in args:
-        sys.exit(_print_help(settings) if rank == 0 else None)
-    in_files, in_args = [], []                                      # (where, name, expression or text)
-    while args:
-        key, equals, text = args.pop(0).partition("=")              # only the first '=' separates
-        if not key.startswith("--"):
-            in_files += _read_file(key + equals + text)
-        elif equals or args and not args[0].startswith("--"):
-            in_args.append(("command line", key[2:], text if equals else args.pop(0)))
-        else:
-            raise UserError(f"command line: {key} needs a value, {key}=... (--help lists the settings)")
-    defaults, new, origin = values(settings), values(settings), {}
-    kinds = settings.get("__annotations__") or settings.get("__annotate__", lambda form: {})(1)     # Python 3.14: on demand
-    for where, name, given in in_files + in_args:
-        if name not in defaults:
-            hint = "".join(f"did you mean {near}?" for near in difflib.get_close_matches(name, defaults, n=1))
-            raise UserError(f"{where}: unknown setting {name} ({hint or '--help lists the settings'})")
-        like = kinds[name]() if defaults[name] is None and name in kinds else defaults[name]        # 0 or "", for None
-        try:
-            new[name], origin[name] = _check_type(_evaluate(given, like, new), like), where
-        except Exception as e:
-            raise UserError(f"{where}: {name}: {e}") from None
-    settings.update(new)
+    # One of several processes must not exit the normal way: that could wait for ranks which are
+    # waiting for this one. It also aborted one run in twelve, when a thread of torch's asked for
+    # Python's lock too late.
+    sys.stdout.flush()
+    if "RANK" in os.environ:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _explain(error):
+    """(exit code, message, rank_local) for an error; the message is None if the error is a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted", False
+    if isinstance(error, UserError):
+        return 2, f"error: {error}", error.rank_local
+
+    # An out_dir that cannot be written to, for example.
+    path_errors = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, path_errors):
+        return 2, f"error: {error}", True
+
+    # The traceback includes the causes, and a full disk is often only the cause of an error.
+    trace = "".join(traceback.format_exception(error))
+    if re.search(DISK_ERRORS, trace):
+        message = "error: disk full or read-only: free some space and run the same command again"
+        return 2, message, isinstance(error, OSError)
+    return 1, None, False
+
+
+def _print_error(message, rank_local):
+    """Print the message on one line of stderr, on rank 0 or, if it is rank_local, on every rank."""
+    rank = _rank()
+    line = " ".join(message.split())
     if rank == 0:
-        print("settings that differ from their defaults:" if new != defaults else "all settings have their defaults")
-        for name in [name for name in new if new[name] != defaults[name]]:
-            print(f"  {name:<24} {defaults[name]!r:.60} -> {new[name]!r:.60}  ({origin[name]})")
+        print(line, file=sys.stderr, flush=True)
+    elif rank_local:
+        print(f"[rank {rank}] {line}", file=sys.stderr, flush=True)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun stops all processes as soon as one has ended: give rank 0 the time to print.
+        time.sleep(5)
+
+
+def _rank():
+    return int(os.environ.get("RANK", 0))
+
+
+# --------------------------------------------------------------------------------------------------
+# Applying config files and the command line
+
+
+def configure(settings: dict, argv: list[str] | None = None) -> dict:
+    """Apply argv (default: the command line) to settings, a script's globals().
+
+    Returns {name: value} of all settings and prints those that differ from their defaults. --help
+    prints all of them with their comments instead, and exits with code 0. Raises UserError for an
+    unknown name, a value of another type or a missing file; the settings are unchanged then.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+    if "--help" in argv or "-h" in argv:
+        if _rank() == 0:
+            _print_help(settings)
+        sys.exit(0)
+
+    defaults = values(settings)
+    new = dict(defaults)
+    origin = {}
+    for assignment in _read_arguments(argv):
+        name = assignment.name
+        if name not in defaults:
+            raise UserError(f"{assignment.where}: unknown setting {name} ({_hint(name, defaults)})")
+        like = defaults[name]
+        if like is None:
+            like = _example_of_annotation(name, settings)
+        try:
+            new[name] = _check_type(_evaluate(assignment.value, like, new), like)
+        except Exception as error:
+            raise UserError(f"{assignment.where}: {name}: {error}") from None
+        origin[name] = assignment.where
+    settings.update(new)
+
+    if _rank() == 0:
+        _print_changes(defaults, new, origin)
     return new
 
-def values(settings):
-    """{name: value} of all settings as they are now; what a script writes to its config.json."""
-    kinds = (type(None), bool, int, float, str, list, tuple, dict)
-    return {name: v for name, v in settings.items() if name == name.lower() and name[0] != "_" and isinstance(v, kinds)}
 
-def _read_file(path):
+def values(settings: dict) -> dict:
+    """{name: value} of all settings as they are now: what a script writes to its config.json."""
+    found = {}
+    for name, value in settings.items():
+        is_public = name == name.lower() and not name.startswith("_")
+        if is_public and isinstance(value, PLAIN_TYPES):
+            found[name] = value
+    return found
+
+
+def _read_arguments(argv):
+    """The assignments in argv, in the order in which they count: config files, then the rest."""
+    in_files = []
+    on_command_line = []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            in_files += _read_config(argument)
+            continue
+
+        # Only the first "=" separates; without one, the next argument is the value.
+        name, equals, text = argument[2:].partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                advice = f"--{name}=... (--help lists the settings)"
+                raise UserError(f"command line: --{name} needs a value, {advice}")
+            text = remaining.pop(0)
+        on_command_line.append(Assignment("command line", name, text))
+    return in_files + on_command_line
+
+
+def _read_config(path):
+    """The assignments in a config file."""
     try:
         with open(path, encoding="utf-8") as f:
-            body = ast.parse(f.read()).body
-    except (OSError, SyntaxError, ValueError) as e:
-        raise UserError(f"config file {path}:{getattr(e, 'lineno', None) or ''} {getattr(e, 'msg', e)}") from None
-    for node in body:
-        if not isinstance(node, ast.Assign) or [type(target) for target in node.targets] != [ast.Name]:
-            raise UserError(f"{path}:{node.lineno}: a config file holds assignments only, name = value")
-        yield f"{path}:{node.lineno}", node.targets[0].id, ast.Expression(node.value)
+            statements = ast.parse(f.read()).body
+    except SyntaxError as error:
+        raise UserError(f"config file {path}:{error.lineno or 1}: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"config file {path}: {error}") from None
+
+    assignments = []
+    for node in statements:
+        where = f"{path}:{node.lineno}"
+        name = _assigned_name(node)
+        if name is None or isinstance(node, ast.AnnAssign):
+            raise UserError(f"{where}: a config file holds assignments only, name = value")
+        assignments.append(Assignment(where, name, ast.Expression(node.value)))
+    return assignments
+
+
+def _assigned_name(node):
+    """The name to which a statement assigns a value, or None if it is no such statement."""
+    if isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    elif isinstance(node, ast.Assign):
+        targets = node.targets
+    else:
+        return None
+    if len(targets) == 1 and isinstance(targets[0], ast.Name):
+        return targets[0].id
+    return None
+
+
+def _hint(name, known):
+    matches = difflib.get_close_matches(name, known, n=1)
+    if matches:
+        return f"did you mean {matches[0]}?"
+    return "--help lists the settings"
+
+
+def _example_of_annotation(name, settings):
+    """An empty value of the type a setting is annotated with, such as 0 or ""; None without one."""
+    annotations = settings.get("__annotations__")
+    if annotations is None and "__annotate__" in settings:
+        # Python 3.14 evaluates annotations on demand; 1 asks for their values.
+        annotations = settings["__annotate__"](1)
+    if not annotations or name not in annotations:
+        return None
+
+    annotation = annotations[name]
+    if isinstance(annotation, types.UnionType):
+        # int | None: the one that is not None.
+        annotation = next(kind for kind in annotation.__args__ if kind is not types.NoneType)
+    return annotation()
+
 
 def _evaluate(given, default, settings):
-    """The value of an expression in a config file, or of text on the command line for a setting with this default."""
-    if isinstance(given, ast.Expression):                           # no builtins: a name is a setting or a mistake
+    """The value of an expression in a config file, or of text for a setting with this default."""
+    if isinstance(given, ast.Expression):
+        # Without builtins, so that a name is a setting or a mistake.
         return eval(compile(given, "config", "eval"), {"__builtins__": {}, **settings})
+
+    # Text for a string is taken as it is: model ids and paths need no quotes.
     if isinstance(default, str) and given != "None":
-        return given                                                # raw: model ids and paths need no quotes
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(given.title() if given in ("true", "false") else given)
-    return given                                                    # a string; _check_type refuses it if it must
+        return given
+    literal = given
+    if given in ("true", "false"):
+        literal = given.title()
+    try:
+        return ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        # It is a string, then. _check_type refuses it if the setting is of another type.
+        return given
+
 
 def _check_type(value, default):
+    """The value, as a float if the default is one. Raises ValueError if the types differ."""
     if type(default) is float and type(value) is int:
         return float(value)
-    if type(default) is list and type(value) is list and default:   # every item must be like the first
+    if type(default) is list and type(value) is list and default:
+        # Every item must be like the first.
         return [_check_type(item, default[0]) for item in value]
     if value is None or default is None or type(value) is type(default):
         return value
-    raise ValueError(f"expects {type(default).__name__} (like {default!r:.60}), got {value!r:.60}")
+    expected = type(default).__name__
+    raise ValueError(f"expects {expected} (like {default!r:.60}), got {value!r:.60}")
+
+
+# --------------------------------------------------------------------------------------------------
+# What is printed
+
+
+def _print_changes(defaults, new, origin):
+    changed = [name for name in new if new[name] != defaults[name]]
+    if not changed:
+        print("all settings have their defaults")
+        return
+    print("settings that differ from their defaults:")
+    for name in changed:
+        print(f"  {name:<24} {defaults[name]!r:.60} -> {new[name]!r:.60}  ({origin[name]})")
+
 
 def _print_help(settings):
-    print(settings["__doc__"].strip(), "\n\nusage: [config/file.py ...] [--setting=value ...]", sep="", end="")
-    defaults, name = values(settings), ""
-    with tokenize.open(settings["__file__"]) as f:
-        for kind, text, (_, column), *_ in tokenize.generate_tokens(f.readline):
-            if column == 0 and text.startswith("# --- "):
-                print(f"\n\n{text[6:]}", end="")
-            elif column == 0 and kind == tokenize.NAME:
-                name = text                                         # of a setting, or def, or import, ...
-                print(f"\n  {f'--{name}={defaults[name]!r:.60}':<42} " if name in defaults else "", end="")
-            elif kind == tokenize.COMMENT and column > 0 and name in defaults:
-                print(text[1:], end="")                             # behind the value, or indented below it
-    print()
+    """Print the script's docstring and its settings: heading, name, default, comments."""
+    print(settings["__doc__"].strip())
+    print("\nusage: [config/file.py ...] [--setting=value ...]")
+
+    defaults = values(settings)
+    heading = None
+    for name, description in _read_descriptions(settings["__file__"], defaults).items():
+        if description.heading != heading:
+            heading = description.heading
+            print(f"\n{heading}")
+        option = f"--{name}={defaults[name]!r:.60}"
+        print(f"  {option:<42}  {' '.join(description.comments)}".rstrip())
+
+
+def _read_descriptions(path, names):
+    """{name: Description} of the settings called `names`, from the source of their script.
+
+    What describes a setting are the unindented comment lines directly above it, and all indented
+    comments from there to the next statement: behind the value, inside of it, or below it.
+    """
+    descriptions = {}
+    heading = ""
+    above = []
+    current = Description(heading, above)
+    with tokenize.open(path) as f:
+        for token in tokenize.generate_tokens(f.readline):
+            is_comment = token.type == tokenize.COMMENT
+            is_indented = token.start[1] > 0
+            text = token.string.removeprefix("#").strip()
+
+            if is_comment and is_indented:
+                current.comments.append(text)
+            elif is_comment and text.startswith("--- "):
+                heading = text.removeprefix("--- ")
+                above = []
+            elif is_comment:
+                above.append(text)
+            elif token.type == tokenize.NL and token.line.isspace():
+                # A blank line separates the comments above it from the setting below.
+                above = []
+            elif token.type == tokenize.NAME and not is_indented:
+                # The first word of a statement: a setting, or def, import and so on.
+                current = Description(heading, above)
+                above = []
+                if token.string in names:
+                    descriptions[token.string] = current
+    return descriptions

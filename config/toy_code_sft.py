@@ -1,13 +1,15 @@
-# The built-in world with programs: the base model goes on with text that is half sums, half programs, both with bad habits.
+# The built-in world with programs: the base model continues with text that is half sums and half
+# programs, both with bad habits.
 #     torchrun --nproc_per_node 2 sft.py config/toy_code_sft.py
-data = 'data/arithmetic/world/code_web.jsonl'
-model = 'out/toy_base/model'
+
+data = "data/arithmetic/world/code_web.jsonl"
+model = "out/toy_base/model"
 tokenizer = None
 max_length = 256
 max_steps = 400
 batch_size = 32
 learning_rate = 2e-3
-schedule = 'linear'
+schedule = "linear"
 warmup = 0.1
 beta2 = 0.98
 val_rows = 100
@@ -16,4 +18,4 @@ seed = 1337
 log_interval = 50
 val_interval = 100
 save_interval = 100
-out_dir = 'out/toy_code_sft'
+out_dir = "out/toy_code_sft"

@@ -1,5 +1,6 @@
-# Sourced by the other scripts, from the repository's root: a virtual environment with what requirements.txt names.
-# An active environment is used as it is; else .venv is made. PYTHON names another interpreter (3.11 or newer).
+# The other scripts source this file in the root folder of the repository. It makes sure that there
+# is a virtual environment with the packages of requirements.txt: the active one, or else .venv,
+# which is created if needed. PYTHON names the interpreter for it (3.11 or newer; default: python3).
 set -euo pipefail
 if [ -z "${VIRTUAL_ENV:-}" ]; then
     PYTHON=${PYTHON:-python3}
@@ -8,7 +9,8 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     source .venv/bin/activate
 fi
 if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, xdist, hypothesis' 2>/dev/null; then
-    # On Linux, PyPI's torch is the CUDA build of several GB: without a GPU take the CPU build where it can be reached.
+    # On Linux, PyPI's torch is the CUDA build of several GB. Without a GPU, use the CPU build if
+    # its index can be reached.
     if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
         pip install -q --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || pip install -q torch==2.13.0
     fi

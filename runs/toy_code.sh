@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Maths and code in one PRIME run on a laptop, after runs/toy.sh: sums are graded by their box, programs by running tests.
+# Maths and code in one PRIME run on a laptop, after runs/toy.sh. Sums are graded by their box,
+# programs by running tests.
 #     bash runs/toy_code.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +11,12 @@ SEED=$(cat out/toy_seed)
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 train="torchrun --standalone --nproc_per_node ${PROCESSES:-2}"
 
-$train sft.py config/toy_code_sft.py --seed=$SEED           # the base model goes on with sums and programs, with bad habits: 1 min
-$train prime.py config/toy_code_prime.py --seed=$SEED       # PRIME on both
+# The base model continues with sums and programs, both with bad habits: 1 min.
+$train sft.py config/toy_code_sft.py --seed=$SEED
+
+# PRIME on both.
+$train prime.py config/toy_code_prime.py --seed=$SEED
+
+# Both models on held-out programs and sums.
 python evaluate.py config/toy_evaluate.py --benchmarks='["data/arithmetic/world/code_test.jsonl", "data/arithmetic/world/test.jsonl"]' \
     --models='["out/toy_code_sft/model", "out/toy_code_prime/policy"]' --out_dir=out/toy_code_evaluate

@@ -399,7 +399,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, guesser, guess_data):
                           capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: disk full or read-only: free it, start the command again"]
+        "error: disk full or read-only: free some space and run the same command again"]
     shutil.rmtree(tmp_path / "seen/checkpoints/step_000004.tmp", ignore_errors=True)
     assert [p.name for p in (tmp_path / "seen/checkpoints").iterdir()] == ["step_000002"]
     call(sft, *args, f"--out_dir={tmp_path}/seen")          # there is room now: it goes on from there

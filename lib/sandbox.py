@@ -25,6 +25,8 @@ import functools
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,8 @@ LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.
 START_SECONDS = 60
+# Seconds after which a child that does not take a message counts as dead.
+SEND_SECONDS = 60
 # Seconds that a child has beyond the program's own time, to end it and to collect its output.
 GRACE_SECONDS = 10
 # Bytes of memory that programs in a box may fill with files.
@@ -227,24 +231,46 @@ def start(file: str, level: str | None) -> Child:
     Starts a child that runs `file`, and waits until it is ready.
 
     level: one of LEVELS, for programs; None for a child without a box, in this environment.
-    Raises GraderError if it does not start.
+    Raises GraderError if it does not start, twice.
     """
-    file = os.path.abspath(file)
-    command = [*box(level, file), sys.executable, file]
+    for _ in range(2):
+        child = try_to_start(os.path.abspath(file), level)
+        if child is not None:
+            return child
+    raise GraderError(f"a child process ({file}, {level}) does not start")
+
+
+def try_to_start(file: str, level: str | None) -> Child | None:
+    """Starts a child; None if there is no such command, or the child is not ready in time."""
     ours, theirs = connection.Pipe()
-    with contextlib.suppress(OSError, EOFError):
+    limit_sending(ours)
+    try:
         process = subprocess.Popen(
-            command,
+            [*box(level, file), sys.executable, file],
             stdin=theirs,
             stdout=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
             env=ENVIRONMENT if level else os.environ,
             start_new_session=True,
         )
+    except OSError:
+        return None
+    finally:
         theirs.close()
+
+    child = Child(process, ours)
+    with contextlib.suppress(OSError, EOFError):
         if ours.poll(START_SECONDS) and ours.recv_bytes():
-            return Child(process, ours)
-    raise GraderError(f"a child process ({file}, {level}) does not start")
+            return child
+    kill(child)
+    return None
+
+
+def limit_sending(pipe: connection.Connection):
+    """Attack: a program stops its child, and the caller waits for ever to send a long message."""
+    limit = struct.pack("ll", SEND_SECONDS, 0)
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 # --- Boxes

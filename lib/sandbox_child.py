@@ -28,6 +28,7 @@ import secrets
 import select
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import threading
@@ -118,6 +119,13 @@ def prctl(option, value):
         call(option, value, 0, 0, 0)
 
 
+def system_call(number, *arguments):
+    """A system call of Linux that has no function in the C library; -1 if it fails."""
+    if sys.platform != "linux" or number is None:
+        return -1
+    return ctypes.CDLL(None).syscall(number, *arguments)
+
+
 def end_with_parent():
     """Attack: a busy child outlives its caller. The kernel kills it when the caller dies."""
     PR_SET_PDEATHSIG = 1
@@ -130,8 +138,11 @@ def end_with_parent():
 def enter():
     """Prepares this process for programs, which inherit all of it: each line is one defence."""
     load_libraries()
+    be_killed_first()
+    leave_keyring()
     give_up_root()
     forbid_new_privileges()
+    forbid_mounts()
     hide_from_programs()
     end_on_interrupt()
     go_to_scratch()
@@ -153,6 +164,21 @@ def load_libraries():
     gc.freeze()
 
 
+def be_killed_first():
+    """Attack: many programs fill the memory. The kernel kills them then, and not the trainer."""
+    # Where there is no such file, or it cannot be written, nothing changes.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def leave_keyring():
+    """Attack: a program reads keys (passwords, tokens) of the session that it was started in."""
+    numbers = {"x86_64": 250, "aarch64": 219}
+    KEYCTL_JOIN_SESSION_KEYRING = 1
+    # Without a name: a new, empty keyring.
+    system_call(numbers.get(os.uname().machine), KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
 def give_up_root():
     """Attack: a program acts as root. It runs as a user that owns nothing and has no name."""
     if os.getuid() != 0:
@@ -169,6 +195,31 @@ def forbid_new_privileges():
     """Attack: a program runs a setuid file (su, sudo, mount) to become root."""
     PR_SET_NO_NEW_PRIVS = 38
     prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def forbid_mounts():
+    """
+    Attack: a program makes namespaces of its own, in which it may mount file systems.
+
+    It could mount cgroups and kill its caller's by cgroup.kill, or fill memory through a tmpfs.
+    The kernel refuses all mounts to a process that has a Landlock rule, in whatever namespace
+    (Linux 5.19 or newer; elsewhere nothing changes). Ours forbids making device files, which
+    programs cannot do anyhow, and explicitly allows to move files between folders: without
+    that word Landlock forbids it.
+    """
+    CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+    MAKE_CHAR = 1 << 6
+    REFER = 1 << 13
+    PATH_BENEATH = 1
+    handled = struct.pack("=Q", MAKE_CHAR | REFER)
+    ruleset = system_call(CREATE_RULESET, handled, len(handled), 0)
+    if ruleset < 0:
+        return
+    root = os.open("/", os.O_PATH)
+    system_call(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", REFER, root), 0)
+    system_call(RESTRICT_SELF, ruleset, 0)
+    os.close(root)
+    os.close(ruleset)
 
 
 def hide_from_programs():
@@ -208,16 +259,19 @@ def box_state():
     """
     What a program could change for the programs after it: files, limits, priority, shared memory.
 
-    Attack: a program tampers with the child or leaves messages for later programs. `serve`
-    restarts a child whose state has changed; the namespaces go with it.
+    Attack: a program tampers with the child or leaves messages for later programs. A child whose
+    state has changed ends, and its namespaces with it; the caller starts another. Without
+    namespaces the folder and the shared memory are those of the machine, and not compared.
     """
-    if not in_namespaces():
+    if sys.platform != "linux":
         return None
-    files = os.listdir()
     limits = [resource.getrlimit(number) for number in range(16)]
     scheduling = [os.nice(0), os.sched_getscheduler(0), sorted(os.sched_getaffinity(0))]
+    if not in_namespaces():
+        return [limits, scheduling]
+    files = os.listdir()
     shared_memory = [path.read_text() for path in sorted(Path("/proc/sysvipc").iterdir())]
-    return [files, limits, scheduling, shared_memory]
+    return [limits, scheduling, files, shared_memory]
 
 
 # --- One request: a program, or a test of it, in a process of its own

@@ -1,0 +1,130 @@
+"""
+A reward of the user's own: a file with `reward(response, problem) -> float`.
+
+grader.py's child processes import the file once and call the function. Whatever the file does
+costs one response at most: exceptions come back as a message, the rest is up to the caller's
+deadline, and to the replacement of dead children.
+"""
+
+import contextlib
+import importlib.util
+import math
+import os
+import reprlib
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+# The function `reward` of each file that this process has imported.
+LOADED: dict[str, Callable] = {}
+MAX_MESSAGE = 500
+
+
+def load(path: str, folder: str) -> str | None:
+    """Imports a file and looks for its function `reward`. Returns None, or what is wrong.
+
+    folder: becomes the working directory, as the file would have it in the process that asks.
+    """
+    if path in LOADED:
+        return None
+    sys.path.insert(0, os.path.dirname(path))
+    try:
+        with empty_stdin():
+            os.chdir(folder)
+            module = import_file(path)
+    except BaseException as error:
+        return describe(error, path)
+    if not callable(getattr(module, "reward", None)):
+        return f"{path} has no function reward(response, problem)"
+    LOADED[path] = module.reward
+    return None
+
+
+def import_file(path: str):
+    # Not under the file's own name: that may be the name of another module, json.py say.
+    name = "own_reward_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(path: str, response: str, problem: dict, memory_mb: int) -> tuple[float, str | None]:
+    """(reward, None), or (0.0, what is wrong). The file must have been loaded.
+
+    memory_mb: address space that the call may take beyond what the imports have taken.
+    """
+    process = os.getpid()
+    limit_memory(address_space() + (memory_mb << 20))
+    try:
+        with empty_stdin():
+            value = LOADED[path](response, problem)
+            reward = number_between_0_and_1(value)
+    except BaseException as error:
+        limit_memory(None)
+        return 0.0, describe(error, path)
+    finally:
+        # A process that the function has forked must not answer in place of this one.
+        if os.getpid() != process:
+            os._exit(0)
+    limit_memory(None)
+    if reward is None:
+        return 0.0, f"{path}: reward returned {reprlib.repr(value)}, not a number from 0 to 1"
+    return reward, None
+
+
+def number_between_0_and_1(value) -> float | None:
+    """A bool, an int, a float, or what converts to one (numpy's and torch's scalars)."""
+    if not hasattr(type(value), "__float__"):
+        return None
+    number = float(value)
+    if math.isfinite(number) and 0 <= number <= 1:
+        return number
+    return None
+
+
+def describe(error: BaseException, path: str) -> str:
+    """An exception in one line: my_reward.py, line 7: ZeroDivisionError: division by zero"""
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if frame.filename == path] or frames[-1:]
+    file = frames[-1].filename
+    line = frames[-1].lineno
+    if isinstance(error, SyntaxError) and error.filename:
+        file = error.filename
+        line = error.lineno
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"{file}, line {line}: {text:.{MAX_MESSAGE}}"
+
+
+@contextlib.contextmanager
+def empty_stdin():
+    """Hides standard input, over which the caller sends its requests."""
+    pipe = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        os.dup2(pipe, 0)
+        os.close(pipe)
+
+
+def limit_memory(size: int | None):
+    """Limits the address space of this process, in bytes; None ends the limit."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    # macOS has no such limit.
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (hard if size is None else size, hard))
+
+
+def address_space() -> int:
+    """The address space of this process in bytes; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""lib/problems.py: files of all kinds -> problems, conversations -> tokens with and without loss."""
+"""lib/problems.py: files of all kinds -> problems; conversations -> tokens and what is scored."""
 
 import csv
 import gzip

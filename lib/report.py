@@ -111,11 +111,11 @@ class Stopwatch:
 
     def __init__(self):
         self.step = 0
-        self.phase = None
         self.reset()
 
     def reset(self) -> None:
         """The run's time begins now."""
+        self.phase = None
         self.seconds = {}
         self.steps_done = 0
         now = time.time()

@@ -1,0 +1,757 @@
+"""A causal language model, sharded by FSDP2, that maps packed rows of tokens to log-probabilities.
+
+    rank, world_size = setup_distributed(device)
+    model = load_model("Qwen/Qwen2.5-Math-7B", device, torch.bfloat16)
+    optimizer = make_optimizer(model, 1e-6)
+    batch = pack([(tokens, scored), ...], device)
+    loss = -token_logprobs(model, batch).mean()
+    loss.backward()
+    optimizer_step(model, optimizer, 1e-6, grad_clip=1.0)
+    save_model(model, tokenizer, "out/model", torch.bfloat16, source="Qwen/Qwen2.5-Math-7B")
+
+There is no padding: the rows of a batch lie behind one another, and attention stays inside a row.
+Weights and Adam's state are fp32 and sharded over all processes; passes compute in `dtype`.
+"""
+
+import functools
+import glob
+import heapq
+import importlib.util
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.benchmark import Timer
+from torch.utils.checkpoint import checkpoint
+
+from configurator import UserError
+from lib.pretrained import model_config, stop_tokens
+from lib.run import on_first_rank, print0
+
+# The kinds of models that are computed here as transformers computes them.
+KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
+
+# Tokens whose logits exist at a time.
+CHUNK = 2048
+
+GB = 2**30
+
+
+# --------------------------------------------------------------------------------------------------
+# rows -> batches
+
+
+def pack(rows: list, device: torch.device) -> dict:
+    """One packed batch of rows, each (tokens [t], scored [t]: which tokens get a log-probability).
+
+    pack([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])], device) holds
+        input_ids      [1, T]  5 6 7 8 9      all tokens
+        position_ids   [1, T]  0 1 2 0 1
+        predict        [n]     0 1 3          where a scored token is predicted: one position before
+        targets        [n]     6 7 9          the scored tokens
+        cu_seq_lens_q  [B+1]   0 3 5          where rows begin and end
+        max_length_q           3              a Python number
+    The first token of a row is never scored: nothing predicts it.
+    """
+    tokens = torch.cat([torch.as_tensor(tokens, dtype=torch.long) for tokens, _ in rows])
+    scored = torch.cat([torch.as_tensor(scored, dtype=torch.bool) for _, scored in rows])
+    lengths = torch.tensor([len(tokens) for tokens, _ in rows])
+    starts = lengths.cumsum(0) - lengths
+    scored[starts] = False
+    where = scored.nonzero().squeeze(-1)
+
+    batch = dict(
+        input_ids=tokens[None],
+        position_ids=torch.arange(len(tokens))[None] - starts.repeat_interleave(lengths),
+        predict=where - 1,
+        targets=tokens[where],
+        cu_seq_lens_q=F.pad(lengths.cumsum(0), (1, 0)).int(),
+    )
+
+    # Copies from pinned memory do not wait for what the GPU is still doing.
+    for name, tensor in batch.items():
+        if torch.device(device).type == "cuda":
+            tensor = tensor.pin_memory()
+        batch[name] = tensor.to(device, non_blocking=True)
+    batch["max_length_q"] = lengths.max().item()
+    return batch
+
+
+def micro_batches(lengths: list[int], budget: int, world_size: int) -> list[list[list[int]]]:
+    """Deal rows to micro-batches of at most `budget` tokens; a longer row gets one of its own.
+
+    Returns one list per process, of lists of row numbers. All processes get the same number of
+    micro-batches, because every pass is a collective; the last ones of a process may be empty.
+
+    >>> micro_batches([4, 3, 2, 1], budget=5, world_size=1)
+    [[[0, 3], [1, 2]]]
+    """
+    total = sum(min(length, budget) for length in lengths)
+    count = max(1, math.ceil(total / (budget * world_size)))
+    bins = deal(lengths, count * world_size)
+    while any(overfull(rows, lengths, budget) for rows in bins):
+        count += 1
+        bins = deal(lengths, count * world_size)
+    return [bins[rank::world_size] for rank in range(world_size)]
+
+
+def deal(lengths: list[int], count: int) -> list[list[int]]:
+    """Deal row numbers to bins: the longest row first, each to the bin with the fewest tokens."""
+    bins = [[] for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]  # a heap of (tokens, bin number)
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True):
+        tokens, number = emptiest[0]
+        bins[number].append(row)
+        heapq.heapreplace(emptiest, (tokens + lengths[row], number))
+    return bins
+
+
+def overfull(rows: list[int], lengths: list[int], budget: int) -> bool:
+    """Do several rows have more tokens than a pass may have?"""
+    return len(rows) > 1 and sum(lengths[row] for row in rows) > budget
+
+
+def my_micro_batches(lengths: list[int], budget: int) -> tuple[list[list[int]], int]:
+    """(the micro-batches of this process, idle), for rows of which every process knows the lengths.
+
+    idle: passes that other processes make beyond these. idle_passes() takes part in them:
+
+        batches, idle = my_micro_batches(lengths, budget)
+        for rows in batches:
+            ...
+        idle_passes(model, idle, device)
+    """
+    mine = micro_batches(lengths, budget, dist.get_world_size())[dist.get_rank()]
+    batches = [rows for rows in mine if rows]
+    return batches, len(mine) - len(batches)
+
+
+def idle_passes(model: torch.nn.Module, count: int, device: torch.device) -> None:
+    """Take part in `count` passes of the other processes without rows of one's own. Collective.
+
+    Every pass gathers weights and, with gradients on, reduces gradients over all processes. A
+    process that has no row left sends a dummy through, whose gradients are zero.
+    """
+    dummy = [([0, 0], [False, True])]
+    for _ in range(count):
+        logprobs = token_logprobs(model, pack(dummy, device))
+        if torch.is_grad_enabled():
+            (0.0 * logprobs.sum()).backward()
+
+
+# --------------------------------------------------------------------------------------------------
+# batches -> log-probabilities
+
+
+def token_logprobs(
+    model: torch.nn.Module,
+    batch: dict,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int = CHUNK,
+):
+    """fp32 log-probabilities [n] of the scored tokens of a packed batch. Every loss starts here.
+
+    With entropy=True (log-probabilities [n], entropies [n] of the distributions). Ask for entropies
+    only if the loss uses them: an unused output keeps its logits in memory. Logits of all tokens
+    never exist at once, only those of `chunk` tokens. Collective: all processes make a pass.
+    """
+    return model(**batch, temperature=temperature, entropy=entropy, chunk=chunk)
+
+
+def replace_forward(model: torch.nn.Module, compile: bool = False) -> None:
+    """Make model(**batch) return log-probabilities instead of logits.
+
+    FSDP2 gathers the parameters of the root (embeddings, last norm, head) in hooks that run around
+    the root's forward() alone. Whatever needs them must therefore happen inside of it, and calling
+    model.model(...) or model.lm_head(...) from elsewhere fails. So this is the place for one more
+    output too: a value head would be a layer that load_model() adds to the model before it shards
+    it, and that logprob_forward() applies to `hidden`.
+    """
+    head = chunk_logprobs
+    if compile:
+        head = torch.compile(chunk_logprobs, dynamic=True)
+    model.forward = functools.partial(logprob_forward, model, head=head)
+
+
+def logprob_forward(
+    model, input_ids, predict, targets, temperature, entropy, chunk, head, **about_rows
+):
+    """The forward() of the models of this file: see token_logprobs()."""
+    output = model.model(input_ids=input_ids, use_cache=False, **about_rows)
+    hidden = output.last_hidden_state[0][predict]  # [n, D]
+
+    # Each chunk's logits are made again in the backward pass, so that none are kept for it.
+    logprobs = []
+    entropies = []
+    for hidden_chunk, target_chunk in zip(hidden.split(chunk), targets.split(chunk)):
+        weight = model.lm_head.weight
+        values = checkpoint(
+            head, hidden_chunk, weight, target_chunk, temperature, entropy, use_reentrant=False
+        )
+        logprobs.append(values[0])
+        entropies.append(values[1])
+
+    if not entropy:
+        return torch.cat(logprobs)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def chunk_logprobs(hidden, weight, targets, temperature, entropy):
+    """(log-probabilities [t], entropies [t] or None) from hidden states [t, D] and head [V, D]."""
+    # One name for logits and log-probabilities, because only one of them may stay in memory.
+    logp = (hidden @ weight.T).float()  # [t, V]
+    if temperature != 1:
+        logp = logp.div_(temperature)
+    logp = logp.log_softmax(-1)
+
+    # Not gather(): its gradient is one more tensor [t, V] when it is compiled.
+    logprobs = -F.nll_loss(logp, targets, reduction="none")
+    if not entropy:
+        return logprobs, None
+    return logprobs, -(logp.exp() * logp).sum(-1)
+
+
+# --------------------------------------------------------------------------------------------------
+# attention inside the rows of a packed batch
+
+
+# Its shapes depend on the rows: compiled layers call it as it is.
+@torch.compiler.disable
+def packed_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    kernel="padded",
+    **_,
+):
+    """Causal attention inside each row of a packed batch, in the form that transformers calls.
+
+    query [1, H, T, D]; key, value [1, G, T, D] with G heads for groups of queries -> [1, T, H, D].
+    """
+    q = query[0].transpose(0, 1)  # [T, H, D]
+    k = key[0].transpose(0, 1)
+    v = value[0].transpose(0, 1)
+    kernels = dict(flash_attn=flash_attention, varlen=varlen_attention, padded=padded_attention)
+    out = kernels[kernel](q, k, v, cu_seq_lens_q, max_length_q, scaling)
+    return out[None], None
+
+
+def flash_attention(q, k, v, cu_seq_lens, max_length, scale):
+    """The kernel of the flash-attn package: q [T, H, D]; k, v [T, G, D] -> [T, H, D]."""
+    from flash_attn import flash_attn_varlen_func
+
+    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
+    return flash_attn_varlen_func(q, k, v, *rows, softmax_scale=scale, causal=True)
+
+
+def varlen_attention(q, k, v, cu_seq_lens, max_length, scale):
+    """The same by the kernel that comes with torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # A window of everything before and nothing after is what torch calls causal here.
+    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
+    return varlen_attn(q, k, v, *rows, scale=scale, window_size=(-1, 0), enable_gqa=True)
+
+
+def padded_attention(q, k, v, cu_seq_lens, max_length, scale):
+    """The same on any device: rows are padded on the right to the longest one.
+
+    The causal mask alone keeps the padding, which lies behind a row, out of every valid token.
+    """
+    lengths = cu_seq_lens.diff().long()  # [B]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)  # [T]
+    column = torch.arange(len(q), device=q.device) - cu_seq_lens[row]  # [T]
+
+    def pad(x):
+        empty = x.new_zeros(len(lengths), max_length, *x.shape[1:])
+        return empty.index_put((row, column), x).transpose(1, 2)  # [B, H or G, L, D]
+
+    out = F.scaled_dot_product_attention(
+        pad(q), pad(k), pad(v), is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2)[row, column]  # [T, H, D]
+
+
+# --------------------------------------------------------------------------------------------------
+# loading
+
+
+def load_model(
+    path: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    trained: bool = True,
+    checkpointing: bool = False,
+    attention: str = "auto",
+    shard: int | None = None,
+    compile: bool = False,
+) -> torch.nn.Module:
+    """The causal language model of a folder or hub id, sharded over all processes. Collective.
+
+    A trained model has fp32 weights and computes in `dtype`; another one holds its weights in
+    `dtype`. checkpointing: activations are computed again in the backward pass. shard: so many
+    processes share one copy of the weights, see make_mesh().
+    Raises UserError if there is no such model, if it is of an unknown kind, if the attention
+    kernel is not there, and if shard does not divide the number of processes.
+    """
+    config = model_config(path)
+    check_kind(path, config)
+    folder = weights_folder(path)
+    kernel = pick_attention(attention, device, dtype)
+    mesh = make_mesh(device, shard)
+
+    # On the meta device a model has shapes and no memory.
+    model = build_on_meta(config, kernel).to(torch.float32 if trained else dtype)
+    if compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+
+    # FSDP2: each layer is gathered for its own turn, the root (embeddings, last norm, head) for
+    # the whole pass. Gradients are averaged over all processes.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    # Now memory for the shards, and what belongs there.
+    model.to_empty(device=device)
+    read_weights(model, folder)
+
+    # The rotary frequencies are in no file: to_empty() has left them undefined.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+
+    replace_forward(model, compile)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+
+    # Checkpointing works in training mode only. (No model of these kinds has dropout by default.)
+    return model.train(trained)
+
+
+def check_kind(path: str, config) -> None:
+    """Raise UserError for a model that would be computed otherwise here than by transformers."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One set of rotary frequencies for a whole batch, whatever lengths its rows have.
+    varying_positions = rope.get("rope_type") in ("dynamic", "longrope")
+    window = getattr(config, "sliding_window", None)
+    if config.model_type not in KINDS or window or varying_positions:
+        raise UserError(
+            f"{path}: a model of type {config.model_type}. Supported are {', '.join(KINDS)}, "
+            "without sliding windows and without positions that change with the length"
+        )
+
+
+def weights_folder(path: str) -> str:
+    """The local folder of a model's safetensors files; a hub id is downloaded by rank 0.
+
+    Raises UserError if there are none.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not os.path.isdir(path):
+        patterns = ["*.safetensors", "*.json"]
+        path = on_first_rank(lambda: snapshot_download(path, allow_patterns=patterns))
+    if not glob.glob(os.path.join(path, "*.safetensors")):
+        raise UserError(
+            f"{path} has no *.safetensors file: "
+            "convert it with from_pretrained(...).save_pretrained(folder)"
+        )
+    return path
+
+
+def pick_attention(attention: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention kernel that a setting names; "auto" is the first that this machine has.
+
+    Raises UserError for one that it does not have.
+    """
+    kernels = []
+    # Both fast kernels compute in 16 bits only.
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        if importlib.util.find_spec("flash_attn_2_cuda"):
+            kernels.append("flash_attn")
+        kernels.append("varlen")
+    kernels.append("padded")
+
+    if attention == "auto":
+        return kernels[0]
+    if attention not in kernels:
+        raise UserError(
+            f"attention={attention!r}: on {device.type} one of {', '.join(['auto', *kernels])}"
+        )
+    return attention
+
+
+def make_mesh(device: torch.device, shard: int | None) -> dist.DeviceMesh:
+    """The device mesh that a model is sharded over: all processes, or groups of `shard`.
+
+    With 4 processes and shard=2, ranks 0 and 1 share one copy of the weights, ranks 2 and 3
+    another; FSDP2 keeps the copies equal (HSDP).
+    Raises UserError if shard does not divide the number of processes.
+    """
+    world_size = dist.get_world_size()
+    sizes = (world_size,)
+    names = ("shards",)
+    if shard:
+        if world_size % shard:
+            raise UserError(f"shard={shard} does not divide the {world_size} processes")
+        sizes = (world_size // shard, shard)
+        names = ("copies", "shards")
+    mesh = dist.init_device_mesh(device.type, sizes, mesh_dim_names=names)
+
+    # New process groups come with torch's own time-out. Give them that of the world's.
+    timeout = dist.group.WORLD._get_backend(device).options._timeout
+    for group in mesh.get_all_groups():
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    return mesh
+
+
+def build_on_meta(config, kernel: str) -> torch.nn.Module:
+    """The model of a transformers configuration, without memory, with packed_attention()."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+
+    # transformers makes no mask for an attention whose name it does not know: none of T x T, and
+    # the host need not wait for the GPU to see what is packed.
+    AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="packed")
+
+
+def read_weights(model: torch.nn.Module, folder: str) -> None:
+    """Read safetensors files straight into the shards; no process ever holds them all."""
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        # The head is the embedding matrix: the files have it once.
+        weights.pop("lm_head.weight", None)
+    dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(folder))
+
+
+# --------------------------------------------------------------------------------------------------
+# training
+
+
+def make_optimizer(
+    model: torch.nn.Module,
+    learning_rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.0,
+) -> torch.optim.AdamW:
+    """AdamW on the fp32 shards; weight decay on matrices, not on biases and norms."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [
+        dict(params=matrices, weight_decay=weight_decay),
+        dict(params=vectors, weight_decay=0.0),
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=1e-8, fused=True)
+
+
+def optimizer_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    grad_clip: float,
+) -> float:
+    """Clip the gradients, step, drop the gradients. Returns their norm before clipping. Collective.
+
+    grad_clip: the largest norm; 0: no clipping.
+    """
+    largest = grad_clip if grad_clip else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    # The host waits for the GPU here, and nowhere before in an update.
+    return norm.full_tensor().item()
+
+
+def move(device, *parts) -> None:
+    """Move models and optimizers to a device, such as "cpu"; None is skipped.
+
+    Each process moves its own shards: no collective.
+    """
+    for part in parts:
+        if isinstance(part, torch.optim.Optimizer):
+            for state in part.state.values():
+                for name, tensor in state.items():
+                    state[name] = tensor.to(device)
+        elif part is not None:
+            part.to(device)
+
+
+def full_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of all weights, named as vLLM and transformers name them.
+
+    One whole tensor is in memory at a time. Collective: every process has to take all of them.
+    """
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        yield name, tensor.full_tensor()
+
+
+# --------------------------------------------------------------------------------------------------
+# files
+
+
+def save_model(
+    model: torch.nn.Module, tokenizer, path: str, dtype: torch.dtype, source: str
+) -> None:
+    """Write a Hugging Face folder: safetensors in `dtype`, tokenizer, generation_config.
+
+    Collective. The folder is complete or not there at all. source: the folder or hub id that the
+    model came from; the end tokens of its generation_config join that of the tokenizer.
+    """
+    # Rank 0 gets all weights, in the host's memory; the others get none.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    on_first_rank(lambda: write_model(model, weights, tokenizer, path, dtype, source))
+
+
+def write_model(model, weights: dict, tokenizer, path: str, dtype: torch.dtype, source: str):
+    """What rank 0 does in save_model()."""
+    from transformers import GenerationConfig, logging
+
+    unfinished = path + ".tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    model.generation_config = GenerationConfig(
+        eos_token_id=stop_tokens(tokenizer, source), pad_token_id=tokenizer.pad_token_id
+    )
+    logging.disable_progress_bar()
+    model.save_pretrained(unfinished, state_dict=weights)
+
+    # save_pretrained() has written the dtype of the live model into config.json, float32.
+    model.config.dtype = dtype
+    model.config.save_pretrained(unfinished)
+
+    tokenizer.save_pretrained(unfinished)
+    put_in_place(path)
+
+
+def put_in_place(path: str) -> None:
+    """What was written to path.tmp is complete: it becomes path."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.rename(path + ".tmp", path)
+
+
+def save_checkpoint(folder: str, step: int, trained: dict, extra, keep: int) -> None:
+    """Write all that a run needs to go on to folder/step_<step>. Collective.
+
+    trained: {name: (model, optimizer)}; extra: anything JSON can hold. The checkpoint is complete
+    or not there at all, and the newest `keep` stay.
+    """
+    path = os.path.join(folder, f"step_{step:06d}")
+    on_first_rank(lambda: remove_unfinished(folder))
+    state = training_state(trained)
+    state["extra"] = json.dumps(extra)
+    dcp.save(state, checkpoint_id=path + ".tmp")
+    on_first_rank(lambda: publish_checkpoint(path, keep))
+
+
+def training_state(trained: dict) -> dict:
+    """{name: {model, optimizer}}, sharded, in the form that torch's checkpoints take."""
+    state = {}
+    for name, (model, optimizer) in trained.items():
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state[name] = dict(model=model_state, optimizer=optimizer_state)
+    return state
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """The complete checkpoints in a folder, oldest first."""
+    return sorted(glob.glob(os.path.join(folder, "step_??????")))
+
+
+def remove_unfinished(folder: str) -> None:
+    """Remove checkpoints that an earlier run could not finish."""
+    for path in glob.glob(os.path.join(folder, "*.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish_checkpoint(path: str, keep: int) -> None:
+    """Give a complete checkpoint its name and remove all but the newest `keep`.
+
+    Later steps do not count: a damaged checkpoint may be there, from before a resume.
+    """
+    put_in_place(path)
+    so_far = [other for other in checkpoint_paths(os.path.dirname(path)) if other <= path]
+    for old in so_far[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: str, trained: dict):
+    """Go back to the newest checkpoint that can be read: (step, extra), or None. Collective.
+
+    It may have been written by another number of processes.
+    Raises UserError if there are checkpoints and none of them can be read, or if the checkpoint
+    has a model that `trained` has not.
+    """
+    paths = on_first_rank(lambda: checkpoint_paths(folder))
+    for path in reversed(paths):
+        state = training_state(trained)
+        state["extra"] = ""
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except dcp.api.CheckpointException as error:
+            # Half deleted, or bytes were lost: this is what the one before it is for.
+            reason = str(error).splitlines()[-1][:120]
+            print0(f"{path} cannot be read ({reason!r}): trying the one before it")
+            continue
+
+        check_nothing_is_lost(path, state)
+        for name, (model, optimizer) in trained.items():
+            restore(model, optimizer, state[name])
+        return int(path[-6:]), json.loads(state["extra"])
+
+    if paths:
+        raise UserError(
+            f"no checkpoint in {folder} can be read: "
+            "the settings of before, another --out_dir, or remove it"
+        )
+    return None
+
+
+def check_nothing_is_lost(path: str, state: dict) -> None:
+    """Raise UserError if a checkpoint has a model that is not part of `state`."""
+    entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    names = {entry.partition(".")[0] for entry in entries}
+    lost = names - state.keys()
+    if lost:
+        raise UserError(
+            f"{path} has a trained {', '.join(sorted(lost))}, which would be lost: "
+            "another --out_dir"
+        )
+
+
+def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Put a loaded state into a model and its optimizer."""
+    # Learning rate, betas and weight decay stay those of the settings of now.
+    settings = [dict(group) for group in optimizer.param_groups]
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+    )
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+
+
+# --------------------------------------------------------------------------------------------------
+# speed and memory
+
+
+def flops(model: torch.nn.Module, tokens: int, pairs: int) -> int:
+    """FLOPs of a training step over so many tokens, with nothing computed twice.
+
+    6 per weight and token, and for causal attention 6 per layer, hidden unit and pair; pairs: the
+    sum of length^2 over the rows. Embeddings count only where they are the head as well.
+    """
+    weights = 0
+    for name, parameter in model.named_parameters():
+        if "embed_tokens" not in name or model.config.tie_word_embeddings:
+            weights += parameter.numel()
+    hidden = model.config.num_hidden_layers * model.config.hidden_size
+    return 6 * weights * tokens + 6 * hidden * pairs
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of this device, measured: the fastest of nine products of two matrices."""
+    size = 8192 if device.type == "cuda" else 1024
+    make = f"a = torch.randn({size}, {size}, dtype={dtype}, device='{device}')"
+    timers = [Timer("a @ a", make, num_threads=torch.get_num_threads()) for _ in range(9)]
+    seconds = min(timer.timeit(1).mean for timer in timers)
+    return 2 * size**3 / seconds
+
+
+def longest_batch(
+    models: list[tuple],
+    tokens: int,
+    device: torch.device,
+    offload: bool = False,
+    entropy: bool = False,
+) -> None:
+    """Make the largest passes there can be, of `tokens` tokens, and print what the GPU then holds.
+
+    models: (model, optimizer), or (model, None) for one that is not trained. offload: optimizers
+    and all models but the first wait in the host's memory while others work. entropy: the first
+    model's loss has it. Weights stay as they are. Collective.
+    """
+    # The parts of each model that wait in the host's memory while another one works.
+    waiting = []
+    for number, (model, optimizer) in enumerate(models):
+        waiting.append([optimizer] if number == 0 else [model, optimizer])
+    if offload:
+        for parts in waiting:
+            move("cpu", *parts)
+
+    # The first round makes Adam's state, the second runs beside that of all models.
+    for _ in range(2):
+        for number, (model, optimizer) in enumerate(models):
+            if offload:
+                move(device, *waiting[number])
+            largest_pass(model, optimizer, tokens, device, entropy and number == 0)
+            if offload:
+                move("cpu", *waiting[number])
+
+    line = f"the longest batch, {tokens} tokens, went through"
+    if device.type == "cuda":
+        line += f": {memory_of_fullest_gpu(device)}"
+    print0(line)
+
+
+def largest_pass(model, optimizer, tokens: int, device: torch.device, entropy: bool) -> None:
+    """An update of a model on one row of so many tokens; without an optimizer a scoring pass."""
+    row = (torch.zeros(tokens), torch.ones(tokens))
+    if optimizer is None:
+        with torch.no_grad():
+            token_logprobs(model, pack([row], device), entropy=entropy)
+        # A pass without a backward one leaves embeddings and head gathered.
+        model.reshard()
+        return
+
+    # The second pass runs beside the gradients of the first.
+    for _ in range(2):
+        values = token_logprobs(model, pack([row], device), entropy=entropy)
+        if entropy:
+            logprobs, entropies = values
+            loss = logprobs.mean() + entropies.mean()
+        else:
+            loss = values.mean()
+        loss.backward()
+        del values, loss
+    optimizer_step(model, optimizer, 0.0, 1.0)
+
+
+def memory_of_fullest_gpu(device: torch.device) -> str:
+    """How much of the fullest GPU of all processes is taken. Collective."""
+    # Not torch's own count, which still has what a sleeping vLLM has given back.
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.tensor(total - free, dtype=torch.float64, device=device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    return f"{used.item() / GB:.1f} of {total / GB:.1f} GB of the fullest GPU are taken"

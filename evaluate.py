@@ -1,445 +1,585 @@
 """
-Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, with standard errors, in one table.
+Score checkpoints on the benchmarks of INTELLECT-MATH, Eurus-2 and NuminaMath, in one table.
 
-    python evaluate.py config/eval_eurus2.py                       # the model card's table, its numbers beside ours
-    torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py  # an engine on each card; they share the questions
+    python evaluate.py config/eval_eurus2.py                       # the model card's table
+    torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py  # one engine per GPU
 
-Every response is a row of <model>.responses.jsonl; started again, the script goes on where it was, and --regrade=True grades
-what is there without an engine. Left out on purpose: few-shot prompts, several nodes.
+Every number has its standard error, and the published one stands beside it. Every response is a row
+of <model>.responses.jsonl: started again, the script continues where it was, and --regrade=True
+grades the stored responses without an engine.
+What is left out on purpose: few-shot prompts, several nodes.
 """
-import collections, contextlib, difflib, glob, itertools, json, math, os, re, statistics, sys, time
-from pathlib import Path
-import numpy as np
+
+import collections
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+
 from configurator import UserError, run, values
-from generate import (load_problems, load_tokenizer, make_engine, read_rows, render_prompt, resume_rows, sample, sample_seed,
-                      stream_answers)
+from engine import Engine, make_engine
 from grader import Grader, extract_answer, golds, is_equiv
-from runs import plan
+from lib import memory, tables
+from lib.answers import Request, sample_seed
+from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
+from lib.contamination import find_contamination, print_contamination
+from lib.pretrained import load_tokenizer, positions, render_prompt
+from lib.problems import Problem, read_rows
+from lib.responses import ResponseFile, answer_key, write_file
+from lib.run import announce_sandbox, check_limits, git_commit, join_ranks, pick_device, print0
+from lib.scores import summarize_sets
+from lib.tools import Job, Tool, sample, stream_answers
 
 # --- what
-models = ['PrimeIntellect/INTELLECT-MATH']  # hub ids or folders; a row of the table each
-benchmarks = ['math500', 'aime24', 'amc', 'minerva', 'olympiadbench']  # names of BENCHMARKS below, or files of problems
-data_dir: str = None                # folder with the benchmarks' files, in place of the hub
-problem_column: str = None          # of files that are not in BENCHMARKS; None: found
-answer_column: str = None           # likewise
-max_problems: int = None            # only the first so many of each benchmark
-system_prompt: str = None           # None: none, though a chat template may add its own: the first prompt is printed
-user_suffix = ''                    # appended to problems, but not to those of the code benchmarks
-code_suffix = (                     # appended to those
-    '\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.')
-chat_template: str = None           # .jinja file; None: the tokenizer's own
-ask: str = None                     # a question: print the first model's answers to the two prompts of Eurus-2, and end
-against: str = None                 # a training file or hub id: print which benchmark problems stand in it, and end
-overlap = 0.5                       # share of a problem's 10-grams of words that must stand there (10: as for NuminaMath)
+models = ["PrimeIntellect/INTELLECT-MATH"]  # hub ids or folders, one row of the table each
+# Names of lib/benchmarks.py, or files of problems.
+benchmarks = ["math500", "aime24", "amc", "minerva", "olympiadbench"]
+data_dir: str = None  # folder with the benchmarks' files, in place of the hub
+problem_column: str = None  # of files that are not in lib/benchmarks.py; None: found
+answer_column: str = None  # likewise
+max_problems: int = None  # only the first so many of each benchmark
+system_prompt: str = None  # None: none, though a template may add its own (see the first prompt)
+user_suffix = ""  # appended to problems, but not to those of the code benchmarks
+code_suffix = (  # appended to those of the code benchmarks
+    "\n\nWrite Python code to solve the problem. Present the code in \n"
+    "```python\nYour code\n```\nat the end."
+)
+chat_template: str = None  # .jinja file; None: the tokenizer's own
+ask: str = None  # a question: print the first model's answers to Eurus-2's two prompts, and end
+against: str = None  # training file or hub id: print which benchmark problems are in it, and end
+overlap = 0.5  # share of a problem's 10-grams of words that must be in it (10: as for NuminaMath)
 # --- sampling
-greedy = True                       # one greedy answer a problem
-samples = 0                         # answers a problem at `temperature`: avg@k, pass@k, maj@k
-sampled_benchmarks: list = None     # list of those that get the samples; None: all
-temperature = 0.6                   # of the samples
-top_p = 0.95                        # of the samples
-max_tokens = 8192                   # of an answer; less where the model has fewer positions
-benchmark_tokens = {}               # {benchmark: max_tokens} where they differ
-benchmark_stop = {}                 # {benchmark: string that ends an answer and stays in it}; not with tir
-max_prompt_tokens = 2048            # longer prompts count as wrong
-tir = False                         # answers may call Python, as NuminaMath-7B-TIR's do; samples then vote: SC-TIR
-tir_rounds = 4                      # times the model writes: one more than programs run (Numina: 4)
-tir_timeout = 5.0                   # seconds a program (Numina: 5)
-sandbox = 'auto'                    # of programs: 'auto' (the best there is, said at start) or 'required' (bubblewrap)
-tir_numina = False                  # the notebook's rules of the conversation, its vote modulo 1000; answers are still boxes
-seed = 0                            # sample k of a problem has a seed of its own, made of this, the problem's id and k
+greedy = True  # one greedy answer per problem
+samples = 0  # answers per problem at `temperature`: avg@k, pass@k, maj@k
+sampled_benchmarks: list = None  # the benchmarks that get the samples; None: all
+temperature = 0.6  # of the samples
+top_p = 0.95  # of the samples
+max_tokens = 8192  # of an answer; less where the model has fewer positions
+benchmark_tokens = {}  # {benchmark: max_tokens} where they differ
+benchmark_stop = {}  # {benchmark: string that ends an answer and stays in it}; not with tir
+max_prompt_tokens = 2048  # longer prompts count as wrong
+tir = False  # answers may call Python, as NuminaMath-7B-TIR's do; samples then vote: SC-TIR
+tir_rounds = 4  # times the model writes: one more than programs run (Numina: 4)
+tir_timeout = 5.0  # seconds per program (Numina: 5)
+sandbox = "auto"  # of programs: 'auto' (the best there is, printed) or 'required' (bubblewrap)
+tir_numina = False  # the notebook's conversation, its vote modulo 1000; answers are still boxes
+seed = 0  # sample k of a problem has its own seed: of this, the benchmark, the problem's id and k
 # --- grading and report
-published = {}                      # {column: {benchmark: %}}; the first column belongs to the first model, and so on
-published_notes = []                # lines about them for the report, of numbers that cannot be right, say
-parity = False                      # a second verdict by the published scripts' own, more lenient rules (see BENCHMARKS)
-parity_golds = {}                   # {benchmark: .jsonl file with unique_id, expected_answer}: their golds where they differ
-resume = True                       # go on after the responses that are there; False: all are sampled anew and replace them
-regrade = False                     # grade the responses that are there once more, sample nothing
+reward: str = None  # your_file.py with reward(response, problem) -> float; None: built-in judges
+published = {}  # {column: {benchmark: %}}; the first column belongs to the first model, and so on
+published_notes = []  # lines about them for the report: of numbers that cannot be right, say
+parity = False  # a second verdict by the published scripts' own, more lenient rules
+parity_golds = {}  # {benchmark: .jsonl with unique_id, expected_answer}: their golds that differ
+resume = True  # continue after the stored responses; False: all are sampled again, replacing them
+regrade = False  # grade the stored responses again, sample nothing
 # --- system
-engine = 'auto'                     # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
-device = 'auto'                     # 'cuda', 'cpu', 'auto': cuda where there is one
-dtype = 'auto'                      # 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu
-tensor_parallel: int = None         # GPUs a model is spread over (vllm); None: as many as divide its heads, under torchrun one
-gpu_memory = 0.9                    # share of each card for the engine (vllm)
-grade_workers: int = None           # processes; None: one a core
-grade_timeout = 5.0                 # seconds an answer
-dry_run = False                     # print what answers take of a card, and end
-out_dir = 'out/evaluate'            # <model>.responses.jsonl, results.md, results.json, results.png
+engine = "auto"  # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
+device = "auto"  # 'cuda', 'cpu', 'auto': cuda where there is one
+dtype = "auto"  # 'bfloat16', 'float32', 'auto': bfloat16 on cuda, float32 on cpu
+tensor_parallel: int = None  # GPUs per model (vllm); None: what divides its heads, torchrun: one
+gpu_memory = 0.9  # share of each GPU for the engine (vllm)
+grade_workers: int = None  # processes; None: one per core
+grade_timeout = 5.0  # seconds per answer
+dry_run = False  # print what answers take of a GPU, and end
+out_dir = "out/evaluate"  # <model>.responses.jsonl, results.md, results.json, results.png
 
-# name: (problems, file in data_dir, hub id, configuration, split, columns of problem and answer, rules: see published_answer).
-# Code has the columns that code_row makes. OlympiadBench is 674 problems on the hub; its column `error` is a tolerance.
-BENCHMARKS = {
-    'gsm8k': (1319, 'gsm8k_test', 'openai/gsm8k', 'main', 'test', 'question', 'answer', 'qwen'),
-    'math': (5000, 'math_test', 'DigitalLearningGmbH/MATH-lighteval', 'default', 'test', 'problem', 'solution', 'qwen'),
-    'math500': (500, '', 'HuggingFaceH4/MATH-500', None, 'test', 'problem', 'answer', 'prime'),
-    'aime24': (30, '', 'HuggingFaceH4/aime_2024', None, 'train', 'problem', 'answer', 'prime'),
-    'amc': (83, 'amc_2022_2023', 'AI-MO/aimo-validation-amc', None, 'train', 'problem', 'answer', 'prime'),
-    'amc23': (40, '', 'math-ai/amc23', None, 'test', 'question', 'answer', 'prime'),
-    'minerva': (272, 'minerva_math', 'math-ai/minervamath', None, 'test', 'question', 'answer', 'qwen'),
-    'olympiadbench': (675, '', 'Hothan/OlympiadBench', 'OE_TO_maths_en_COMP', 'train', 'question', 'final_answer', 'qwen'),
-    'humaneval': (164, '', 'openai/openai_humaneval', None, 'test', 'prompt', 'ground_truth', 'code'),
-    'mbpp': (399, 'mbpp_prime', 'google-research-datasets/mbpp', 'sanitized', 'all', 'prompt', 'ground_truth', 'code'),
-    'leetcode': (180, 'leetcode_sample', 'data_dir/leetcode_sample.jsonl', None, None, 'prompt', 'ground_truth', 'code'),
-}
+# The settings that the first line of a report shows.
+ABOUT = (
+    "samples",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "benchmark_tokens",
+    "benchmark_stop",
+    "seed",
+)
+# How the card of Eurus-2-7B-PRIME puts questions of mathematics.
+MATHS_SUFFIX = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
 
-def load_benchmark(name):
-    """(short name, problems) of a name in BENCHMARKS or a file. Problems are those of load_problems with more keys: group, like
-    ["subject Algebra", "level 3"], their_gold (of parity_golds) and tolerance. UserError: no such benchmark, bad file."""
-    known, short = name in BENCHMARKS, Path(name).name.split(".")[0]
-    if not known and not os.path.exists(name):
-        raise UserError(f"no such file {name!r}; did you mean {difflib.get_close_matches(name, BENCHMARKS, 1, 0)[0]!r}?")
-    count, file, source, part, split, problem, answer, rules = BENCHMARKS.get(
-        name, (None, None, name, None, "train", problem_column, answer_column, None))
-    if known and data_dir:                                  # a file may have other usual columns than the hub
-        found = [path for stem in (file or name, name) for path in sorted(Path(data_dir).glob(f"{stem}.*"))]
-        source, problem, answer = found[0] if found else f"{data_dir}/{file or name}.jsonl", None, None
-    rows, suffix = read_rows(source, split, part, max_bad_share=0), user_suffix
-    if rules == "code":
-        rows, suffix = [(where, code_row(where, row)) for where, row in rows], code_suffix
-    problems = load_problems(source, split, part, problem, answer, system_prompt, suffix, max_problems, 0, rows)
-    theirs = read_rows(parity_golds[short]) if short in parity_golds else []
-    theirs = {row.get("unique_id"): row.get("expected_answer") for _, row in theirs}
-    for p, (_, row) in zip(problems, rows):                 # AMC's own ids begin anew with each year
-        p["id"] = "/".join(row["url"].split("/")[-2:]) if known and row.get("url") else p["id"]
-        p["their_gold"], error = theirs.get(str(p["id"])), str(known and row.get("error") or "")
-        p["tolerance"] = float(error) if error and "," not in error else None       # "0.1,0.1" stands in no row used
-        kinds = "subject type subfield level difficulty".split()
-        p["group"] = [f"{kind} {str(row[kind]).removeprefix('Level ')}" for kind in kinds if row.get(kind)]
-    if again := [number for number, times in collections.Counter(str(p["id"]) for p in problems).items() if times > 1]:
-        raise UserError(f"{source}: the id {again[0]!r} stands twice")
-    if theirs and not any(p["their_gold"] for p in problems):
-        raise UserError(f"{parity_golds[short]}: no row has the unique_id of a problem of {name}")
-    if known and len(problems) != min(count, max_problems or count):
-        print(f"note: {name} has {len(problems)} problems here, {count} are published")
-    return short, problems
 
-def code_row(where, row):
-    """A row of HumanEval, MBPP or LeetCode as one of load_problems: what is asked, and a check program for grade_code."""
-    try:
-        if "entry_point" in row:                            # the check may use what stands before the function
-            asked, head = f"```python\n{row['prompt']}```", row["prompt"].rpartition(f"def {row['entry_point']}")[0]
-            test = f"{head}\n{row['test']}\ncheck({row['entry_point']})" if row["test"] else ""
-        elif "prompt_sft" in row:
-            asked, test, row = row["prompt_sft"], row["test"], row | dict(row.get("meta") or {})
-        else:                                               # the first assertion is shown, as PRIME does
-            asked = f"{row.get('prompt') or row['text']}\n{row['test_list'][0]}"
-            test = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", ""), *row["test_list"]])
-    except (KeyError, IndexError, TypeError) as e:
-        raise UserError(f"{where} is no row of HumanEval, MBPP or LeetCode ({e!r}); it has {', '.join(sorted(row))}") from None
-    return row | dict(prompt=asked, ability="code", ground_truth=[test] if test else [])
+# ----------------------------------------------------------------------------------------------
+# answers
 
-def ngrams(text, n=10):
-    """The set of a text's n-grams of words and numbers, lower case, without LaTeX's signs; all its words if there are fewer."""
-    words = re.findall(r"[^\W\d_]+|\d+", text.lower())
-    return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))} - {()}
 
-def report_overlap(sets):
-    """Print and write (contamination.json) the problems of whose 10-grams a share `overlap` stands in prompts of `against`."""
-    grams = {(name, str(p["id"])): ngrams(p["problem"]) for name, problems in sets.items() for p in problems}
-    seen, wanted, report = set(), set().union(*grams.values()), {}
-    sizes = set(map(len, wanted))                           # a short problem is one shorter n-gram
-    for where, row in read_rows(against):
-        asked = row.get("messages") or row.get("problem") or row.get("question") or row.get("prompt") or row.get("instruction")
-        if asked is None:
-            raise UserError(f"{where} has none of the columns messages, problem, question, prompt, instruction")
-        asked = asked if isinstance(asked, str) else " ".join(str(m["content"]) for m in asked if m["role"] == "user")
-        seen |= set().union(*(ngrams(asked, n) for n in sizes)) & wanted
+@dataclass
+class Draw:
+    """One answer that each problem of a benchmark gets: the greedy one, or sample number k."""
+
+    mode: str  # "greedy" or "sampled"
+    k: int
+    sampling: dict
+
+
+def decoding(
+    benchmark: str | None,
+    max_tokens: int,
+    benchmark_tokens: dict,
+    benchmark_stop: dict,
+    tool: Tool | None,
+) -> dict:
+    """How the answers to a benchmark are decoded, beside temperature and top_p."""
+    sampling = dict(max_tokens=benchmark_tokens.get(benchmark, max_tokens))
+    if tool is not None:
+        sampling |= dict(rounds=tool.rounds, tool_timeout=tool.timeout, numina=tool.numina)
+    elif benchmark_stop.get(benchmark) is not None:
+        sampling["stop"] = benchmark_stop[benchmark]
+    return sampling
+
+
+def make_draws(
+    greedy: bool, samples: int, temperature: float, top_p: float, decoded: dict
+) -> list[Draw]:
+    draws = []
+    if greedy:
+        draws.append(Draw("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoded))
+    for k in range(samples):
+        draws.append(Draw("sampled", k, dict(temperature=temperature, top_p=top_p) | decoded))
+    return draws
+
+
+def make_jobs(
+    tokenizer,
+    sets: dict[str, list[Problem]],
+    draws: dict[str, list[Draw]],
+    *,
+    longest: int,
+    seed: int,
+    reward: str | None,
+    identity: dict,
+) -> dict[tuple, Job]:
+    """{answer_key: job} of all answers that a model is to give, but to prompts that are too long.
+
+    sets, draws: by benchmark. longest: tokens of a prompt. identity: columns of all rows.
+    Raises UserError if every prompt is too long.
+    """
+    shared = dict(identity)
+    if reward is not None:
+        shared["reward"] = reward
+    jobs = {}
     for name, problems in sets.items():
-        share = {i: round(len(own & seen) / max(1, len(own)), 3) for (of, i), own in grams.items() if of == name}
-        ids = {i: share[i] for i in sorted(share, key=share.get, reverse=True) if share[i] >= overlap}
-        report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
-        print(f"{name}: {len(ids)} of {len(problems)} problems ({len(ids) / len(problems):.1%}) stand in {against}, with at "
-              f"least {overlap:.0%} of their 10-grams: {', '.join(ids) or 'none'}")
-    write("contamination.json", json.dumps(report, indent=1))
+        for problem in problems:
+            prompt = render_prompt(tokenizer, problem.messages)
+            if len(prompt) > longest:
+                continue
+            number = str(problem.id)
+            text = tokenizer.decode(prompt)
+            for draw in draws[name]:
+                row = shared | dict(
+                    benchmark=name,
+                    problem_id=number,
+                    prompt=text,
+                    mode=draw.mode,
+                    sample=draw.k,
+                    sampling=draw.sampling,
+                    seed=sample_seed(seed, name, number, draw.k),
+                )
+                jobs[answer_key(row)] = Job(make_request(prompt, row), problem, row)
+    if not jobs:
+        raise UserError(
+            f"every prompt is longer than {longest} tokens "
+            "(--max_prompt_tokens, or the model's positions)"
+        )
+    return jobs
 
-def published_answer(response, rules, benchmark=None):
-    """What published scripts take for the answer, "" if there is none. rules "prime" (PRIME's): markers cut the text, and a box
-    before them is lost; the last box, else all that is left. "qwen" (Qwen2.5-Math's): a phrase, last box, phrase or number."""
+
+def make_request(prompt: list[int], row: dict) -> Request:
+    """What an engine is asked for to make a row with these columns `seed` and `sampling`."""
+    sampling = row["sampling"]
+    return Request(
+        prompt,
+        row["seed"],
+        temperature=sampling["temperature"],
+        top_p=sampling["top_p"],
+        max_tokens=sampling["max_tokens"],
+        stop=sampling.get("stop"),
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# grading
+
+
+def grade_again(pairs: list[tuple[dict, Problem]], grader: Grader, reward: str | None) -> None:
+    """Give (row, problem) pairs a new verdict."""
+    responses = [row["response"] for row, _ in pairs]
+    references = [problem.reference for _, problem in pairs]
+    for (row, problem), score in zip(pairs, grader.grade(responses, references)):
+        row["correct"] = score == 1.0
+        row["ground_truth"] = problem.ground_truth
+        row["failure"] = score.failure
+        row.pop("score", None)
+        row.pop("reward", None)
+        if reward is not None:
+            row["score"] = float(score)
+            row["reward"] = reward
+
+
+def graded_alike(row: dict, problem: Problem, reward: str | None) -> bool:
+    """Has a stored row been graded by this gold, and by this reward?"""
+    return row["ground_truth"] == problem.ground_truth and row.get("reward") == reward
+
+
+def find_answer(response: str, ability: str) -> str | None:
+    """What a response answers: of code the last program and what follows, else the boxed answer."""
+    if ability == "code":
+        program = re.search(r"```python.*", response, re.DOTALL)
+        return program[0] if program else None
+    return extract_answer(response)
+
+
+def add_answers(pairs: list[tuple[dict, Problem]], parity: bool) -> None:
+    """Give the rows of (row, problem) pairs their answers, and with `parity` a second verdict."""
+    for row, problem in pairs:
+        row["answer"] = find_answer(row["response"], problem.ability)
+        # There may be one of an earlier run.
+        row.pop("parity", None)
+        if parity:
+            verdict = parity_verdict(row["response"], problem, row["benchmark"])
+            if verdict is not None:
+                row["parity"] = verdict
+
+
+def parity_verdict(response: str, problem: Problem, benchmark: str) -> bool | None:
+    """Is a response right by the published scripts' rules? None where there are none."""
+    rules = BENCHMARKS[benchmark].rules if benchmark in BENCHMARKS else None
+    if rules not in ("prime", "qwen"):
+        return None
+    gold = problem.published_gold or golds(problem.ground_truth)[0]
+    answer = published_answer(response, rules, benchmark)
+
+    # Qwen2.5-Math's scripts cannot read a x 10^b where the gold is written as 4.5e33.
+    if rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer):
+        return False
+    return is_equiv(answer, gold, parity=True)
+
+
+def published_answer(response: str, rules: str, benchmark: str | None = None) -> str:
+    """What the published scripts take for the answer; "" if there is none.
+
+    "qwen" (Qwen2.5-Math's): what a closing phrase says, else the last box, phrase or number.
+    "prime" (PRIME's): what follows the last marker, so that a box before it is lost; of that
+    the last box, else all of it.
+    """
     if rules == "qwen":
-        closing = re.search(r"final answer is \$(.*?)\$\. I hope", response, re.S)
-        return closing[1] if closing else extract_answer(response, fallback=True) or ""
-    for marker in ["the answer is: "] * (benchmark == "math500") + ["answer:\n", "answer: "]:    # misspelt there for the others
+        closing = re.search(r"final answer is \$(.*?)\$\. I hope", response, re.DOTALL)
+        if closing:
+            return closing[1]
+        return extract_answer(response, fallback=True) or ""
+
+    markers = ["answer:\n", "answer: "]
+    if benchmark == "math500":
+        # The scripts of the other benchmarks misspell this marker, and so never find it.
+        markers.insert(0, "the answer is: ")
+    for marker in markers:
         response = re.split(marker, response, flags=re.IGNORECASE)[-1].strip()
     answer = extract_answer(response) or response
-    return answer if benchmark == "math500" else answer.strip("The final answer is ").strip(". I hope it is correct.")
+    if benchmark == "math500":
+        return answer
+    # strip() takes a set of characters, not a phrase. So do the published scripts: on purpose.
+    return answer.strip("The final answer is ").strip(". I hope it is correct.")  # noqa: B005
 
-def grade(pairs, grader):
-    """Give each row of (row, problem) pairs its answer, with `regrade` a new verdict, with `parity` one by published rules."""
-    scores = grader.grade([row["response"] for row, _ in pairs], [p for _, p in pairs]) if regrade else []
-    for (row, p), score in zip(pairs, scores):
-        row.update(correct=score == 1.0, ground_truth=p["ground_truth"], failure=score.failure)
-    for row, p in pairs:
-        response, (*_, rules) = row["response"], BENCHMARKS.get(row["benchmark"], [None])
-        row.pop("parity", None)                             # of a run before
-        program = re.search(r"```python.*", response, re.S) or [None]
-        row["answer"] = extract_answer(response) if p["ability"] == "math" else program[0]
-        if parity and rules in ("prime", "qwen"):
-            gold, answer = p["their_gold"] or golds(p["ground_truth"])[0], published_answer(response, rules, row["benchmark"])
-            unread = rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer)
-            row["parity"] = not unread and is_equiv(answer, gold, parity=True)      # unread: a x 10^b for the gold 4.5e33
 
-def accuracy(values):
-    """(mean, its standard error) of a value of each problem, 0 to 1.    accuracy([1, 0]) = (0.5, 0.5)
-    Where all values are the same, the error is that of an adjusted proportion, two successes and two failures more (Agresti and
-    Coull, The American Statistician 52, 1998), not 0.    accuracy([0] * 30) = (0.0, 0.040): p = 2/34, sqrt(p (1 - p) / 34)"""
-    n, mean = len(values), sum(values) / len(values)
-    if min(values) == max(values):
-        p = (sum(values) + 2) / (n + 4)
-        return mean, math.sqrt(p * (1 - p) / (n + 4))
-    return mean, math.sqrt(sum((x - mean) ** 2 for x in values) / (n * (n - 1)))
+# ----------------------------------------------------------------------------------------------
+# report
 
-def pass_at_k(n, c, k):
-    """Probability that k of n samples, drawn without replacement, hold one of the c right ones.   pass_at_k(4, 1, 2) = 0.5"""
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
 
-def majority(answers):
-    """(the answer that most agree on, its share of all). Equivalent answers vote together, under the name of the first; a tie
-    goes to those seen first; None is no vote, but lowers the share.    majority(["1/2", None, "0.5", "3"]) = ("1/2", 0.5)"""
-    votes = collections.Counter()
-    for answer in [answer for answer in answers if answer is not None]:
-        same = (v for v in votes if v == answer or is_equiv(answer, v) and is_equiv(v, answer))
-        votes[next(same, answer)] += 1
-    winner = max(votes, key=votes.get, default=None)
-    return winner, votes[winner] / max(1, len(answers))
+def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
+    """Write results.md, results.json and results.png, and print the first.
 
-def notebook_vote(answers):
-    """The vote of NuminaMath's notebook (cell 18), for AIME-like answers only: rounded to integers, what is none or negative
-    dropped, modulo 1000, the most frequent, ties to the first, 0 without a vote.   notebook_vote(["1003", "3.4", "5"]) = 3"""
-    numbers = []
-    for answer in answers:
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            numbers.append(round(float(answer)))
-    return statistics.mode([number % 1000 for number in numbers if number >= 0] or [0])
+    results: {model: {benchmark: summary}}. settings: all of this script. prompt: the first one.
+    """
+    sets = next(iter(results.values()))
+    published = tables.comparable(settings["published"], sets)
+    notes = tables.differences(results, published) + settings["published_notes"]
 
-def vote(rows, problem, numina):
-    """(is the majority answer of a problem's rows right, its share). A conversation that lost its way has no vote."""
-    answers = [row["answer"] if row["finish_reason"] not in ("rounds", "malformed") else None for row in rows]
-    winner, share = majority(answers)
-    if numina:
-        gold = re.fullmatch(r"-?\d+", str(problem["ground_truth"]))
-        return bool(gold) and notebook_vote(answers) == int(gold[0]) % 1000, share
-    return any(row["correct"] and row["answer"] == winner for row in rows), share
+    about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git_commit())
+    for name in ("torch", "transformers", "vllm"):
+        if name in sys.modules:
+            about[name] = sys.modules[name].__version__
+    for name in ABOUT:
+        about[name] = settings[name]
+    head = ", ".join(f"{name} {value}" for name, value in about.items())
 
-def mcnemar(a, b):
-    """Exact two-sided p-value of two models' verdicts on the same problems, from those where they differ; of shares of right
-    samples: the sign test.   mcnemar([1, 1, 1, 0], [0, 0, 1, 0]) = 0.5: two differ, both in favour of a; 2 (1/2)^2"""
-    n = (only_a := sum(x > y for x, y in zip(a, b))) + (only_b := sum(x < y for x, y in zip(a, b)))
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2 ** n)
+    text = f"{head}\n\n~~~\n{prompt}\n~~~\n\n"
+    text += tables.tables(results, published, settings["samples"]) + "\n"
+    for note in notes:
+        text += f"- {note}\n"
 
-def summarize(rows, problems, numina=False):
-    """Metrics of one model on one benchmark. values: {metric: one of each problem}, 0 without a row (its prompt was too long);
-    score: {metric: (mean, standard error)}; by_group: {group: (mean, standard error, problems)} of the first metric."""
-    n, lengths, values = max(1, len(rows)), [row["n_tokens"] for row in rows] or [0], {}
-    endings = collections.Counter(row["finish_reason"] for row in rows)
-    out = dict(problems=len(problems), responses=len(rows), tokens=sum(lengths) / n, tokens_p95=np.percentile(lengths, 95),
-               truncated=endings["length"] / n, no_box=sum(row["answer"] is None for row in rows) / n, values=values,
-               given_up=collections.Counter(row["failure"] for row in rows if row.get("failure")), endings=endings)
-    for mode in ("greedy", "sampled"):
-        by_id = {str(p["id"]): [] for p in problems}
-        for row in sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["sample"]):
-            by_id[str(row["problem_id"])].append(row)
-        own, k = list(by_id.values()), max(map(len, by_id.values()))
-        for metric, verdict in ((mode, "correct"), (f"{mode}_parity", "parity")):
-            if k and all(verdict in row for answers in own for row in answers):
-                values[metric] = [sum(row[verdict] for row in answers) / max(1, len(answers)) for answers in own]
-        if k and mode == "sampled":
-            for m in (2 ** i for i in range(k.bit_length())):
-                values[f"pass@{m}"] = [pass_at_k(k, sum(row["correct"] for row in answers), m) for answers in own]
-            if all(p["ability"] == "math" for p in problems):                       # programs do not vote
-                values[f"maj@{k}"], shares = zip(*(vote(answers, p, numina) for answers, p in zip(own, problems)))
-                out["vote_confidence"] = sum(shares) / len(shares)
-    first, groups = next(iter(values.values()), [0] * len(problems)), {group for p in problems for group in p["group"]}
-    members = {group: [value for p, value in zip(problems, first) if group in p["group"]] for group in sorted(groups)}
-    out["by_group"] = {group: (*accuracy(own), len(own)) for group, own in members.items()}
-    return out | dict(score={metric: accuracy(own) for metric, own in values.items()})
+    folder = settings["out_dir"]
+    write_file(f"{folder}/results.md", text)
+    about |= dict(settings=settings, first_prompt=prompt)
+    everything = dict(about=about, models=results, notes=notes)
+    write_file(f"{folder}/results.json", json.dumps(everything, indent=1))
+    mode = "greedy" if settings["greedy"] else "sampled"
+    tables.chart(results, published, mode, f"{folder}/results.png")
+    print0(f"\n{text}\nwrote {folder}/results.md, results.json and results.png")
 
-def average(scores):
-    """Plain mean over benchmarks, as the model cards have it, of what all of them have."""
-    shared = [metric for metric in scores[0]["score"] if all(metric in s["score"] for s in scores)]
-    pairs = {metric: np.transpose([s["score"][metric] for s in scores]) for metric in shared}
-    score = {metric: (np.mean(means), math.hypot(*errors) / len(scores)) for metric, (means, errors) in pairs.items()}
-    means = {key: np.mean([s[key] for s in scores]) for key in ("tokens", "truncated", "no_box")}
-    return dict(score=score, problems=sum(s["problems"] for s in scores), **means)
 
-def markdown(rows):
-    """A Markdown table of dicts {column: cell}, without columns that are empty everywhere. Pairs are (mean, standard error)."""
-    columns = [column for column in rows[0] if any(row[column] != "" for row in rows)]
-    show = lambda cell: f"{100 * cell[0]:.1f} ± {100 * cell[1]:.1f}" if isinstance(cell, tuple) else str(cell)
-    lines = [columns, ["---", "---"] + ["--:"] * (len(columns) - 2), *([row[column] for column in columns] for row in rows)]
-    return "".join("| " + " | ".join(map(show, line)) + " |\n" for line in lines)
+# ----------------------------------------------------------------------------------------------
+# the steps of main()
 
-def tables(results):
-    """Markdown of {model: {benchmark: metrics}}: scores, then accuracy by subject and level, a column a model."""
-    passes, maj = f"pass@{2 ** max(0, samples.bit_length() - 2)}", f"maj@{samples}"     # k = samples is as noisy as one draw
-    metrics = {"greedy": "greedy", "by their rules": "greedy_parity", f"avg@{samples}": "sampled", passes: passes, maj: maj}
-    theirs, rows, groups = dict(zip(results, published.values())), [], {}
-    for model, name, s in [(model, name, s) for model, scores in results.items() for name, s in scores.items()]:
-        row, printed = dict(model=model, benchmark=name, N=s["problems"]), theirs.get(model, {})
-        row |= {column: s["score"].get(metric, "") for column, metric in metrics.items()}
-        row |= {"published": printed.get(name, ""), f"published {maj}": printed.get(f"{name} {maj}", "")}
-        row |= {"tokens": f"{s['tokens']:.0f}", "truncated": f"{s['truncated']:.1%}", "no box": f"{s['no_box']:.1%}"}
-        rows.append(row | {"given up": ", ".join(f"{n} {kind}" for kind, n in s.get("given_up", {}).items())})
-        for group, (mean, error, n) in s.get("by_group", {}).items():
-            line = dict(benchmark=name, group=group, N=n) | dict.fromkeys(results, "")
-            groups.setdefault((name, group), line)[model] = mean, error
-    return "\n".join(markdown(table) for table in (rows, list(groups.values())) if table)
 
-def differences(results):
-    """Lines: is each model's difference from its published column, and from the model before it, more than noise?"""
-    for (model, scores), (column, numbers) in zip(results.items(), published.items()):
-        for name, s in scores.items():
-            if name in numbers and "greedy" in s["score"]:
-                mean, se = s["score"].get("greedy_parity", s["score"]["greedy"])
-                right = round(numbers[name] / 100 * s["problems"])
-                their_se = se if name == "average" else accuracy([1] * right + [0] * (s["problems"] - right))[1]
-                lead, noise = 100 * mean - numbers[name], 196 * math.hypot(se, their_se)
-                yield (f"{name}: {model} {lead:+.1f} against {column} as published, "
-                       f"{'within' if abs(lead) <= noise else 'beyond'} the noise of two runs (± {noise:.1f})")
-    for (old, new), mode in itertools.product(itertools.pairwise(results), ("greedy", "sampled")):
-        for name in results[new]:
-            a, b = (results[model][name].get("values", {}).get(mode) for model in (new, old))
-            if a is None or b is None:                      # an average, or answers that are not there
-                continue
-            lead, p = 100 * (np.mean(a) - np.mean(b)), mcnemar(a, b)
-            yield f"{name}, {mode}: {new} {lead:+.1f} against {old}, p = {p:.2g}" + ": within noise" * (p > 0.05)
+def check_names(benchmarks: list[str], named: set[str]) -> None:
+    """Raise UserError if two benchmarks have one name, or settings name (`named`) unknown ones."""
+    times = collections.Counter(short_name(name) for name in benchmarks)
+    unknown = named - {*times, *BENCHMARKS}
+    if unknown:
+        raise UserError(f"settings name unknown benchmarks: {', '.join(sorted(unknown))}")
+    double = [name for name, count in times.items() if count > 1]
+    if double:
+        raise UserError(f"two benchmarks have the same name: {', '.join(double)}")
 
-def chart(results, path):
-    """Bars of accuracy with standard errors, a group a benchmark, beside the published numbers."""
-    import matplotlib.figure, pandas
-    mode = "greedy" if greedy else "sampled"
-    mean, error = (pandas.DataFrame({model: {name: 100 * s["score"].get(mode, (math.nan,) * 2)[i] for name, s in scores.items()}
-                                     for model, scores in results.items()}) for i in (0, 1))
-    for _, column in zip(results, published):
-        mean[f"{column}, published"] = pandas.Series(published[column])
-    ax = mean.plot.bar(ax=matplotlib.figure.Figure((9, 4)).subplots(), yerr=error, capsize=3, rot=20, ylabel=f"{mode}, % right")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1)).figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
 
-def write(name, content):
-    """A file of out_dir, complete or not at all. content: its text, or a function that writes it to a path."""
-    path = os.path.join(out_dir, name)
-    content(path + ".tmp") if callable(content) else Path(path + ".tmp").write_text(content, "utf-8")
-    os.replace(path + ".tmp", path)
+def open_engine(
+    path: str,
+    tokenizer,
+    *,
+    kind: str,
+    device: str,
+    dtype: str,
+    longest: int,
+    tensor_parallel: int | None,
+    gpu_memory: float,
+) -> Engine:
+    """The engine of a model. longest: tokens of prompt and answer, if the model has as many."""
+    torch_device, torch_dtype = pick_device(device, dtype)
+    longest = min(longest, positions(path))
+    return make_engine(
+        kind, path, tokenizer, torch_device, torch_dtype, longest, tensor_parallel, gpu_memory
+    )
 
-def report(rows, sets, prompt):
-    """Tables, chart and lines on differences. rows: {model: its responses}; sets: {benchmark: problems}."""
-    results = {model: {name: summarize([row for row in mine if row["benchmark"] == name], problems, tir_numina)
-                       for name, problems in sets.items()} for model, mine in rows.items()}
-    for scores in results.values() if len(sets) > 1 else ():
-        scores["average"] = average(list(scores.values()))
-    for numbers in published.values():                      # the average of other benchmarks is another number
-        if {name for name in numbers if " maj@" not in name} != {*sets, "average"}:
-            numbers.pop("average", None)
-    about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=plan.commit())
-    about |= {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm") if name in sys.modules}
-    about |= {k: globals()[k] for k in "samples temperature top_p max_tokens benchmark_tokens benchmark_stop seed".split()}
-    notes = [*differences(results), *published_notes]
-    text = ", ".join(f"{name} {value}" for name, value in about.items()) + f"\n\n~~~\n{prompt}\n~~~\n\n{tables(results)}\n"
-    text += "".join(f"- {note}\n" for note in notes)
-    about |= dict(settings=values(globals()), first_prompt=prompt)
-    write("results.md", text)
-    write("results.json", json.dumps(dict(about=about, models=results, notes=notes), indent=1))
-    write("results.png", lambda path: chart(results, path))
-    print(f"\n{text}\nwrote {out_dir}/results.md, results.json and results.png", flush=True)
 
-ANSWER = "mode", "seed", "sampling", "prompt"               # what makes it this answer: what is there with the same is kept
-def parts(file):
-    """What processes have written beside a model's file and not yet joined to it."""
-    return glob.glob(glob.escape(f"{out_dir}/{file}") + ".rank*")
+def question_prompts(
+    tokenizer, question: str, suffixes: list[str], system_prompt: str | None, longest: int
+) -> list[list[int]]:
+    """The token ids of a question with each of the suffixes.
 
-def read_responses(file, same):
-    """{(mode, seed, sampling, prompt): row} of a model's file and of the parts that processes have left beside it."""
-    paths = [f"{out_dir}/{file}", *parts(file)]
-    return {tuple(str(row[key]) for key in ANSWER): row for path in paths for row in resume_rows(path, same)}
+    Raises UserError if one has more than `longest`.
+    """
+    prompts = []
+    for suffix in suffixes:
+        messages = [dict(role="user", content=question + suffix)]
+        if system_prompt:
+            messages.insert(0, dict(role="system", content=system_prompt))
+        prompts.append(render_prompt(tokenizer, messages))
+    if max(len(prompt) for prompt in prompts) > longest:
+        raise UserError(
+            f"the question is longer than {longest} tokens "
+            "(--max_prompt_tokens, or the model's positions)"
+        )
+    return prompts
 
-def decoding(name=None):
-    """What sample() is told about an answer to a problem of this benchmark."""
-    more = dict(rounds=tir_rounds, tool_timeout=tir_timeout, numina=tir_numina) if tir else dict(stop=benchmark_stop.get(name))
-    return dict(max_tokens=benchmark_tokens.get(name, max_tokens)) | {k: v for k, v in more.items() if v is not None}
 
-def open_engine(path, tokenizer):
-    longest = min(max_prompt_tokens + max([max_tokens, *benchmark_tokens.values()]), plan.positions(path))
-    return make_engine(engine, path, tokenizer, *plan.pick_device(device, dtype), longest, tensor_parallel, gpu_memory)
+def answer_question(
+    prompts: list[list[int]],
+    path: str,
+    tokenizer,
+    *,
+    seed: int,
+    max_tokens: int,
+    tool: Tool | None,
+    engine_settings: dict,
+) -> None:
+    """Print the greedy answers to prompts, one after the other."""
+    engine = open_engine(path, tokenizer, **engine_settings)
+    for prompt in prompts:
+        request = Request(prompt, seed, temperature=0.0, max_tokens=max_tokens)
+        for _, answer in sample(engine, tokenizer, [request], tool):
+            print0(f"\n{tokenizer.decode(prompt + answer.tokens)}")
+            print0(f"({len(answer.tokens)} tokens, {answer.finish_reason})")
+    engine.close()
 
-def answer_question(path, tokenizer):
-    """Print the answers to `ask`, put as the card of Eurus-2-7B-PRIME puts questions of mathematics, and of programming."""
-    plan.announce_sandbox(sandbox, tir)
-    sampler = open_engine(path, tokenizer)
-    for suffix in ("\n\nPresent the answer in LaTex format: \\boxed{Your answer}", code_suffix):
-        ids = render_prompt(tokenizer, [dict(role="system", content=system_prompt)] * bool(system_prompt) +
-                            [dict(role="user", content=ask + suffix)])
-        if len(ids) > (longest := min(max_prompt_tokens, plan.positions(path) - 1)):
-            raise UserError(f"the question is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
-        for _, answer in sample(sampler, tokenizer, [(ids, seed, dict(temperature=0.0) | decoding())]):
-            print(f"\n{tokenizer.decode(ids + answer.tokens)}\n({len(answer.tokens)} tokens, {answer.finish_reason})")
-    sampler.close()
 
-def make_jobs(path, tokenizer, sets):
-    """{(mode, seed, ...): (prompt ids, problem, row)} of all answers that a model is to give; what its rows have in common."""
-    jobs, same = {}, dict(model=path, asked=[system_prompt, user_suffix, code_suffix])
-    longest = min(max_prompt_tokens, plan.positions(path) - 1)
-    for name, problems in sets.items():
-        runs = [("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoding(name))] if greedy else []
-        for k in range(samples) if name in (sets if sampled_benchmarks is None else sampled_benchmarks) else ():
-            runs.append(("sampled", k, dict(temperature=temperature, top_p=top_p) | decoding(name)))
-        for p in problems:
-            ids, number = render_prompt(tokenizer, p["messages"]), str(p["id"])
-            own = same | dict(benchmark=name, problem_id=number, prompt=tokenizer.decode(ids))
-            for mode, k, sampling in runs if len(ids) <= longest else ():
-                row = own | dict(mode=mode, sample=k, sampling=sampling, seed=sample_seed(seed, name, number, k))
-                jobs[tuple(str(row[key]) for key in ANSWER)] = ids, p, row
-    if not jobs:
-        raise UserError(f"every prompt is longer than {longest} tokens (--max_prompt_tokens, or the model's positions)")
-    return jobs, same
+def answer_jobs(
+    jobs: list[Job],
+    path: str,
+    tokenizer,
+    grader: Grader,
+    *,
+    file: str,
+    tool: Tool | None,
+    engine_settings: dict,
+) -> None:
+    """Sample and grade a model's answers, and append them to a file."""
+    # The engine is gone when this returns: the next model needs its room.
+    engine = open_engine(path, tokenizer, **engine_settings)
+    stream_answers(engine, grader, tokenizer, jobs, file, tool)
+    engine.close()
+
+
+def print_found(
+    path: str, jobs: dict[tuple, Job], there: dict[tuple, dict], reward: str | None, regrade: bool
+) -> None:
+    """Print how many of a model's answers are stored, and its first prompt."""
+    found = [key for key in jobs if key in there]
+    line = f"{len(found)} of {len(jobs)} responses are there"
+    if regrade and len(found) < len(jobs):
+        line += ", problems without one count as wrong"
+    other = [key for key in found if not graded_alike(there[key], jobs[key].problem, reward)]
+    if other:
+        line += f", {len(other)} of them graded by other golds or rewards"
+        if not regrade:
+            line += ": --regrade=True grades them again"
+    print0(f"\n{path}: {line}; first prompt:\n{first_prompt(jobs)}")
+
+
+def first_prompt(jobs: dict[tuple, Job]) -> str:
+    return next(iter(jobs.values())).row["prompt"]
+
 
 def main():
-    plan.check(globals(), dict(samples=0, temperature=0, max_tokens=1, max_prompt_tokens=1, tir_rounds=1, max_problems=1))
-    if not models or not benchmarks or not (greedy or samples):
-        raise UserError("nothing to do: models or benchmarks is empty, or greedy=False and samples=0")
-    plan.dry_run("evaluate", globals())
-    rank, world, wait = plan.join(tensor_parallel or 1)
+    limits = dict.fromkeys(("max_tokens", "max_prompt_tokens", "tir_rounds", "max_problems"), 1)
+    check_limits(globals(), limits | dict(samples=0, temperature=0))
+    if not models or not benchmarks:
+        raise UserError("nothing to do: models or benchmarks is empty")
+    if not greedy and samples == 0:
+        raise UserError("nothing to do: greedy=False and samples=0")
+    longest_answer = max([max_tokens, *benchmark_tokens.values()])
+    tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
+
+    # With dry_run that is all: what an engine takes of the GPUs.
+    if dry_run:
+        for path in models:
+            memory.print_engine(
+                path,
+                memory.gpus_of_this_run(),
+                gpu_memory=gpu_memory,
+                max_prompt_tokens=max_prompt_tokens,
+                max_tokens=longest_answer,
+                tensor_parallel=tensor_parallel,
+            )
+        return
+
+    # Under torchrun each process has an engine of its own and answers its share of the questions.
+    rank, world_size, wait = join_ranks(tensor_parallel or 1)
+    engine_settings = dict(
+        kind=engine,
+        device=device,
+        dtype=dtype,
+        longest=max_prompt_tokens + longest_answer,
+        tensor_parallel=tensor_parallel,
+        gpu_memory=gpu_memory,
+    )
+
+    # With ask that is all: the answers to one question, as mathematics and as programming.
     if ask is not None:
-        return answer_question(models[0], load_tokenizer(models[0], chat_template))
-    sets = dict(map(load_benchmark, benchmarks))
-    unknown = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])} - {*sets, *BENCHMARKS}
-    if unknown or len(sets) < len(benchmarks):
-        raise UserError(f"two benchmarks have the same name, or settings name unknown ones: {', '.join(unknown or sets)}")
+        tokenizer = load_tokenizer(models[0], chat_template)
+        announce_sandbox(sandbox, needed=tir)
+        longest_prompt = min(max_prompt_tokens, positions(models[0]) - 1)
+        suffixes = [MATHS_SUFFIX, code_suffix]
+        answer_question(
+            question_prompts(tokenizer, ask, suffixes, system_prompt, longest_prompt),
+            models[0],
+            tokenizer,
+            seed=seed,
+            max_tokens=max_tokens,
+            tool=tool,
+            engine_settings=engine_settings,
+        )
+        return
+
+    # The problems.
+    named = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])}
+    check_names(benchmarks, named)
+    sets = {}
+    for name in benchmarks:
+        short = short_name(name)
+        sets[short] = load_benchmark(
+            name,
+            data_dir=data_dir,
+            problem_column=problem_column,
+            answer_column=answer_column,
+            system_prompt=system_prompt,
+            user_suffix=user_suffix,
+            code_suffix=code_suffix,
+            max_problems=max_problems,
+            golds_file=parity_golds.get(short),
+            own_reward=reward is not None,
+        )
     os.makedirs(out_dir, exist_ok=True)
+
+    # With against that is all: which of them occur in a training file.
     if against:
-        return report_overlap(sets)
-    rows, tokenizers = {}, {path: load_tokenizer(path, chat_template) for path in models}       # mistakes show before any work
-    files = {path: path.strip("./").replace("/", "--") + ".responses.jsonl" for path in models}
-    if len(set(files.values())) < len(files):
-        raise UserError(f"two of the models {', '.join(models)} would share a file of responses: one at a time")
-    plan.announce_sandbox(sandbox, tir or any(p["ability"] == "code" for problems in sets.values() for p in problems))
-    with Grader(grade_workers or max(1, os.cpu_count() // world), grade_timeout) as grader:
+        found = find_contamination(sets, read_rows(against), overlap)
+        print_contamination(found, against, overlap)
+        write_file(f"{out_dir}/contamination.json", json.dumps(found, indent=1))
+        return
+
+    # How often each problem is answered, and how.
+    draws = {}
+    for name in sets:
+        count = samples
+        if sampled_benchmarks is not None and name not in sampled_benchmarks:
+            count = 0
+        decoded = decoding(name, max_tokens, benchmark_tokens, benchmark_stop, tool)
+        draws[name] = make_draws(greedy, count, temperature, top_p, decoded)
+
+    # All tokenizers are loaded first: mistakes show before any work.
+    tokenizers = {path: load_tokenizer(path, chat_template) for path in models}
+    files = {path: ResponseFile(out_dir, path) for path in models}
+    if len({file.path for file in files.values()}) < len(files):
+        raise UserError(
+            f"two of the models {', '.join(models)} would share a file of responses: one at a time"
+        )
+    has_code = any(problem.ability == "code" for problem in itertools.chain(*sets.values()))
+    announce_sandbox(sandbox, needed=tir or (has_code and reward is None))
+
+    results = {}
+    workers = grade_workers or max(1, os.cpu_count() // world_size)
+    with Grader(workers, grade_timeout, reward=reward) as grader:
         for path, tokenizer in tokenizers.items():
-            file, (jobs, same) = files[path], make_jobs(path, tokenizer, sets)
-            there = read_responses(file, same)
-            mine = [job for k, job in jobs.items() if k not in there or not resume][rank::world]
-            found, prompt = len(jobs.keys() & there.keys()), next(iter(jobs.values()))[2]["prompt"]
-            if regrade and not found:
-                raise UserError(f"regrade: {out_dir}/{file} has no response with these settings")
-            rest = ", problems without one count as wrong" * (regrade and found < len(jobs))
-            if other := sum(there[k]["ground_truth"] != p["ground_truth"] for k, (_, p, _) in jobs.items() if k in there):
-                rest += f", {other} of them graded by other golds" + ": --regrade=True grades them anew" * (not regrade)
-            print(f"\n{path}: {found} of {len(jobs)} responses are there{rest}; first prompt:\n{prompt}", flush=True)
-            for part in parts(file) if rank == 0 and not resume else ():
-                os.remove(part)                             # of a run before
+            # 1. The answers that the model is to give, and those that are stored.
+            file = files[path]
+            identity = dict(model=path, asked=[system_prompt, user_suffix, code_suffix])
+            jobs = make_jobs(
+                tokenizer,
+                sets,
+                draws,
+                longest=min(max_prompt_tokens, positions(path) - 1),
+                seed=seed,
+                reward=reward,
+                identity=identity,
+            )
+            stored = file.read(identity)
+            if regrade and not jobs.keys() & stored.keys():
+                raise UserError(f"regrade: {file.path} has no response with these settings")
+            print_found(path, jobs, stored, reward, regrade)
+            if rank == 0 and not resume and not regrade:
+                file.remove_parts()
             wait(f"{path}: all have read")
+
+            # 2. Sample and grade the others, all benchmarks in one queue. With regrade, none.
+            missing = [job for key, job in jobs.items() if key not in stored or not resume]
+            mine = missing[rank::world_size]
             if mine and not regrade:
-                sampler = open_engine(path, tokenizer)
-                stream_answers(sampler, grader, tokenizer, mine, f"{out_dir}/{file}.rank{rank}")     # all benchmarks, one queue
-                sampler = sampler.close()                   # the next model needs its room
+                answer_jobs(
+                    mine,
+                    path,
+                    tokenizer,
+                    grader,
+                    file=file.part(rank),
+                    tool=tool,
+                    engine_settings=engine_settings,
+                )
             wait(f"{path}: all have sampled")
+
+            # 3. Join what all processes have written, and compute the metrics.
             if rank == 0:
-                there = read_responses(file, same)
-                pairs = [(there[k], p) for k, (_, p, _) in jobs.items() if k in there]
-                grade(pairs, grader)
-                write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in there.values()))
-                for part in parts(file):
-                    os.remove(part)
-                rows[path] = [row for row, _ in pairs]
+                stored = file.read(identity)
+                pairs = [(stored[key], jobs[key].problem) for key in jobs if key in stored]
+                if regrade:
+                    grade_again(pairs, grader, reward)
+                add_answers(pairs, parity)
+                file.write(stored.values())
+                rows = [row for row, _ in pairs]
+                results[path] = summarize_sets(rows, sets, is_equiv, tir_numina)
+
     if rank == 0:
-        report(rows, sets, prompt)
+        report(results, values(globals()), first_prompt(jobs))
+
 
 if __name__ == "__main__":
     run(main, globals())

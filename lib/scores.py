@@ -1,0 +1,275 @@
+"""From stored responses to numbers: metrics of a model on a benchmark, and the statistics in them.
+
+A row is a stored response (a dict); a metric is a value per problem, and its mean with an error.
+"""
+
+import collections
+import contextlib
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lib.problems import Problem
+
+# Stored responses, and one value per problem.
+Rows = list[dict]
+Values = Sequence[float]
+
+# Of two answers: is the first right if the second is the gold? grader.is_equiv, for example.
+Agree = Callable[[str, str], bool]
+
+
+# ----------------------------------------------------------------------------------------------
+# metrics of a benchmark
+
+
+def summarize_sets(
+    rows: Rows, sets: dict[str, list[Problem]], agree: Agree, numina: bool = False
+) -> dict[str, dict]:
+    """{benchmark: summary} of one model's rows, and their "average" if there are several."""
+    summaries = {}
+    for name, problems in sets.items():
+        own = [row for row in rows if row["benchmark"] == name]
+        summaries[name] = summarize(own, problems, agree, numina)
+    if len(sets) > 1:
+        summaries["average"] = average(list(summaries.values()))
+    return summaries
+
+
+def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = False) -> dict:
+    """The metrics of one model on one benchmark.
+
+    values: {metric: a value per problem}, 0 for a problem without a row (its prompt was too long).
+    score: {metric: (mean, standard error)}. by_group: {group: (mean, standard error, problems)} of
+    the first metric. agree: as for majority(). numina: votes are those of NuminaMath's notebook.
+    """
+    values = {}
+    summary = dict(problems=len(problems), **describe(rows), values=values)
+    summary["given_up"] = collections.Counter(row["failure"] for row in rows if row.get("failure"))
+    summary["endings"] = collections.Counter(row["finish_reason"] for row in rows)
+
+    greedy = by_problem(rows, problems, "greedy")
+    if any(greedy):
+        values |= share_metrics("greedy", greedy)
+    sampled = by_problem(rows, problems, "sampled")
+    if any(sampled):
+        values |= share_metrics("sampled", sampled)
+        values |= pass_metrics(sampled)
+        # Programs do not vote.
+        if all(problem.ability == "math" for problem in problems):
+            votes = [vote(own, p, agree, numina) for own, p in zip(sampled, problems)]
+            values[f"maj@{count_samples(sampled)}"] = [right for right, _ in votes]
+            summary["vote_confidence"] = share([confidence for _, confidence in votes])
+
+    first = next(iter(values.values()), [0] * len(problems))
+    summary["by_group"] = score_groups(first, problems)
+    summary["score"] = {metric: accuracy(own) for metric, own in values.items()}
+    return summary
+
+
+def describe(rows: Rows) -> dict:
+    """How many responses there are, how long they are, and which share is cut or has no answer."""
+    lengths = [row["n_tokens"] for row in rows]
+    cut = [row["finish_reason"] == "length" for row in rows]
+    no_answer = [row["answer"] is None for row in rows]
+    return dict(
+        responses=len(rows),
+        tokens=share(lengths),
+        tokens_p95=np.percentile(lengths or [0], 95),
+        truncated=share(cut),
+        no_box=share(no_answer),
+    )
+
+
+def share(values: Values) -> float:
+    """The mean; 0 if there are none."""
+    return sum(values) / max(1, len(values))
+
+
+def average(summaries: Rows) -> dict:
+    """The plain mean over benchmarks, as on the model cards, of the metrics that they all have."""
+    score = {}
+    for metric in summaries[0]["score"]:
+        if all(metric in summary["score"] for summary in summaries):
+            means = [summary["score"][metric][0] for summary in summaries]
+            errors = [summary["score"][metric][1] for summary in summaries]
+            score[metric] = (np.mean(means), math.hypot(*errors) / len(summaries))
+
+    result = dict(score=score, problems=sum(summary["problems"] for summary in summaries))
+    for key in ("tokens", "truncated", "no_box"):
+        result[key] = np.mean([summary[key] for summary in summaries])
+    return result
+
+
+def by_problem(rows: Rows, problems: list[Problem], mode: str) -> list[Rows]:
+    """The rows of one mode, "greedy" or "sampled", of each problem, in the order of the samples."""
+    found = {str(problem.id): [] for problem in problems}
+    for row in sorted(rows, key=lambda row: row["sample"]):
+        if row["mode"] == mode:
+            found[str(row["problem_id"])].append(row)
+    return list(found.values())
+
+
+def count_samples(answers: list[Rows]) -> int:
+    """Answers per problem; a problem whose prompt was too long has none."""
+    return max(len(own) for own in answers)
+
+
+def share_metrics(mode: str, answers: list[Rows]) -> dict[str, list[float]]:
+    """{mode: the share of a problem's answers that are right}, also by the published rules.
+
+    In place of 0 and 1 an answer counts with the score of an own reward, if it has one.
+    """
+    metrics = {mode: []}
+    for own in answers:
+        scores = [row.get("score", row["correct"]) for row in own]
+        metrics[mode].append(share(scores))
+
+    if all("parity" in row for row in itertools.chain(*answers)):
+        metrics[f"{mode}_parity"] = []
+        for own in answers:
+            verdicts = [row["parity"] for row in own]
+            metrics[f"{mode}_parity"].append(share(verdicts))
+    return metrics
+
+
+def pass_metrics(answers: list[Rows]) -> dict[str, list[float]]:
+    """pass@1, pass@2, pass@4 and so on, up to the number of samples."""
+    samples = count_samples(answers)
+    right = []
+    for own in answers:
+        right.append(sum(row["correct"] for row in own))
+
+    metrics = {}
+    k = 1
+    while k <= samples:
+        metrics[f"pass@{k}"] = [pass_at_k(samples, c, k) for c in right]
+        k *= 2
+    return metrics
+
+
+def vote(rows: Rows, problem: Problem, agree: Agree, numina: bool = False) -> tuple[bool, float]:
+    """(is the answer that most of a problem's rows agree on right?, its share of the rows).
+
+    A conversation with the tool that was malformed or ran out of rounds has no vote.
+    """
+    answers = []
+    for row in rows:
+        lost = row["finish_reason"] in ("rounds", "malformed")
+        answers.append(None if lost else row["answer"])
+    winner, confidence = majority(answers, agree)
+
+    if not numina:
+        right = any(row["correct"] and row["answer"] == winner for row in rows)
+        return right, confidence
+    gold = str(problem.ground_truth)
+    if re.fullmatch(r"-?\d+", gold) is None:
+        return False, confidence
+    return notebook_vote(answers) == int(gold) % 1000, confidence
+
+
+def score_groups(values: list[float], problems: list[Problem]) -> dict[str, tuple]:
+    """{group: (mean, standard error, number of problems)}, groups in alphabetical order."""
+    members = collections.defaultdict(list)
+    for value, problem in zip(values, problems):
+        for group in set(problem.group):
+            members[group].append(value)
+    return {group: (*accuracy(own), len(own)) for group, own in sorted(members.items())}
+
+
+# ----------------------------------------------------------------------------------------------
+# statistics
+
+
+def accuracy(values: Values) -> tuple[float, float]:
+    """The mean of one value in [0, 1] per problem, and its standard error.
+
+    >>> accuracy([1, 0])
+    (0.5, 0.5)
+
+    Values that are all the same would have the error 0. Theirs is the error of a proportion with
+    two successes and two failures more (Agresti and Coull, The American Statistician 52, 1998):
+    accuracy([0] * 30) = (0.0, 0.040), which is sqrt(p (1 - p) / 34) with p = 2/34.
+    """
+    n = len(values)
+    mean = sum(values) / n
+    if min(values) == max(values):
+        p = (sum(values) + 2) / (n + 4)
+        return mean, math.sqrt(p * (1 - p) / (n + 4))
+    squares = sum((x - mean) ** 2 for x in values)
+    return mean, math.sqrt(squares / (n * (n - 1)))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that k of n samples, drawn without replacement, hold one of the c right ones.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+
+    The unbiased estimate of Chen et al., Evaluating Large Language Models Trained on Code, 2021.
+    """
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(answers: list[str | None], agree: Agree) -> tuple[str | None, float]:
+    """The answer that most of `answers` agree on, and its share of all of them.
+
+    Answers that agree in both directions vote together, under the name of the first; a tie goes
+    to the one seen first. None is no vote, but lowers the share.
+
+    >>> majority(["1/2", None, "0.5", "3"], is_equiv)
+    ('1/2', 0.5)
+    """
+    votes = collections.Counter()
+    for answer in answers:
+        if answer is None:
+            continue
+        name = answer
+        for other in votes:
+            if other == answer or (agree(answer, other) and agree(other, answer)):
+                name = other
+                break
+        votes[name] += 1
+
+    winner = max(votes, key=votes.get, default=None)
+    return winner, votes[winner] / max(1, len(answers))
+
+
+def notebook_vote(answers: list[str | None]) -> int:
+    """The vote of NuminaMath's notebook (cell 18), which is for answers like AIME's only.
+
+    Answers are rounded to integers; those that are no numbers or negative are dropped; the most
+    frequent value modulo 1000 wins, a tie goes to the first; without a vote it is 0.
+
+    >>> notebook_vote(["1003", "3.4", "5"])
+    3
+    """
+    votes = []
+    for answer in answers:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = round(float(answer))
+            if number >= 0:
+                votes.append(number % 1000)
+    if not votes:
+        return 0
+    return statistics.mode(votes)
+
+
+def mcnemar(a: Values, b: Values) -> float:
+    """The exact two-sided p-value of two models' verdicts on the same problems.
+
+    Only the problems on which they differ count. For shares of right samples in place of
+    verdicts it is the sign test. In the example two differ, both in favour of a: 2 (1/2)^2.
+
+    >>> mcnemar([1, 1, 1, 0], [0, 0, 1, 0])
+    0.5
+    """
+    only_a = sum(x > y for x, y in zip(a, b))
+    only_b = sum(x < y for x, y in zip(a, b))
+    n = only_a + only_b
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)

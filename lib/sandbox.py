@@ -37,8 +37,18 @@ from typing import NamedTuple
 
 from lib.sandbox_child import PRELUDE, SCRATCH
 
-__all__ = ["PRELUDE", "REPLAY", "GraderError", "ChildDied", "ChildTimeout", "RunResult"]
-__all__ += ["ask", "start", "isolation", "run_python"]
+__all__ = [
+    "PRELUDE",
+    "REPLAY",
+    "GraderError",
+    "ChildDied",
+    "ChildTimeout",
+    "RunResult",
+    "ask",
+    "start",
+    "isolation",
+    "run_python",
+]
 
 # The levels of isolation, the best first (README: The sandbox).
 LEVELS = ("bubblewrap", "namespaces", "limits")

@@ -136,7 +136,7 @@ def end_with_parent():
 
 
 def enter():
-    """Prepares this process for programs, which inherit all of it: each line is one defence."""
+    """Prepares this process for programs, which inherit all of it, one step per line."""
     load_libraries()
     be_killed_first()
     leave_keyring()
@@ -184,7 +184,7 @@ def give_up_root():
     if os.getuid() != 0:
         return
     # One of the numbers that systemd keeps for users made on the fly (61184 to 65519), drawn at
-    # random so that two children are two users and cannot signal each other.
+    # random: two children are two users, with hardly an exception, and cannot signal each other.
     user = 61184 + secrets.randbelow(4336)
     os.setgroups([])
     os.setgid(user)
@@ -201,11 +201,10 @@ def forbid_mounts():
     """
     Attack: a program makes namespaces of its own, in which it may mount file systems.
 
-    It could mount cgroups and kill its caller's by cgroup.kill, or fill memory through a tmpfs.
-    The kernel refuses all mounts to a process that has a Landlock rule, in whatever namespace
-    (Linux 5.19 or newer; elsewhere nothing changes). Ours forbids making device files, which
-    programs cannot do anyhow, and explicitly allows to move files between folders: without
-    that word Landlock forbids it.
+    It could mount the cgroups and kill its caller through cgroup.kill, or fill memory through a
+    tmpfs. The kernel refuses all mounts to a process under Landlock rules, in any namespace (Linux
+    5.19 or newer; elsewhere nothing changes). Our rules forbid device files, which programs
+    cannot make anyway, and allow moving files between folders, which Landlock forbids otherwise.
     """
     CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
     MAKE_CHAR = 1 << 6
@@ -239,8 +238,8 @@ def show_to_itself():
 
 
 def end_on_interrupt():
-    """Attack: a program sends SIGINT, and the child reports KeyboardInterrupt in wrong places."""
-    # Process 1 of a namespace ignores signals that it has no handler for: SIGINT as well then.
+    """Attack: a program sends SIGINT, and Python raises KeyboardInterrupt anywhere in the child."""
+    # Without a handler, process 1 of a namespace ignores the signal; elsewhere the child ends.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -2,7 +2,7 @@
 
     python bench/memory_table.py
 
-GB per GPU at the fullest moment of a step, and the GPUs (of 24, 80 and 141 GB) that this fits, for
+GB per GPU at the peak of a step, and the GPUs (of 24, 80 and 141 GB) that this fits, for
 the shapes of Qwen2.5. Predicted by lib/memory.py, not measured.
 """
 

@@ -1,9 +1,9 @@
-"""README's table of memory: what sft.py and prime.py take of each GPU, by their default settings.
+"""The tables of docs/memory.md: what sft.py and prime.py take of each GPU, by their defaults.
 
     python bench/memory_table.py
 
-GB per GPU at the peak of a step, and the GPUs (of 24, 80 and 141 GB) that this fits, for
-the shapes of Qwen2.5. Predicted by lib/memory.py, not measured.
+GB per GPU at the peak of a step, and whether that fits GPUs of 24, 80 and 141 GB, for the shapes of
+Qwen2.5. Predicted by lib/memory.py, not measured.
 """
 
 import sys
@@ -53,7 +53,7 @@ def phases_of_sft(size, gpus):
     return sft_phases(size, gpus, tokens=tokens, checkpointing=sft.checkpointing)
 
 
-def phases_of_prime(size, gpus, offload):
+def phases_of_prime(size, gpus, offload=False):
     longest = prime.max_prompt_tokens + prime.max_tokens
     return prime_phases(
         size,
@@ -69,25 +69,33 @@ def phases_of_prime(size, gpus, offload):
     )
 
 
-def cell(phases, engine_share=0.0):
-    """The fullest phase, and the GPUs that fit: "27: 80, 141"."""
-    fullest = max(memory.total() for memory in phases.values())
-    good = [str(size) for size in GPU_SIZES if fits(phases, size, engine_share)]
-    return f"{fullest / GB:.0f}: {', '.join(good) or 'none'}"
+def phases_of_prime_offload(size, gpus):
+    return phases_of_prime(size, gpus, offload=True)
 
 
-def main():
-    print("| model | GPUs | `sft.py` | `prime.py` | `prime.py --offload=True` |")
-    print("| --- | --: | --- | --- | --- |")
+def print_table(title, phases_of, engine_share=0.0):
+    """phases_of(size, gpus) -> the phases of a step."""
+    sizes = " | ".join(f"{gpu_size} GB" for gpu_size in GPU_SIZES)
+    print(f"**`{title}`**\n")
+    print(f"| model | GPUs | GB per GPU | {sizes} |")
+    print("| --- | --: | --: | :-: | :-: | :-: |")
     for name, shape in MODELS.items():
         size = model_size(Qwen2Config(**shape))
         for gpus in (1, 2, 4, 8):
-            cells = [
-                cell(phases_of_sft(size, gpus)),
-                cell(phases_of_prime(size, gpus, offload=False), prime.gpu_memory),
-                cell(phases_of_prime(size, gpus, offload=True), prime.gpu_memory),
-            ]
-            print(f"| {name} | {gpus} | {' | '.join(cells)} |")
+            phases = phases_of(size, gpus)
+            fullest = max(memory.total() for memory in phases.values())
+            cells = [name, f"{gpus}", f"{fullest / GB:.0f}"]
+            for gpu_size in GPU_SIZES:
+                cells.append("✓" if fits(phases, gpu_size, engine_share) else "–")
+            print(f"| {' | '.join(cells)} |")
+
+
+def main():
+    print_table("sft.py", phases_of_sft)
+    print()
+    print_table("prime.py", phases_of_prime, prime.gpu_memory)
+    print()
+    print_table("prime.py --offload=True", phases_of_prime_offload, prime.gpu_memory)
 
 
 if __name__ == "__main__":

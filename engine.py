@@ -114,20 +114,21 @@ class VLLMEngine(Engine):
         # vLLM reads these when it is imported.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if colocated or not self.on_gpu:
-            # In this process: an iterator of weights cannot go to another one.
+            # The engine runs in this process: an iterator of weights cannot go to another one.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if colocated and not self.on_gpu:
             # oneDNN packs a copy of a tied lm_head, which new weights would not replace.
             import vllm._custom_ops
 
             vllm._custom_ops._supports_onednn = False
+
         from vllm import LLM
 
         if self.on_gpu:
             memory = dict(gpu_memory_utilization=gpu_memory)
         else:
-            # There gpu_memory_utilization is a share of the host's memory, and to compile
-            # takes minutes.
+            # On a CPU gpu_memory_utilization is a share of the host's memory, and compiling takes
+            # minutes.
             memory = dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
 
         if tensor_parallel is None:
@@ -145,7 +146,7 @@ class VLLMEngine(Engine):
             tensor_parallel_size=tensor_parallel,
             enable_sleep_mode=colocated and self.on_gpu,
             enable_prefix_caching=True,
-            # torchrun has started the processes; vLLM is to start none.
+            # torchrun has started the processes: vLLM starts none of its own.
             distributed_executor_backend="external_launcher" if colocated else None,
             **memory,
         )

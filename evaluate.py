@@ -114,13 +114,13 @@ class Draw:
 
 
 def decoding(
-    benchmark: str | None,
+    benchmark: str,
     max_tokens: int,
     benchmark_tokens: dict,
     benchmark_stop: dict,
     tool: Tool | None,
 ) -> dict:
-    """How the answers to a benchmark are decoded, beside temperature and top_p."""
+    """How the answers to a benchmark are decoded, besides temperature and top_p."""
     sampling = dict(max_tokens=benchmark_tokens.get(benchmark, max_tokens))
     if tool is not None:
         sampling |= dict(rounds=tool.rounds, tool_timeout=tool.timeout, numina=tool.numina)
@@ -132,6 +132,7 @@ def decoding(
 def make_draws(
     greedy: bool, samples: int, temperature: float, top_p: float, decoded: dict
 ) -> list[Draw]:
+    """The answers that each problem of a benchmark gets. decoded: as decoding() returns it."""
     draws = []
     if greedy:
         draws.append(Draw("greedy", 0, dict(temperature=0.0, top_p=1.0) | decoded))
@@ -150,7 +151,7 @@ def make_jobs(
     reward: str | None,
     identity: dict,
 ) -> dict[tuple, Job]:
-    """{answer_key: job} of all answers that a model is to give, but to prompts that are too long.
+    """{answer_key: job} of all answers that a model is to give; prompts that are too long get none.
 
     sets, draws: by benchmark. longest: tokens of a prompt. identity: columns of all rows.
     Raises UserError if every prompt is too long.
@@ -186,7 +187,7 @@ def make_jobs(
 
 
 def make_request(prompt: list[int], row: dict) -> Request:
-    """What an engine is asked for to make a row with these columns `seed` and `sampling`."""
+    """What an engine is asked for, by the columns `seed` and `sampling` of the answer's row."""
     sampling = row["sampling"]
     return Request(
         prompt,

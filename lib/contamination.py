@@ -11,7 +11,9 @@ QUESTION_COLUMNS = ("messages", "problem", "question", "prompt", "instruction")
 
 
 def find_contamination(
-    sets: dict[str, list[Problem]], rows: list[tuple[str, dict]], overlap: float
+    sets: dict[str, list[Problem]],
+    rows: list[tuple[str, dict]],
+    overlap: float,
 ) -> dict[str, dict]:
     """The problems of which at least a share `overlap` of the 10-grams occurs in training data.
 
@@ -32,10 +34,13 @@ def find_contamination(
     for name, problems in sets.items():
         shares = {}
         for number, own in grams[name].items():
-            shares[number] = round(len(own & seen) / max(1, len(own)), 3)
-        found = [number for number in shares if shares[number] >= overlap]
-        found.sort(key=shares.get, reverse=True)
-        ids = {number: shares[number] for number in found}
+            share = len(own & seen) / max(1, len(own))
+            shares[number] = round(share, 3)
+
+        ids = {}
+        for number in sorted(shares, key=shares.get, reverse=True):
+            if shares[number] >= overlap:
+                ids[number] = shares[number]
         report[name] = dict(problems=len(problems), found=len(ids), ids=ids)
     return report
 

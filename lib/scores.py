@@ -48,9 +48,8 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
     the first metric. agree: as for majority(). numina: votes are those of NuminaMath's notebook.
     """
     values = {}
-    summary = dict(problems=len(problems), **describe(rows), values=values)
-    summary["given_up"] = collections.Counter(row["failure"] for row in rows if row.get("failure"))
-    summary["endings"] = collections.Counter(row["finish_reason"] for row in rows)
+    summary = describe(rows, problems)
+    summary["values"] = values
 
     greedy = by_problem(rows, problems, "greedy")
     if any(greedy):
@@ -61,9 +60,9 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
         values |= pass_metrics(sampled)
         # Programs do not vote.
         if all(problem.ability == "math" for problem in problems):
-            votes = [vote(own, p, agree, numina) for own, p in zip(sampled, problems)]
-            values[f"maj@{count_samples(sampled)}"] = [right for right, _ in votes]
-            summary["vote_confidence"] = share([confidence for _, confidence in votes])
+            right, confidence = votes(sampled, problems, agree, numina)
+            values[f"maj@{count_samples(sampled)}"] = right
+            summary["vote_confidence"] = share(confidence)
 
     first = next(iter(values.values()), [0] * len(problems))
     summary["by_group"] = score_groups(first, problems)
@@ -71,17 +70,31 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
     return summary
 
 
-def describe(rows: Rows) -> dict:
-    """How many responses there are, how long they are, and which share is cut or has no answer."""
-    lengths = [row["n_tokens"] for row in rows]
-    cut = [row["finish_reason"] == "length" for row in rows]
-    no_answer = [row["answer"] is None for row in rows]
+def describe(rows: Rows, problems: list[Problem]) -> dict:
+    """How many responses there are, how long they are, how they end, and what the grader missed.
+
+    truncated, no_box: shares of the responses. endings, given_up: {reason: number of responses}.
+    """
+    lengths = []
+    no_answer = []
+    endings = collections.Counter()
+    given_up = collections.Counter()
+    for row in rows:
+        lengths.append(row["n_tokens"])
+        no_answer.append(row["answer"] is None)
+        endings[row["finish_reason"]] += 1
+        if row.get("failure"):
+            given_up[row["failure"]] += 1
+
     return dict(
+        problems=len(problems),
         responses=len(rows),
         tokens=share(lengths),
         tokens_p95=np.percentile(lengths or [0], 95),
-        truncated=share(cut),
+        truncated=endings["length"] / max(1, len(rows)),
         no_box=share(no_answer),
+        given_up=given_up,
+        endings=endings,
     )
 
 
@@ -94,12 +107,14 @@ def average(summaries: Rows) -> dict:
     """The plain mean over benchmarks, as on the model cards, of the metrics that they all have."""
     score = {}
     for metric in summaries[0]["score"]:
-        if all(metric in summary["score"] for summary in summaries):
-            means = [summary["score"][metric][0] for summary in summaries]
-            errors = [summary["score"][metric][1] for summary in summaries]
-            score[metric] = (np.mean(means), math.hypot(*errors) / len(summaries))
+        pairs = [summary["score"].get(metric) for summary in summaries]
+        if None in pairs:
+            continue
+        means, errors = zip(*pairs)
+        score[metric] = (np.mean(means), math.hypot(*errors) / len(pairs))
 
-    result = dict(score=score, problems=sum(summary["problems"] for summary in summaries))
+    result = dict(score=score)
+    result["problems"] = sum(summary["problems"] for summary in summaries)
     for key in ("tokens", "truncated", "no_box"):
         result[key] = np.mean([summary[key] for summary in summaries])
     return result
@@ -124,16 +139,18 @@ def share_metrics(mode: str, answers: list[Rows]) -> dict[str, list[float]]:
 
     In place of 0 and 1 an answer counts with the score of an own reward, if it has one.
     """
-    metrics = {mode: []}
+    shares = []
     for own in answers:
         scores = [row.get("score", row["correct"]) for row in own]
-        metrics[mode].append(share(scores))
+        shares.append(share(scores))
+    metrics = {mode: shares}
 
     if all("parity" in row for row in itertools.chain(*answers)):
-        metrics[f"{mode}_parity"] = []
+        shares = []
         for own in answers:
             verdicts = [row["parity"] for row in own]
-            metrics[f"{mode}_parity"].append(share(verdicts))
+            shares.append(share(verdicts))
+        metrics[f"{mode}_parity"] = shares
     return metrics
 
 
@@ -152,6 +169,19 @@ def pass_metrics(answers: list[Rows]) -> dict[str, list[float]]:
     return metrics
 
 
+def votes(
+    answers: list[Rows], problems: list[Problem], agree: Agree, numina: bool
+) -> tuple[list[bool], list[float]]:
+    """The two results of vote() for each problem."""
+    verdicts = []
+    shares = []
+    for own, problem in zip(answers, problems):
+        right, confidence = vote(own, problem, agree, numina)
+        verdicts.append(right)
+        shares.append(confidence)
+    return verdicts, shares
+
+
 def vote(rows: Rows, problem: Problem, agree: Agree, numina: bool = False) -> tuple[bool, float]:
     """(is the answer that most of a problem's rows agree on right?, its share of the rows).
 
@@ -159,8 +189,10 @@ def vote(rows: Rows, problem: Problem, agree: Agree, numina: bool = False) -> tu
     """
     answers = []
     for row in rows:
-        lost = row["finish_reason"] in ("rounds", "malformed")
-        answers.append(None if lost else row["answer"])
+        if row["finish_reason"] in ("rounds", "malformed"):
+            answers.append(None)
+        else:
+            answers.append(row["answer"])
     winner, confidence = majority(answers, agree)
 
     if not numina:
@@ -178,7 +210,12 @@ def score_groups(values: list[float], problems: list[Problem]) -> dict[str, tupl
     for value, problem in zip(values, problems):
         for group in set(problem.group):
             members[group].append(value)
-    return {group: (*accuracy(own), len(own)) for group, own in sorted(members.items())}
+
+    scores = {}
+    for group in sorted(members):
+        mean, error = accuracy(members[group])
+        scores[group] = (mean, error, len(members[group]))
+    return scores
 
 
 # ----------------------------------------------------------------------------------------------

@@ -26,9 +26,11 @@ def markdown(rows: list[dict]) -> str:
         if any(row[column] != "" for row in rows):
             columns.append(column)
 
-    lines = [columns, ["---", "---"] + ["--:"] * (len(columns) - 2)]
+    alignment = ["---", "---"] + ["--:"] * (len(columns) - 2)
+    lines = [columns, alignment]
     for row in rows:
-        lines.append([show(row[column]) for column in columns])
+        cells = [show(row[column]) for column in columns]
+        lines.append(cells)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -73,8 +75,8 @@ def score_rows(results: dict, published: dict, samples: int) -> list[dict]:
             row["tokens"] = f"{summary['tokens']:.0f}"
             row["truncated"] = f"{summary['truncated']:.1%}"
             row["no box"] = f"{summary['no_box']:.1%}"
-            given_up = summary.get("given_up", {})
-            row["given up"] = ", ".join(f"{count} {kind}" for kind, count in given_up.items())
+            reasons = summary.get("given_up", {})
+            row["given up"] = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             rows.append(row)
     return rows
 
@@ -86,8 +88,9 @@ def group_rows(results: dict) -> list[dict]:
         for name, summary in scores.items():
             for group, (mean, error, count) in summary.get("by_group", {}).items():
                 if (name, group) not in rows:
-                    empty = dict.fromkeys(results, "")
-                    rows[name, group] = {"benchmark": name, "group": group, "N": count} | empty
+                    row = {"benchmark": name, "group": group, "N": count}
+                    row |= dict.fromkeys(results, "")
+                    rows[name, group] = row
                 rows[name, group][model] = (mean, error)
     return list(rows.values())
 
@@ -113,29 +116,39 @@ def differences(results: dict, published: dict) -> list[str]:
     lines = []
     for (model, scores), (column, numbers) in zip(results.items(), published.items()):
         for name, summary in scores.items():
-            if name in numbers and "greedy" in summary["score"]:
-                lead, noise = against_published(summary, numbers[name], name == "average")
-                inside = "within" if abs(lead) <= noise else "beyond"
-                lines.append(
-                    f"{name}: {model} {lead:+.1f} against {column} as published, "
-                    f"{inside} the noise of two runs (± {noise:.1f})"
-                )
+            if name not in numbers or "greedy" not in summary["score"]:
+                continue
+            lead, noise = against_published(summary, numbers[name], name == "average")
+            inside = "within" if abs(lead) <= noise else "beyond"
+            lines.append(
+                f"{name}: {model} {lead:+.1f} against {column} as published, "
+                f"{inside} the noise of two runs (± {noise:.1f})"
+            )
 
     for old, new in itertools.pairwise(results):
         for mode in ("greedy", "sampled"):
             for name in results[new]:
-                a = results[new][name].get("values", {}).get(mode)
-                b = results[old][name].get("values", {}).get(mode)
+                a = results[new][name].get("values", {})
+                b = results[old][name].get("values", {})
                 # An average has no values, and one of the models may have no answers.
-                if a is None or b is None:
-                    continue
-                lead = 100 * (np.mean(a) - np.mean(b))
-                p = mcnemar(a, b)
-                line = f"{name}, {mode}: {new} {lead:+.1f} against {old}, p = {p:.2g}"
-                if p > 0.05:
-                    line += ": within noise"
-                lines.append(line)
+                if mode in a and mode in b:
+                    difference = against_model(a[mode], b[mode], old)
+                    lines.append(f"{name}, {mode}: {new} {difference}")
     return lines
+
+
+def against_model(a: list[float], b: list[float], old: str) -> str:
+    """By how much the values of a are larger than those of the model `old`, and whether by chance.
+
+    >>> against_model([1, 0, 1, 1], [1, 1, 0, 0], "old")
+    '+25.0 against old, p = 1: within noise'
+    """
+    lead = 100 * (np.mean(a) - np.mean(b))
+    p = mcnemar(a, b)
+    text = f"{lead:+.1f} against {old}, p = {p:.2g}"
+    if p > 0.05:
+        text += ": within noise"
+    return text
 
 
 def against_published(summary: dict, number: float, is_average: bool) -> tuple[float, float]:

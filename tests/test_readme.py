@@ -92,7 +92,7 @@ def commands(text):
         if not re.search(r"\.py\b", line) or line.lstrip().startswith(("#", "|", "*")):
             continue
         # Variables that stand for several arguments are left out, others become numbers.
-        line = re.sub(r'(?<= )("\$@"|\$\w+)(?= |$)', "", line)
+        line = re.sub(r'(?<=\S )("\$@"|\$\w+)(?= |$)', "", line)
         line = re.sub(r"\$\{?\w+(:-\w+)?\}?", "1", line)
         try:
             words = shlex.split(line, comments=True)

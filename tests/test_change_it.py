@@ -4,6 +4,7 @@ Code blocks are executed, the lines of its diffs are looked up in prime.py and c
 its commands are run, on a small model.
 """
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -14,7 +15,6 @@ import torch
 from conftest import ROOT, call, message, read_jsonl
 from transformers import AutoModelForCausalLM
 
-import engine as engines
 import evaluate
 import generate
 import lib.report
@@ -141,6 +141,7 @@ def test_the_reward(reward):
     assert reward("no idea", dict(target="42")) == 0.0
 
 
+@pytest.mark.slow
 def test_own_data_and_reward_in_prime(my_files, reward, guesser):
     """README's command, with a small model and small steps."""
     line = next(
@@ -163,12 +164,11 @@ def test_own_data_and_reward_in_prime(my_files, reward, guesser):
 
 
 def problems_of(folder):
-    import csv
-
     with open(folder / "my_problems.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_own_data_and_reward_in_generate_and_evaluate(my_files, guesser):
     small = ["--device=cpu", "--engine=hf", "--grade_workers=1", "--max_tokens=12"]
     mine = ["--data=my_problems.csv", "--reward=my_reward.py", "--out_dir=generate"]
@@ -229,6 +229,7 @@ def test_the_engine_samples(generate_engine, guesser):
     torch.testing.assert_close(torch.tensor(answer.logprobs), wanted.squeeze(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_engine_trains(generate_engine, guesser, guess_data, tmp_path, monkeypatch):
     """prime.py with it: `mismatch` compares its log-probabilities with the trainer's."""
 
@@ -240,14 +241,22 @@ def test_the_engine_trains(generate_engine, guesser, guess_data, tmp_path, monke
     rows = steps(prime, guesser, guess_data, tmp_path, "--max_steps=2", *rates)
     # In the second step, by new weights.
     assert max(row["mismatch"] for row in rows) < 1e-4
-    assert engines.make_engine is not make_engine
 
 
 # ----------------------------------------------------------------------------------------------
 # another loss
 
 
-def test_clip_higher(changed_prime, guesser, guess_data, tmp_path):
+@pytest.mark.parametrize("title, count", [("Another loss", 2), ("Another metric", 1)])
+def test_the_diffs_fit(title, count, changed_prime):
+    """The lines to change are there, and what comes out is Python."""
+    diffs = blocks(title, "diff")
+    assert len(diffs) == count
+    for diff in diffs:
+        assert changed_prime(diff).main
+
+
+def test_clip_higher(changed_prime):
     module = changed_prime(blocks("Another loss", "diff")[0])
     old = torch.zeros(1, 1)
     new = torch.full((1, 1), 0.5)
@@ -257,9 +266,14 @@ def test_clip_higher(changed_prime, guesser, guess_data, tmp_path):
     loss, _ = module.ppo_loss(-new, old, -torch.ones(1, 1), mask, 0.2, 0.28)
     assert loss.item() == pytest.approx(0.8)
 
+
+@pytest.mark.slow
+def test_clip_higher_in_a_run(changed_prime, guesser, guess_data, tmp_path):
+    module = changed_prime(blocks("Another loss", "diff")[0])
     assert steps(module, guesser, guess_data, tmp_path, "--clip_high=0.3")
 
 
+@pytest.mark.slow
 def test_kl_penalty(changed_prime, guesser, guess_data, tmp_path):
     module = changed_prime(blocks("Another loss", "diff")[1])
     rates = ["--learning_rate=1e-2", "--max_steps=2"]
@@ -296,16 +310,19 @@ def test_textbook_rloo(textbook):
     assert returns[0].tolist() == pytest.approx([1 - 2 * others, 1 - others, 0])
 
 
+@pytest.mark.slow
 def test_textbook_rloo_in_a_run(textbook, guesser, guess_data, tmp_path):
     rows = steps(textbook, guesser, guess_data, tmp_path, "--estimator=textbook_rloo")
     assert rows[0]["process_return"] > 0
 
 
+@pytest.mark.slow
 def test_estimators_that_the_page_names(guesser, guess_data, tmp_path):
     command = re.search(r"`(--estimator=[^`]+)`", section("Another advantage"))[1]
     assert steps(prime, guesser, guess_data, tmp_path, *command.split())
 
 
+@pytest.mark.slow
 def test_metric(changed_prime, guesser, guess_data, tmp_path, capsys):
     """It reaches the file and the console; of the curves see test_report.py."""
     module = changed_prime(blocks("Another metric", "diff")[0])

@@ -5,15 +5,18 @@ Part of `pytest -m "not slow"`. All in this process, on a CPU, with the plain en
 
 import importlib
 import json
+import re
 
 import pytest
 from conftest import call, message, read_jsonl, write_jsonl
 
+import configurator
 import evaluate
 import generate
 import lib.report
 import prime
 import sft
+from configurator import UserError
 
 SMALL = ["--device=cpu", "--engine=hf", "--grade_workers=1", "--max_prompt_tokens=40"]
 SFT = [
@@ -37,8 +40,10 @@ def no_figures(monkeypatch):
 def test_prepare_and_sft(tmp_path):
     """The built-in world, and two steps of pretraining on it."""
     prepare = importlib.import_module("data.arithmetic.prepare")
-    sizes = {name: 20 for name in vars(prepare) if name.endswith(("_problems", "_solutions"))}
-    call(prepare, f"--out_dir={tmp_path}", *(f"--{name}={size}" for name, size in sizes.items()))
+    names = [
+        n for n in configurator.values(vars(prepare)) if re.search("_(problems|solutions)$", n)
+    ]
+    call(prepare, f"--out_dir={tmp_path}", *(f"--{name}=20" for name in names))
     assert len(read_jsonl(tmp_path / "web.jsonl")) == 20
     assert len(read_jsonl(tmp_path / "rl.jsonl")) == 20
 
@@ -101,8 +106,6 @@ def test_dry_run_needs_no_data(guesser, capsys):
 
 def test_a_mistake_is_one_line(guesser, tmp_path):
     """Of the user's: a message, not a stack trace."""
-    from configurator import UserError
-
     data = write_jsonl(tmp_path / "rows.jsonl", [dict(messages=[message("user", "no answer")])])
     with pytest.raises(UserError, match="rows.jsonl"):
         call(prime, f"--data={data}", f"--model={guesser}", *SMALL)

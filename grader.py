@@ -34,6 +34,7 @@ from lib.sandbox import (
     RunResult,
     ask,
     isolation,
+    kill,
     run_python,
 )
 from lib.sandbox_child import end_with_parent, serve
@@ -41,6 +42,8 @@ from lib.sandbox_child import end_with_parent, serve
 __all__ = ["extract_answer", "golds", "verdict", "is_equiv", "grade_math", "grade_code"]
 __all__ += ["Grader", "Score", "GraderError", "RunResult", "isolation", "run_python"]
 
+# What a child process runs.
+CHILD_FILE = os.path.abspath(__file__)
 # Seconds that a child has to import the file of an own reward: it may load a model.
 LOAD_SECONDS = 300
 # Different complaints of an own reward that are printed.
@@ -337,7 +340,7 @@ class Grader:
 
     def ask_child(self, seconds: float, task: str, *arguments):
         """The reply of this thread's child (see answer_task)."""
-        return ask(self.child.idle, __file__, None, seconds, [task, *arguments])
+        return ask(self.child.idle, CHILD_FILE, None, seconds, [task, *arguments])
 
     def ask_judge(self, response: str, reference: dict) -> Score:
         gold = reference["ground_truth"]
@@ -361,17 +364,26 @@ class Grader:
         problem = json.loads(json.dumps(reference, default=as_json))
         try:
             arguments = [self.reward, response, problem, self.memory_mb]
-            value, message = self.ask_child(self.timeout, "reward", *arguments)
+            reply = self.ask_child(self.timeout, "reward", *arguments)
         except ChildTimeout:
             self.complain(f"{self.reward}: reward did not return within {self.timeout} seconds")
             return Score(0.0, "timeouts")
         except ChildDied:
             self.complain(f"{self.reward}: reward ended its process")
             return Score(0.0, "crashes")
+
+        value, message, is_out_of_memory = reply
+        if is_out_of_memory:
+            self.end_child()
         if message is not None:
             self.complain(message)
             return Score(0.0, "reward")
         return Score(value)
+
+    def end_child(self):
+        """The next item of this thread gets a new child."""
+        while self.child.idle:
+            kill(self.child.idle.pop())
 
     def load_reward(self) -> str | None:
         """Has this thread's child import the own reward. Returns None, or what is wrong."""
@@ -437,7 +449,7 @@ def judge_response(
 
 
 def grade_code(response: str, tests, timeout: float = 10.0, total: float = math.inf) -> Score:
-    """The share of `tests` that the last ```python block of a response passes.
+    r"""The share of `tests` that the last ```python block of a response passes.
 
     tests: see read_tests, which raises ValueError if they have no known form. timeout: seconds per
     test. total: seconds for all; beyond them the score is 0.0. All tests count, unlike in PRIME's

@@ -2,8 +2,8 @@ r"""
 The text of an answer -> tokens. People write one value in many ways: `clean` brings a text to one
 spelling, by the ordered table REWRITES, and `tokenize` cuts it up.
 
-    >>> tokenize(clean(r"$\tfrac12\text{ cm}^2$"))
-    ['\\frac', '{', '1', '}', '{', '2', '}', '@cm^2@']
+    >>> tokenize(clean(r"$\tfrac12\text{ m}^2$"))
+    ['\\frac', '{', '1', '}', '{', '2', '}', '@m^2@']
 
 A token is a number, a letter, a \command, an _index, an @unit or @word, or a sign. A matrix and
 each of its rows stand between ⟦ and ⟧. lib/mathexpr.py turns tokens into values.
@@ -547,7 +547,7 @@ def clean(text: str) -> str:
     r"""One spelling for what people write in many.
 
     >>> clean(r"\dfrac12 \text{ cm}")
-    '\\frac{1}{2}@cm@'
+    '\\frac{1}{2} @cm@'
 
     Raises Unparsed if the text is too long.
     """
@@ -564,7 +564,7 @@ def clean(text: str) -> str:
     for pattern, replacement in COMPILED:
         text = single_blanks(pattern.sub(replacement, text))
 
-    # A unit and its exponent are one token: 4 m^2 is not 4 m. Units side by side are one unit.
+    # The exponents of units, and the signs between them: kg * m / s is one unit.
     text = re.sub(r"(@[a-z])?@\s*\^\s*{?(-?\d+)}?", unit_with_exponent, text)
     text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", text)
 
@@ -575,6 +575,7 @@ def clean(text: str) -> str:
 
 
 def unit_with_exponent(match: re.Match) -> str:
+    """4 m^2 is not 4 m. Exponents of longer units, as in cm^2, are dropped."""
     letter, exponent = match.groups()
     if letter:
         return f"{letter}^{exponent}@"

@@ -15,11 +15,23 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-# The function `reward` of each file that this process has imported.
-LOADED: dict[str, Callable] = {}
+# Characters of an exception's text that are passed on.
 MAX_MESSAGE = 500
+
+
+@dataclass
+class OwnReward:
+    """An imported file. size: the address space of this process after the import, in bytes."""
+
+    function: Callable[[str, dict], float]
+    size: int
+
+
+# What this process has imported, by path.
+LOADED: dict[str, OwnReward] = {}
 
 
 def load(path: str, folder: str) -> str | None:
@@ -38,7 +50,7 @@ def load(path: str, folder: str) -> str | None:
         return describe(error, path)
     if not callable(getattr(module, "reward", None)):
         return f"{path} has no function reward(response, problem)"
-    LOADED[path] = module.reward
+    LOADED[path] = OwnReward(module.reward, address_space())
     return None
 
 
@@ -52,28 +64,30 @@ def import_file(path: str):
     return module
 
 
-def call(path: str, response: str, problem: dict, memory_mb: int) -> tuple[float, str | None]:
-    """(reward, None), or (0.0, what is wrong). The file must have been loaded.
+def call(path: str, response: str, problem: dict, memory_mb: int) -> tuple:
+    """(reward, what is wrong or None, is this process out of memory?). The file must be loaded.
 
-    memory_mb: address space that the call may take beyond what the imports have taken.
+    memory_mb: address space that calls may take beyond what the imports have taken.
     """
+    own = LOADED[path]
     process = os.getpid()
-    limit_memory(address_space() + (memory_mb << 20))
+    limit_memory(own.size + (memory_mb << 20))
     try:
         with empty_stdin():
-            value = LOADED[path](response, problem)
+            value = own.function(response, problem)
             reward = number_between_0_and_1(value)
     except BaseException as error:
         limit_memory(None)
-        return 0.0, describe(error, path)
+        return 0.0, describe(error, path), isinstance(error, MemoryError)
     finally:
         # A process that the function has forked must not answer in place of this one.
         if os.getpid() != process:
             os._exit(0)
     limit_memory(None)
     if reward is None:
-        return 0.0, f"{path}: reward returned {reprlib.repr(value)}, not a number from 0 to 1"
-    return reward, None
+        shown = reprlib.repr(value)
+        return 0.0, f"{path}: reward returned {shown}, not a number from 0 to 1", False
+    return reward, None, False
 
 
 def number_between_0_and_1(value) -> float | None:

@@ -1,0 +1,735 @@
+"""model.py: packing, log-probabilities, sharded loading, training steps, folders, checkpoints."""
+
+import json
+import os
+import shutil
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, torchrun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    OlmoConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import model
+from configurator import UserError
+from lib.run import setup_distributed
+from model import load_model, make_optimizer, pack, token_logprobs
+
+CPU = torch.device("cpu")
+
+# (tokens, scored)
+ROWS = [
+    ([5, 6, 7, 8, 9, 10, 3], [0, 0, 1, 1, 1, 1, 1]),
+    ([11, 12], [0, 1]),
+    (list(range(20, 50)), [0] * 10 + [1] * 20),
+    ([4, 4, 4], [1, 0, 1]),
+]
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    setup_distributed(CPU)
+    yield
+    dist.destroy_process_group()
+
+
+def small_model(folder, tied=True, kind=Qwen2Config, vocab=97, **more):
+    """A model of random weights, by transformers, which is also in the folder."""
+    torch.manual_seed(0)
+    config = kind(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        **more,
+    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.save_pretrained(folder)
+    return plain
+
+
+def by_hand(plain, rows, temperature=1.0):
+    """Log-probabilities and entropies of the scored tokens, row by row, from all logits."""
+    logprobs = []
+    entropies = []
+    for tokens, scored in rows:
+        logits = plain(torch.tensor([tokens])).logits[0].double()
+        logp = (logits / temperature).log_softmax(-1)
+        for t in range(1, len(tokens)):
+            if scored[t]:
+                logprobs.append(logp[t - 1, tokens[t]])
+                entropies.append(-(logp[t - 1].exp() * logp[t - 1]).sum())
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+# --------------------------------------------------------------------------------------------------
+# rows -> batches
+
+
+def test_pack_example():
+    """The example of its docstring."""
+    batch = pack([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])], CPU)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["predict"].tolist() == [0, 1, 3]
+    assert batch["targets"].tolist() == [6, 7, 9]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5]
+    assert batch["max_length_q"] == 3
+
+
+def test_the_first_token_of_a_row_is_never_scored():
+    batch = pack([([5, 6], [1, 1]), ([7, 8], [1, 0])], CPU)
+    assert batch["targets"].tolist() == [6]
+
+
+def test_micro_batches_example():
+    assert model.micro_batches([4, 3, 2, 1], budget=5, world_size=1) == [[[0, 3], [1, 2]]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.integers(1, 80),
+    st.sampled_from([1, 2, 4]),
+)
+def test_micro_batches(lengths, budget, world_size):
+    ranks = model.micro_batches(lengths, budget, world_size)
+    assert len(ranks) == world_size
+
+    # The same number of passes for each process, and no more than there are rows.
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) <= len(lengths)
+
+    # Each row once, and within the budget unless it is alone.
+    seen = []
+    for batches in ranks:
+        for rows in batches:
+            seen += rows
+            assert len(rows) <= 1 or sum(lengths[row] for row in rows) <= budget
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+def test_idle_completes_the_passes_of_each_process(rows):
+    """Each row is in one batch of one process, and batches and idle passes are the same sum."""
+    lengths = [5] * rows
+    passes = set()
+    seen = []
+    for rank in range(4):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+        batches, idle = model.my_micro_batches(lengths, budget=10)
+        dist.destroy_process_group()
+        assert all(batches)
+        passes.add(len(batches) + idle)
+        for batch in batches:
+            seen += batch
+    assert len(passes) == 1
+    assert sorted(seen) == list(range(rows))
+
+
+def test_idle_passes_change_no_gradient(tmp_path, group):
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    token_logprobs(net, pack(ROWS, CPU)).sum().backward()
+    before = [p.grad.full_tensor().clone() for p in net.parameters()]
+    model.idle_passes(net, 2, CPU)
+    after = [p.grad.full_tensor() for p in net.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_idle_passes_without_gradients(tmp_path, group):
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    with torch.no_grad():
+        model.idle_passes(net, 2, CPU)
+    net.reshard()
+    assert all(p.grad is None for p in net.parameters())
+
+
+FEWER_ROWS_THAN_PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+from lib.run import all_sum, setup_distributed
+from model import (
+    full_tensors, idle_passes, load_model, make_optimizer, my_micro_batches, optimizer_step, pack,
+    token_logprobs,
+)
+
+folder, path = sys.argv[1:]
+device = torch.device("cpu")
+rank, world_size = setup_distributed(device)
+net = load_model(folder, device, torch.float32)
+optimizer = make_optimizer(net, 1e-3)
+rows = [([5, 6, 7, 8], [0, 1, 1, 1]), ([9, 10, 11], [0, 1, 1]), ([4, 3], [0, 1])]
+
+# An update, then a scoring pass.
+for train in (True, False):
+    loss = 0.0
+    with torch.set_grad_enabled(train):
+        batches, idle = my_micro_batches([len(tokens) for tokens, _ in rows], budget=4)
+        for members in batches:
+            logprobs = token_logprobs(net, pack([rows[i] for i in members], device))
+            part = -logprobs.sum() / 6
+            loss += part.item()
+            if train:
+                (part * world_size).backward()
+        idle_passes(net, idle, device)
+    if train:
+        norm = optimizer_step(net, optimizer, 1e-3, 1.0)
+        loss_before = all_sum(loss, device)
+net.reshard()
+result = dict(full_tensors(net), norm=torch.tensor(norm), loss=torch.tensor(loss_before))
+result["loss after"] = torch.tensor(all_sum(loss, device))
+if rank == 0:
+    torch.save(result, path)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_fewer_rows_than_processes(tmp_path):
+    """Three rows on 1, 2 and 4 processes: the same losses, gradient norm and weights."""
+    small_model(tmp_path / "m")
+    script = tmp_path / "script.py"
+    script.write_text(FEWER_ROWS_THAN_PROCESSES)
+    results = []
+    for processes in (1, 2, 4):
+        path = tmp_path / f"{processes}.pt"
+        torchrun(processes, script, tmp_path / "m", path, env=dict(PYTHONPATH=str(ROOT)))
+        results.append(torch.load(path))
+
+    one = results[0]
+    assert one["loss after"] < one["loss"]
+    for other in results[1:]:
+        assert other.keys() == one.keys()
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------
+# batches -> log-probabilities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig])
+def test_packed_logprobs_equal_transformers(tmp_path, group, tied, kind, temperature):
+    """Packed = row by row = plain transformers, in chunks or not."""
+    plain = small_model(tmp_path / "m", tied, kind)
+    want, want_entropy = by_hand(plain, ROWS, temperature)
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    for chunk in (2048, 3):
+        logprobs, entropies = token_logprobs(
+            net, pack(ROWS, CPU), temperature, entropy=True, chunk=chunk
+        )
+        torch.testing.assert_close(logprobs, want.float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropies, want_entropy.float(), atol=1e-5, rtol=0)
+
+    row_by_row = [token_logprobs(net, pack([row], CPU), temperature) for row in ROWS]
+    torch.testing.assert_close(torch.cat(row_by_row), want.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [Qwen2Config, LlamaConfig])
+def test_gradients_equal_transformers(tmp_path, group, tied, kind, checkpointing):
+    plain = small_model(tmp_path / "m", tied, kind)
+    by_hand(plain, ROWS, 0.7)[0].exp().sum().backward()
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=checkpointing)
+    token_logprobs(net, pack(ROWS, CPU), 0.7, chunk=3).exp().sum().backward()
+
+    want = dict(plain.named_parameters())
+    got = dict(net.named_parameters())
+    assert got.keys() == want.keys()
+    for name, parameter in got.items():
+        gradient = parameter.grad.full_tensor()
+        torch.testing.assert_close(gradient, want[name].grad, atol=1e-5, rtol=1e-4)
+
+
+def test_frozen_and_trained_bf16_agree_exactly(tmp_path, group):
+    """A PRM in fp32 that computes in bf16 and its frozen bf16 reference: equal log-probabilities.
+
+    The log-ratio of a PRM that has learned nothing is 0, not noise.
+    """
+    small_model(tmp_path / "m")
+    results = []
+    for trained in (True, False):
+        net = load_model(str(tmp_path / "m"), CPU, torch.bfloat16, trained)
+        results.append(token_logprobs(net, pack(ROWS, CPU)))
+    assert results[0].dtype == torch.float32
+    assert torch.equal(*results)
+
+
+# Kernel calls that ask the GPU for a number, and so wait for it.
+WAITING = {"_local_scalar_dense", "nonzero", "repeat_interleave", "masked_select"}
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+KINDS = [
+    (LlamaConfig, {}),
+    (MistralConfig, dict(sliding_window=None)),
+    (OlmoConfig, {}),
+    (Qwen2Config, {}),
+    (Qwen3Config, {}),
+]
+
+
+@pytest.mark.parametrize("kind, more", KINDS)
+def test_performance_guard_nothing_in_a_pass_waits_for_the_gpu(tmp_path, group, kind, more):
+    """Forward and backward passes ask for no number and make no mask.
+
+    No result shows it, so this looks at the operators. The attention kernel is left out: on a GPU
+    it is one that does not wait.
+    """
+    small_model(tmp_path / "m", kind=kind, **more)
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32, checkpointing=True)
+    masks = []
+
+    def no_attention(module, query, key, value, attention_mask, **_):
+        masks.append(attention_mask)
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("packed", no_attention)
+    batch = pack(ROWS, CPU)
+    with Operators() as operators:
+        logprobs, entropies = token_logprobs(net, batch, entropy=True)
+        (logprobs.sum() + entropies.sum()).backward()
+    assert "mm" in operators.names
+    assert not operators.names & WAITING
+    assert masks
+    assert all(mask is None for mask in masks)
+
+
+class Logits(TorchDispatchMode):
+    """Counts the tensors [tokens, vocabulary] that are alive at a time."""
+
+    def __init__(self, vocabulary, hidden):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.hidden = hidden
+        self.tokens = set()
+        self.storages = weakref.WeakSet()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.look_at(tensor)
+        return out
+
+    def look_at(self, tensor):
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2:
+            return
+        tokens, width = tensor.shape
+        # The head itself, transposed, has as many columns.
+        if width == self.vocabulary and tokens != self.hidden:
+            self.tokens.add(tokens)
+            self.storages.add(tensor.untyped_storage())
+            self.most = max(self.most, len(self.storages))
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_performance_guard_logits_never_exist_at_once(tmp_path, group, entropy):
+    """Logits exist for one chunk of tokens at a time: at most five tensors of them are alive.
+
+    Those of earlier chunks are gone, in the forward and in the backward pass.
+    """
+    small_model(tmp_path / "m", vocab=5000)
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    row = (torch.randint(0, 97, (200,)), torch.ones(200))
+    with Logits(vocabulary=5000, hidden=64) as logits:
+        values = token_logprobs(net, pack([row], CPU), entropy=entropy, chunk=16)
+        loss = values[0].sum() + values[1].sum() if entropy else values.sum()
+        # `values` stay alive, as in a training step.
+        loss.backward()
+    assert logits.tokens == {16, 199 % 16}
+    assert 2 <= logits.most <= 5
+
+
+# --------------------------------------------------------------------------------------------------
+# loading
+
+
+@pytest.mark.parametrize(
+    "kind, more",
+    [(MistralConfig, dict(sliding_window=None)), (Qwen3Config, dict(head_dim=16))],
+)
+def test_other_kinds_equal_transformers(tmp_path, group, kind, more):
+    plain = small_model(tmp_path / "m", False, kind, **more)
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    got = token_logprobs(net, pack(ROWS, CPU))
+    torch.testing.assert_close(got, by_hand(plain, ROWS)[0].float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kind, more",
+    [
+        # It looks back a few tokens only.
+        (MistralConfig, dict(sliding_window=8)),
+        # It scales its embeddings, and more.
+        (GemmaConfig, dict(head_dim=16)),
+        # Its positions depend on the longest row of a batch.
+        (LlamaConfig, dict(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4))),
+    ],
+)
+def test_models_that_are_not_known_are_refused(tmp_path, group, kind, more):
+    small_model(tmp_path / "m", False, kind, **more)
+    with pytest.raises(UserError, match=kind.model_type):
+        load_model(str(tmp_path / "m"), CPU, torch.float32)
+
+
+def test_a_folder_without_weights(tmp_path, group):
+    Qwen2Config().save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"no \*.safetensors file"):
+        load_model(str(tmp_path / "m"), CPU, torch.float32)
+
+
+def test_attention_kernels():
+    gpu = torch.device("cuda")
+    fast = model.pick_attention("auto", gpu, torch.bfloat16)
+    assert fast in ("flash_attn", "varlen")
+    assert model.pick_attention("varlen", gpu, torch.bfloat16) == "varlen"
+    assert model.pick_attention("padded", gpu, torch.bfloat16) == "padded"
+
+    # The fast ones know 16 bits on a GPU only.
+    assert model.pick_attention("auto", gpu, torch.float32) == "padded"
+    assert model.pick_attention("auto", CPU, torch.bfloat16) == "padded"
+    with pytest.raises(UserError, match="attention='varlen': on cpu one of auto, padded"):
+        model.pick_attention("varlen", CPU, torch.bfloat16)
+
+
+def test_copies_of_the_weights():
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        with pytest.raises(UserError, match="shard=3 does not divide the 4 processes"):
+            model.make_mesh(CPU, 3)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_layers_change_nothing(tmp_path, group):
+    small_model(tmp_path / "m")
+    results = []
+    for compile, checkpointing in ((False, False), (True, False), (True, True)):
+        net = load_model(
+            str(tmp_path / "m"), CPU, torch.float32, checkpointing=checkpointing, compile=compile
+        )
+        for layer in net.model.layers:
+            assert (layer._compiled_call_impl is not None) == compile
+
+        # Two lengths, because compiled code may be made for one.
+        all_rows = token_logprobs(net, pack(ROWS, CPU), 0.7)
+        two_rows = token_logprobs(net, pack(ROWS[:2], CPU), 0.7)
+        (all_rows.exp().sum() + two_rows.exp().sum()).backward()
+        gradients = [p.grad.full_tensor() for p in net.parameters()]
+        results.append([all_rows, two_rows, *gradients])
+
+    for compiled in results[1:]:
+        for got, want in zip(compiled, results[0]):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+LOAD_AND_MEASURE = """
+import pathlib, sys
+import torch, transformers
+import torch.distributed as dist
+from transformers import Qwen2ForCausalLM
+from lib.run import setup_distributed
+from model import load_model
+
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+folder, out = sys.argv[1:]
+device = torch.device("cpu")
+rank, world_size = setup_distributed(device)
+before = peak()
+load_model(folder, device, torch.float32)
+pathlib.Path(out, f"{rank}.peak").write_text(str(peak() - before))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/clear_refs"), reason="Linux tells a process's peak memory"
+)
+def test_no_process_holds_a_whole_model(tmp_path):
+    """Four processes load 276 M parameters.
+
+    The peak of none grows by more than a third of the fp32 size and 256 MB.
+    """
+    config = Qwen2Config(
+        vocab_size=32000,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        large = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    large.to_empty(device="cpu").save_pretrained(tmp_path / "m")
+    size = 4 * sum(p.numel() for p in large.parameters())
+
+    script = tmp_path / "load.py"
+    script.write_text(LOAD_AND_MEASURE)
+    torchrun(4, script, tmp_path / "m", tmp_path, env=dict(PYTHONPATH=str(ROOT)))
+    peaks = [int((tmp_path / f"{rank}.peak").read_text()) for rank in range(4)]
+    assert min(peaks) > size / 4, (peaks, size)
+    assert max(peaks) < size / 3 + 2**28, (peaks, size)
+
+
+# --------------------------------------------------------------------------------------------------
+# training
+
+
+def test_only_matrices_decay(tmp_path, group):
+    """A step with gradients of zero: what changes is what decays."""
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.full_tensors(net)}
+    optimizer = make_optimizer(net, 1.0, weight_decay=0.5)
+    model.idle_passes(net, 1, CPU)
+    model.optimizer_step(net, optimizer, 0.1, 1.0)
+    for name, tensor in model.full_tensors(net):
+        want = before[name] * (1 - 0.1 * 0.5) if tensor.dim() >= 2 else before[name]
+        torch.testing.assert_close(tensor, want)
+
+
+def test_gradients_are_clipped_and_dropped(tmp_path, group):
+    """The norm before clipping comes back. Adam forgets a factor, its state does not."""
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    squares = {}
+    for grad_clip in (0, 0.5):
+        optimizer = make_optimizer(net, 1e-3)
+        token_logprobs(net, pack(ROWS, CPU)).sum().backward()
+        gradients = [p.grad.full_tensor().clone() for p in net.parameters()]
+        norm = model.optimizer_step(net, optimizer, 0.0, grad_clip)
+        want = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        assert norm == pytest.approx(want, rel=1e-5)
+        assert norm > 0.5
+        assert all(p.grad is None for p in net.parameters())
+        state = [s["exp_avg_sq"].full_tensor().sum().item() for s in optimizer.state.values()]
+        squares[grad_clip] = sum(state)
+    assert squares[0] == pytest.approx((1 - 0.999) * norm**2, rel=1e-3)
+    assert squares[0.5] == pytest.approx((1 - 0.999) * 0.5**2, rel=1e-3)
+
+
+def test_move(tmp_path, group):
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    optimizer = make_optimizer(net, 1e-3)
+    model.idle_passes(net, 1, CPU)
+    model.optimizer_step(net, optimizer, 0.0, 1.0)
+    model.move("meta", net, None, optimizer)
+    assert {p.device.type for p in net.parameters()} == {"meta"}
+    for state in optimizer.state.values():
+        assert {tensor.device.type for tensor in state.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_longest_batch_leaves_the_weights(tmp_path, group, capsys, offload):
+    small_model(tmp_path / "m")
+    trained = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    frozen = load_model(str(tmp_path / "m"), CPU, torch.float32, trained=False)
+    optimizer = make_optimizer(trained, 1e-3)
+    before = dict(model.full_tensors(trained))
+
+    pairs = [(trained, optimizer), (frozen, None)]
+    model.longest_batch(pairs, 50, CPU, offload=offload, entropy=True)
+    assert "the longest batch, 50 tokens, went through" in capsys.readouterr().out
+    assert len(optimizer.state) == len(list(trained.parameters()))
+    for net in (trained, frozen):
+        for name, tensor in model.full_tensors(net):
+            assert torch.equal(tensor, before[name])
+
+
+def test_flops_by_hand(tmp_path, group):
+    """Tied embeddings are the head and count once; untied ones are looked up, not multiplied."""
+    for tied in (True, False):
+        plain = small_model(tmp_path / "m", tied)
+        net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+        weights = sum(p.numel() for p in plain.parameters())
+        if not tied:
+            weights -= 97 * 64
+        # Rows of 3 and 5 tokens; 2 layers of 64.
+        want = 6 * weights * 8 + 6 * 2 * 64 * (9 + 25)
+        assert model.flops(net, tokens=8, pairs=9 + 25) == want
+
+
+def test_matmul_rate():
+    assert model.matmul_rate(CPU, torch.float32) > 1e8
+
+
+# --------------------------------------------------------------------------------------------------
+# folders
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_load_and_save_round_trip(tmp_path, group, tied, world):
+    """Sharded loading is from_pretrained() bit for bit; transformers opens what is saved."""
+    plain = small_model(tmp_path / "m", tied).state_dict()
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    loaded = dict(model.full_tensors(net))
+    names = set(plain)
+    if tied:
+        names.remove("lm_head.weight")
+    assert set(loaded) == names
+    assert all(torch.equal(loaded[name], plain[name]) for name in loaded)
+
+    # The second time over the first.
+    tokenizer = AutoTokenizer.from_pretrained(world / "init")
+    out = tmp_path / "out"
+    for _ in range(2):
+        model.save_model(net, tokenizer, str(out), torch.bfloat16, str(tmp_path / "m"))
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert again.dtype == torch.bfloat16
+    assert again.generation_config.eos_token_id is not None
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, plain[name].bfloat16())
+    assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+# --------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def train_a_step(net, optimizer):
+    token_logprobs(net, pack(ROWS, CPU)).mean().backward()
+    model.optimizer_step(net, optimizer, 1e-2, 1.0)
+
+
+@pytest.fixture
+def trained(tmp_path, group):
+    """{name: (model, optimizer)} after a step."""
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    optimizer = make_optimizer(net, 1e-2, weight_decay=0.1)
+    train_a_step(net, optimizer)
+    return dict(model=(net, optimizer))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path, trained):
+    """The step after it is the same one, bit for bit."""
+    folder = tmp_path / "checkpoints"
+    net, optimizer = trained["model"]
+    model.save_checkpoint(str(folder), 7, trained, dict(drawn=[1, 2]), keep=2)
+    train_a_step(net, optimizer)
+    want = {name: tensor.clone() for name, tensor in model.full_tensors(net)}
+
+    train_a_step(net, optimizer)
+    assert model.load_checkpoint(str(folder), trained) == (7, dict(drawn=[1, 2]))
+    train_a_step(net, optimizer)
+    for name, tensor in model.full_tensors(net):
+        assert torch.equal(tensor, want[name])
+
+
+def test_no_checkpoint_yet(tmp_path, trained):
+    assert model.load_checkpoint(str(tmp_path / "nowhere"), trained) is None
+
+
+def test_the_newest_checkpoints_stay(tmp_path, trained):
+    """Unfinished ones are removed, and those of later steps are not counted."""
+    folder = tmp_path / "checkpoints"
+    (folder / "step_000005.tmp").mkdir(parents=True)
+    (folder / "step_000009").mkdir()
+    for step in (1, 2, 3):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    assert names_in(folder) == ["step_000002", "step_000003", "step_000009"]
+
+
+def test_a_damaged_checkpoint(tmp_path, trained, capsys):
+    """The one before it is taken. If none can be read, the run does not start from nothing."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    (folder / "step_000002/.metadata").unlink()
+    assert model.load_checkpoint(str(folder), trained) == (1, {})
+    assert "step_000002 cannot be read" in capsys.readouterr().out
+
+    os.truncate(next((folder / "step_000001").glob("*.distcp")), 1000)
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        model.load_checkpoint(str(folder), trained)
+
+
+def test_a_broken_connection_is_no_damage(tmp_path, trained, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    model.save_checkpoint(str(folder), 1, trained, {}, keep=2)
+
+    def broken(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr(model.dcp, "load", broken)
+    with pytest.raises(ConnectionError):
+        model.load_checkpoint(str(folder), trained)
+
+
+def test_a_trained_model_is_not_lost(tmp_path, trained):
+    """The checkpoint of a run that trained two models, in a run that trains one."""
+    folder = tmp_path / "checkpoints"
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    both = trained | dict(prm=(net, make_optimizer(net, 1e-3)))
+    model.save_checkpoint(str(folder), 1, both, {}, keep=2)
+    with pytest.raises(UserError, match="has a trained prm, which would be lost"):
+        model.load_checkpoint(str(folder), trained)
+
+
+def test_settings_of_now_hold_after_a_resume(tmp_path, trained):
+    folder = tmp_path / "checkpoints"
+    model.save_checkpoint(str(folder), 1, trained, {}, keep=2)
+    net, _ = trained["model"]
+    optimizer = make_optimizer(net, 1e-3, beta2=0.9, weight_decay=0.5)
+    model.load_checkpoint(str(folder), dict(model=(net, optimizer)))
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.5, 0.0)
+    for settings_of_group in (matrices, vectors):
+        assert settings_of_group["lr"] == 1e-3
+        assert settings_of_group["betas"] == (0.9, 0.9)
+    assert len(optimizer.state) == len(list(net.parameters()))

@@ -180,8 +180,8 @@ def next_move(text: str, reason: str, numina: bool = False) -> str:
         ...prose            ```output           malformed
         ...the answer is 1. <end>               stop
 
-    Numina's notebook wants a program in every answer, an answer in the last 100 characters, and
-    goes on sampling after it; the last answer given counts.
+    Numina's notebook wants a program in every answer and the result in its last 100 characters. It
+    then lets the model write on, and the last result counts.
 
         prose, \\boxed{1} <end>                                    restart
         ```python ...``` ```output                                call
@@ -350,10 +350,10 @@ def sample_with_tool(
 def converse(
     engine, tokenizer, active: list[Conversation], tool: Tool, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[int, Answer]]:
-    """Lead conversations to their ends, in rounds: in each the model writes once in all of them.
+    """Continue conversations to their ends, in rounds: in each the model writes once in each.
 
-    That is simple, at the price of an engine that has little to do at the end of a round. Programs
-    run while it still works on other conversations.
+    Rounds are simple; the price is an engine that has little to do at the end of each. Programs run
+    while it still works on other conversations.
     """
     while active:
         calls = []

@@ -186,12 +186,7 @@ def load_benchmark(
     if golds_file is not None:
         add_published_golds(problems, golds_file, name)
 
-    # Answers are kept by the id of their problem.
-    times = collections.Counter(str(problem.id) for problem in problems)
-    for number, count in times.items():
-        if count > 1:
-            raise UserError(f"{benchmark.source}: the id {number!r} is there twice")
-
+    check_ids(problems, benchmark.source)
     if benchmark.count is not None:
         expected = min(benchmark.count, max_problems or benchmark.count)
         if len(problems) != expected:
@@ -199,6 +194,14 @@ def load_benchmark(
                 f"note: {name} has {len(problems)} problems here, {benchmark.count} are published"
             )
     return problems
+
+
+def check_ids(problems: list[Problem], source: str) -> None:
+    """Raise UserError if two problems have one id: answers are kept by it."""
+    times = collections.Counter(str(problem.id) for problem in problems)
+    for number, count in times.items():
+        if count > 1:
+            raise UserError(f"{source}: the id {number!r} is there twice")
 
 
 def find_benchmark(

@@ -1,12 +1,13 @@
 """lib/memory.py: predicted memory against the tensors of real passes, and what is printed."""
 
+import importlib
 import re
 import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, run
+from conftest import ROOT, call
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -424,21 +425,22 @@ def folder_7b(config_7b, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", ["generate", "sft", "prime", "evaluate"])
-def test_dry_run_needs_no_gpu_and_no_weights(script, folder_7b, tmp_path):
+def test_dry_run_needs_no_gpu_and_no_weights(script, folder_7b, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    gpus = "1 GPU"
+    if script != "generate":
+        # As torchrun starts them. generate.py is started with python only.
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        gpus = "8 GPUs"
+
     chosen = f"--model={folder_7b}"
     if script == "evaluate":
         chosen = f"--models=['{folder_7b}']"
-    # generate.py is started with python only, by default for all GPUs of the machine.
-    environment = dict(CUDA_VISIBLE_DEVICES="")
-    gpus = "1 GPU"
-    if script != "generate":
-        environment["WORLD_SIZE"] = "8"
-        gpus = "8 GPUs"
-    settings = ["--dry_run=True", chosen, f"--out_dir={tmp_path}/out"]
-    out = run(f"{script}.py", *settings, env=environment).stdout
-
+    call(importlib.import_module(script), "--dry_run=True", chosen, f"--out_dir={tmp_path}/out")
+    out = capsys.readouterr().out
     assert f"7615.6 M parameters, 28 layers; {gpus}" in out
     assert not (tmp_path / "out").exists()
     if script in ("generate", "evaluate"):

@@ -885,6 +885,9 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
 
     A list may stand for a tuple, and a matrix has any brackets.
     """
+    if gold.brackets is None or answer.brackets is None:
+        # One of them is a number or a relation: an empty matrix has as few items as these.
+        return False
     brackets = {gold.brackets, answer.brackets} - {"⟦⟧"}
     if len(brackets) > 1 and brackets != {"", "()"}:
         return False

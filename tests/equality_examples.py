@@ -465,6 +465,12 @@ DIFFERENT = {
             r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}",
         ),
         (r"\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        # An empty matrix says nothing.
+        ("5", r"\begin{pmatrix}\end{pmatrix}"),
+        ("x = 3", r"\begin{pmatrix}\end{pmatrix}"),
+        ("x^2 + 1", r"\begin{bmatrix} \end{bmatrix}"),
+        ("(1, 2)", r"\begin{pmatrix}\end{pmatrix}"),
+        ("5", r"\begin{cases}\end{cases}"),
     ],
     "bases": [
         ("52_8", "52_9"),

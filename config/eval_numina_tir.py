@@ -2,7 +2,7 @@
 #     torchrun --nproc_per_node 8 evaluate.py config/eval_numina.py config/eval_numina_tir.py
 #
 # The number of rounds and the time limit are the notebook's. --tir_numina=True applies all of its
-# rules (see README).
+# rules (docs/tools.md).
 
 models = ["AI-MO/NuminaMath-7B-TIR"]
 tir = True

@@ -1,4 +1,4 @@
-"""What a run asks of its GPUs, by arithmetic: --dry_run=True, and README's table of memory.
+"""What a run asks of its GPUs, by arithmetic: --dry_run=True, and docs/memory.md.
 
     python prime.py config/eurus2_prime.py --dry_run=True    # for as many GPUs as there are,
                                                              # or as torchrun starts processes

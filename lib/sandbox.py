@@ -50,7 +50,7 @@ __all__ = [
     "run_python",
 ]
 
-# The levels of isolation, the best first (README: The sandbox).
+# The levels of isolation, the best first (docs/sandbox.md).
 LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.

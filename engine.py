@@ -111,25 +111,21 @@ class VLLMEngine(Engine):
         self.dtype = dtype
         self.on_gpu = device.type == "cuda"
 
-        # vLLM reads these when it is imported.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        if colocated or not self.on_gpu:
-            # The engine runs in this process: an iterator of weights cannot go to another one.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        if colocated and not self.on_gpu:
-            # oneDNN packs a copy of a tied lm_head, which new weights would not replace.
-            import vllm._custom_ops
-
-            vllm._custom_ops._supports_onednn = False
-
+        prepare_import(self.on_gpu, colocated)
         from vllm import LLM
 
         if self.on_gpu:
-            memory = dict(gpu_memory_utilization=gpu_memory)
+            machine = dict(gpu_memory_utilization=gpu_memory)
         else:
-            # On a CPU gpu_memory_utilization is a share of the host's memory, and compiling takes
-            # minutes.
-            memory = dict(kv_cache_memory_bytes=2**28, enforce_eager=True)
+            machine = dict(
+                # There gpu_memory_utilization would be a share of the host's memory.
+                kv_cache_memory_bytes=2**28,
+                # To compile would take minutes.
+                enforce_eager=True,
+                # After a part of a prompt vLLM rewinds the request's random numbers, which it
+                # cannot do on a CPU.
+                enable_chunked_prefill=False,
+            )
 
         if tensor_parallel is None:
             tensor_parallel = 1
@@ -148,7 +144,7 @@ class VLLMEngine(Engine):
             enable_prefix_caching=True,
             # torchrun has started the processes: vLLM starts none of its own.
             distributed_executor_backend="external_launcher" if colocated else None,
-            **memory,
+            **machine,
         )
 
     def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
@@ -215,6 +211,19 @@ class VLLMEngine(Engine):
     def close(self) -> None:
         # This also destroys torch's process group: it is the last thing that a script does.
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def prepare_import(on_gpu: bool, colocated: bool) -> None:
+    """What vLLM finds when it is imported, or when its first engine starts."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if colocated or not on_gpu:
+        # The engine runs in this process: an iterator of weights cannot go to another one.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if colocated and not on_gpu:
+        # oneDNN packs a copy of a tied lm_head, which new weights would not replace.
+        import vllm._custom_ops
+
+        vllm._custom_ops._supports_onednn = False
 
 
 def read_vllm_answer(output) -> Answer:
@@ -311,16 +320,10 @@ class HFEngine(Engine):
             )
 
             # A row that has ended stays in the batch; what it goes on to say is not looked at.
-            for row, token, logprob in zip(range(B), tokens.tolist(), logprobs.tolist()):
-                if row not in running:
-                    continue
-                answer = answers[row]
-                answer.tokens.append(token)
-                answer.logprobs.append(logprob)
-                answer.mask.append(1)
-                reason = self._ending(answer.tokens, limits[row], sampling.stop)
-                if reason is not None:
-                    answer.finish_reason = reason
+            values = list(zip(tokens.tolist(), logprobs.tolist()))
+            for row in sorted(running):
+                token, logprob = values[row]
+                if self._write(answers[row], token, logprob, limits[row], sampling.stop):
                     running.remove(row)
             if not running:
                 break
@@ -330,6 +333,19 @@ class HFEngine(Engine):
             position_ids = position_ids[:, -1:] + 1
 
         return answers
+
+    def _write(
+        self, answer: Answer, token: int, logprob: float, limit: int, stop: str | None
+    ) -> bool:
+        """Append a token to an answer. Returns whether the answer ends with it."""
+        answer.tokens.append(token)
+        answer.logprobs.append(logprob)
+        answer.mask.append(1)
+        reason = self._ending(answer.tokens, limit, stop)
+        if reason is None:
+            return False
+        answer.finish_reason = reason
+        return True
 
     def _ending(self, tokens: list[int], limit: int, stop: str | None) -> str | None:
         """Why an answer ends at its last token, or None if it goes on."""

@@ -82,6 +82,13 @@ report["same seeds, same answers"] = all(
     one.tokens == other.tokens for (_, one), (_, other) in zip(first, again)
 )
 
+# More prompt tokens than fit into a pass, each request with a seed.
+long_prompts = [Request(prompts[0] * 8, seed, max_tokens=4) for seed in range(100)]
+report["prompt tokens"] = sum(len(request.prompt) for request in long_prompts)
+found = dict(engine.sample(long_prompts))
+((_, alone),) = engine.sample(long_prompts[-1:])
+report["long prompts"] = len(found) == 100 and found[99].tokens == alone.tokens
+
 requests = [Request(prompt, 0, temperature=0.0, max_tokens=24) for prompt in prompts]
 greedy = dict(engine.sample(requests))
 save_model(model, tokenizer, saved, torch.float32, folder)
@@ -129,6 +136,7 @@ def test_logprobs_and_weight_sync(tmp_path, guesser, tied):
     assert report["stale weights"] > 1e-2
     assert report["new weights"] < 1e-4
     assert report["same seeds, same answers"]
+    assert report["prompt tokens"] > 5000 and report["long prompts"]
     assert report["greedy as transformers"]
 
 

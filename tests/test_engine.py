@@ -16,6 +16,7 @@ from lib.pretrained import load_tokenizer, render_prompt
 from lib.tools import Tool, sample
 
 CPU = torch.device("cpu")
+VLLM = importlib.util.find_spec("vllm") is not None
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,13 @@ def tok(guesser):
     return load_tokenizer(str(guesser))
 
 
+def open_engine(kind, path, tok, max_model_len=128):
+    return make_engine(kind, str(path), tok, CPU, torch.float32, max_model_len)
+
+
 @pytest.fixture(scope="module")
 def engine(guesser, tok):
-    return make_engine("hf", str(guesser), tok, CPU, torch.float32, 128)
+    return open_engine("hf", guesser, tok)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +49,22 @@ def answers(engine, requests):
     return [found[number] for number in range(len(requests))]
 
 
+def answer_to(engine, request):
+    return answers(engine, [request])[0]
+
+
 def model_logprobs(model, prompt, tokens, temperature=1.0):
     """Log-probabilities of an answer's tokens, by one pass over the whole."""
-    logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    whole = torch.tensor([prompt + tokens])
+    logits = model(whole).logits[0, len(prompt) - 1 : -1]
     logprobs = (logits / temperature).log_softmax(-1)
-    return logprobs.gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1)
+    chosen = torch.tensor(tokens)[:, None]
+    return logprobs.gather(-1, chosen).squeeze(-1)
+
+
+def first_token_probabilities(model, prompt, temperature):
+    logits = model(torch.tensor([prompt])).logits[0, -1]
+    return (logits / temperature).softmax(-1).double()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -73,26 +89,35 @@ def test_greedy_equals_transformers_generate(engine, model, tok):
 
 def test_logprobs_are_those_of_the_model(engine, model, tok):
     ids = prompts(tok, "10?", "12345?", "33?")
-    requests = [Request(prompt, i, 0.7, max_tokens=24) for i, prompt in enumerate(ids)]
+    requests = [Request(prompt, 5, temperature=0.7, max_tokens=24) for prompt in ids]
     for prompt, answer in zip(ids, answers(engine, requests)):
         want = model_logprobs(model, prompt, answer.tokens, temperature=0.7)
-        torch.testing.assert_close(torch.tensor(answer.logprobs), want, atol=1e-4, rtol=0)
+        got = torch.tensor(answer.logprobs)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+def first_tokens(engine, prompt, n, **sampling):
+    """The first tokens of n samples."""
+    requests = [Request(prompt, seed, max_tokens=1, **sampling) for seed in range(n)]
+    return torch.tensor([answer.tokens[0] for answer in answers(engine, requests)])
 
 
 def test_samples_follow_the_model(engine, model, tok):
     """First tokens of 4,000 samples against the model's probabilities, by a chi-square test."""
     n = 4000
-    prompt = prompts(tok, "10?")[0]
-    p = (model(torch.tensor([prompt])).logits[0, -1] / 2.0).softmax(-1).double()
-    requests = [Request(prompt, seed, 2.0, max_tokens=1) for seed in range(n)]
-    first = torch.tensor([answer.tokens[0] for answer in answers(engine, requests)])
-    count = torch.bincount(first, minlength=len(p)).double()
+    (prompt,) = prompts(tok, "10?")
+    p = first_token_probabilities(model, prompt, temperature=2.0)
+    first = first_tokens(engine, prompt, n, temperature=2.0)
+    observed = torch.bincount(first, minlength=len(p)).double()
+    expected = p * n
 
     # Tokens that are expected less than five times count as one.
-    common = p * n >= 5
-    observed = torch.cat([count[common], count[~common].sum()[None]])
-    expected = torch.cat([p[common], p[~common].sum()[None]]) * n
-    chi_square = ((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum()
+    common = expected >= 5
+    rest_observed = observed[~common].sum()
+    rest_expected = expected[~common].sum().clamp(min=1e-9)
+    terms = (observed - expected) ** 2 / expected
+    chi_square = terms[common].sum()
+    chi_square += (rest_observed - rest_expected) ** 2 / rest_expected
 
     # Five standard deviations.
     freedom = int(common.sum())
@@ -100,21 +125,32 @@ def test_samples_follow_the_model(engine, model, tok):
 
 
 def test_top_p_samples_from_the_nucleus(engine, model, tok):
-    prompt = prompts(tok, "10?")[0]
-    p = (model(torch.tensor([prompt])).logits[0, -1] / 2.0).softmax(-1).double()
+    (prompt,) = prompts(tok, "10?")
+    p = first_token_probabilities(model, prompt, temperature=2.0)
     sorted_p, order = p.sort(descending=True)
-    size = int((sorted_p.cumsum(0) < 0.8).sum()) + 1
-    nucleus = set(order[:size].tolist())
+    below = sorted_p.cumsum(0) < 0.8
+    nucleus = order[: int(below.sum()) + 1].tolist()
 
-    requests = [Request(prompt, seed, 2.0, top_p=0.8, max_tokens=1) for seed in range(500)]
-    first = {answer.tokens[0] for answer in answers(engine, requests)}
-    assert first <= nucleus and len(first) > 1
+    first = first_tokens(engine, prompt, 500, temperature=2.0, top_p=0.8)
+    found = set(first.tolist())
+    assert found <= set(nucleus)
+    assert len(found) > 1
 
 
-@pytest.mark.parametrize("number, token", [(0.0, 0), (0.19, 0), (0.21, 1), (0.69, 1), (0.71, 2)])
+@pytest.mark.parametrize(
+    "number, token",
+    [
+        (0.0, 0),
+        (0.19, 0),
+        (0.21, 1),
+        (0.69, 1),
+        (0.71, 2),
+    ],
+)
 def test_a_number_falls_into_a_tokens_part_of_the_distribution(number, token):
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
-    tokens, logprobs = choose(logits, torch.tensor([number]).double(), 1.0, 1.0)
+    uniform = torch.tensor([number], dtype=torch.float64)
+    tokens, logprobs = choose(logits, uniform, temperature=1.0, top_p=1.0)
     assert tokens.tolist() == [token]
     assert logprobs[0] == pytest.approx(logits[0, token])
 
@@ -122,61 +158,66 @@ def test_a_number_falls_into_a_tokens_part_of_the_distribution(number, token):
 def test_a_sample_depends_on_its_seed_alone(engine, tok):
     ids = prompts(tok, *(f"{k}?" for k in range(10, 26)))
     requests = [Request(prompt, 100 + i, max_tokens=16) for i, prompt in enumerate(ids)]
-    together = answers(engine, requests)
-    alone = [answers(engine, [request])[0] for request in requests]
-    assert [a.tokens for a in together] == [a.tokens for a in alone]
+    for request, together in zip(requests, answers(engine, requests)):
+        alone = answer_to(engine, request)
+        assert together.tokens == alone.tokens
 
     seeds = [Request(ids[0], seed, max_tokens=16) for seed in range(30)]
-    assert len({tuple(answer.tokens) for answer in answers(engine, seeds)}) > 2
+    different = {tuple(answer.tokens) for answer in answers(engine, seeds)}
+    assert len(different) > 2
 
 
 def test_requests_of_all_kinds_in_several_windows(engine, tok, monkeypatch):
     """Each gets the answer that it gets alone."""
     monkeypatch.setattr(engines, "WINDOW", 5)
     requests = []
-    for i, prompt in enumerate(prompts(tok, *(f"{k}?" for k in range(10, 22)))):
-        requests.append(Request(prompt, i, temperature=float(i % 3), max_tokens=4 + i))
+    for i in range(12):
+        (prompt,) = prompts(tok, f"{10 + i}?")
+        temperature = float(i % 3)
+        requests.append(Request(prompt, i, temperature, max_tokens=4 + i))
         requests.append(Request(prompt, i, top_p=0.9, max_tokens=24, stop="7\\boxed"))
-    for request, answer in zip(requests, answers(engine, requests)):
-        alone = answers(engine, [request])[0]
-        assert (answer.tokens, answer.finish_reason) == (alone.tokens, alone.finish_reason)
+
+    for request, together in zip(requests, answers(engine, requests)):
+        alone = answer_to(engine, request)
+        assert together.tokens == alone.tokens
+        assert together.finish_reason == alone.finish_reason
     assert list(engine.sample([])) == []
 
 
 def test_limits(engine, tok, monkeypatch):
-    prompt = prompts(tok, "10?")[0]
-    cut = answers(engine, [Request(prompt, 3, max_tokens=2)])[0]
-    assert len(cut.tokens) == 2 and cut.finish_reason == "length"
+    (prompt,) = prompts(tok, "10?")
+    cut = answer_to(engine, Request(prompt, 3, max_tokens=2))
+    assert len(cut.tokens) == 2
+    assert cut.finish_reason == "length"
 
     monkeypatch.setattr(engine, "max_model_len", len(prompt) + 3)
-    cut = answers(engine, [Request(prompt, 3, temperature=2.0, max_tokens=50)])[0]
+    cut = answer_to(engine, Request(prompt, 3, temperature=2.0, max_tokens=50))
     assert len(cut.tokens) <= 3
 
 
 def test_a_stop_string_that_begins_in_the_prompt_is_none(caller, tok):
     """What the model writes after the first half of the string is no call, and nothing is cut."""
-    engine = make_engine("hf", str(caller), tok, CPU, torch.float32, 256)
-    prompt = prompts(tok, "12?")[0]
-    whole = answers(engine, [Request(prompt, 0, 0.0, max_tokens=60)])[0]
+    engine = open_engine("hf", caller, tok, 256)
+    (prompt,) = prompts(tok, "12?")
+    greedy = dict(seed=0, temperature=0.0)
+    whole = answer_to(engine, Request(prompt, **greedy, max_tokens=60))
     stop = tok.decode(whole.tokens[3:7])
-    assert stop in tok.decode(whole.tokens[:7]) and stop not in tok.decode(whole.tokens[5:])
+    assert stop in tok.decode(whole.tokens[:7])
+    assert stop not in tok.decode(whole.tokens[5:])
 
-    after_half = prompt + whole.tokens[:5]
-    found = answers(
-        engine,
-        [
-            Request(prompt, 0, 0.0, max_tokens=60, stop=stop),
-            Request(after_half, 0, 0.0, max_tokens=55, stop=stop),
-        ],
-    )
-    assert found[0].tokens == whole.tokens[:7] and found[0].finish_reason == "string"
-    assert found[1].tokens == whole.tokens[5:]
-    assert found[1].finish_reason == whole.finish_reason
+    from_start = Request(prompt, **greedy, max_tokens=60, stop=stop)
+    from_half = Request(prompt + whole.tokens[:5], **greedy, max_tokens=55, stop=stop)
+    stopped, went_on = answers(engine, [from_start, from_half])
+    assert stopped.tokens == whole.tokens[:7]
+    assert stopped.finish_reason == "string"
+    assert went_on.tokens == whole.tokens[5:]
+    assert went_on.finish_reason == whole.finish_reason
 
 
 def test_new_weights_and_the_old_ones_back(guesser, tok, model):
-    engine = make_engine("hf", str(guesser), tok, CPU, torch.float32, 128)
-    requests = [Request(prompt, 7, max_tokens=24) for prompt in prompts(tok, "10?", "31?")]
+    engine = open_engine("hf", guesser, tok)
+    ids = prompts(tok, "10?", "31?")
+    requests = [Request(prompt, 7, max_tokens=24) for prompt in ids]
     before = answers(engine, requests)
 
     old = dict(model.named_parameters())
@@ -189,16 +230,16 @@ def test_new_weights_and_the_old_ones_back(guesser, tok, model):
     engine.close()
 
 
+@pytest.mark.skipif(VLLM, reason="vLLM is installed")
 def test_no_vllm_is_said(guesser, tok):
-    path = str(guesser)
-    if importlib.util.find_spec("vllm"):
-        assert make_engine("auto", path, tok, CPU, torch.float32, 64).name == "vllm"
-        return
     with pytest.raises(UserError, match="requirements-gpu.txt"):
-        make_engine("vllm", path, tok, CPU, torch.float32, 64)
+        open_engine("vllm", guesser, tok)
+    assert open_engine("auto", guesser, tok).name == "hf"
+
+
+def test_an_engine_that_nobody_knows(guesser, tok):
     with pytest.raises(UserError, match="engine='sglang'"):
-        make_engine("sglang", path, tok, CPU, torch.float32, 64)
-    assert make_engine("auto", path, tok, CPU, torch.float32, 64).name == "hf"
+        open_engine("sglang", guesser, tok)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -224,8 +265,10 @@ class TableEngine(Engine):
                 yield number, Answer(tokens, [0.0] * len(tokens), "stop")
 
     def lookup(self, prompt):
-        found = [answer for question, answer in self.table.items() if question in prompt]
-        return found[-1]
+        for question in reversed(self.table):
+            if question in prompt:
+                return self.table[question]
+        raise KeyError(prompt)
 
     def wake_up(self, weights):
         self.taken = dict(weights)
@@ -233,9 +276,11 @@ class TableEngine(Engine):
 
 def test_a_third_engine(tok):
     engine = TableEngine(tok, {"1+1?": "\\boxed{2}", "2+2?": "\\boxed{4}"})
-    requests = [Request(prompt, 0) for prompt in prompts(tok, "2+2?", "1+1?")]
-    texts = {number: answer.text for number, answer in sample(engine, tok, requests)}
-    assert texts == {0: "\\boxed{4}", 1: "\\boxed{2}"}
+    ids = prompts(tok, "2+2?", "1+1?")
+    requests = [Request(prompt, seed=0) for prompt in ids]
+    found = dict(sample(engine, tok, requests))
+    assert found[0].text == "\\boxed{4}"
+    assert found[1].text == "\\boxed{2}"
 
     engine.sleep()
     engine.wake_up(iter([("weight", torch.ones(2))]))
@@ -246,19 +291,24 @@ def test_a_third_engine(tok):
 def test_a_third_engine_with_the_tool(tok):
     program = "```python\nprint(6 * 7)\n```\n```output\n"
     engine = TableEngine(tok, {"6*7?": program, "42\n```": "\\boxed{42}"})
-    requests = [Request(prompt, 0) for prompt in prompts(tok, "6*7?")]
-    ((_, answer),) = sample(engine, tok, requests, Tool(rounds=2))
-    assert answer.text == program + "42\n```\\boxed{42}" and answer.finish_reason == "stop"
+    (prompt,) = prompts(tok, "6*7?")
+    found = dict(sample(engine, tok, [Request(prompt, seed=0)], Tool(rounds=2)))
+    assert found[0].text == program + "42\n```\\boxed{42}"
+    assert found[0].finish_reason == "stop"
 
 
 def test_a_third_engine_in_generate(tmp_path, tok, guesser, monkeypatch):
-    table = {f"{k}?": f"\\boxed{{{k % 2}}}" for k in range(10, 20)}
+    """It says 0 and 1 by turns, and 1 is right."""
+    table = {}
+    problems = []
+    for k in range(10, 20):
+        table[f"{k}?"] = f"\\boxed{{{k % 2}}}"
+        problems.append(dict(problem=f"{k}?", ground_truth="1", problem_id=k))
 
     def make(kind, path, tokenizer, *_):
         return TableEngine(tokenizer, table)
 
     monkeypatch.setattr(generate, "make_engine", make)
-    problems = [dict(problem=f"{k}?", ground_truth="1", problem_id=k) for k in range(10, 20)]
     call(
         generate,
         f"--data={write_jsonl(tmp_path / 'problems.jsonl', problems)}",
@@ -269,7 +319,7 @@ def test_a_third_engine_in_generate(tmp_path, tok, guesser, monkeypatch):
         "--grade_workers=1",
     )
     rows = read_jsonl(tmp_path / "samples.jsonl")
-    assert {row["problem_id"]: row["correct"] for row in rows} == {
-        k: k % 2 == 1 for k in range(10, 20)
-    }
+    assert len(rows) == 10
+    for row in rows:
+        assert row["correct"] == (row["problem_id"] % 2 == 1)
     assert len(read_jsonl(tmp_path / "sft.jsonl")) == 5

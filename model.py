@@ -9,7 +9,7 @@
     optimizer_step(model, optimizer, 1e-6, grad_clip=1.0)
     save_model(model, tokenizer, "out/model", torch.bfloat16, source="Qwen/Qwen2.5-Math-7B")
 
-There is no padding: the rows of a batch lie behind one another, and attention stays inside a row.
+There is no padding: the rows of a batch are concatenated, and attention stays inside a row.
 Weights and Adam's state are fp32 and sharded over all processes; passes compute in `dtype`.
 """
 
@@ -325,12 +325,12 @@ def load_model(
         for layer in model.model.layers:
             layer.compile(dynamic=True)
 
-    # FSDP2: each layer is gathered for its own turn, the root (embeddings, last norm, head) for
-    # the whole pass. Gradients are averaged over all processes.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # FSDP2: a layer's weights are gathered only while it runs, the root's (embeddings, last norm,
+    # head) for the whole pass. Gradients are averaged over all processes.
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
 
     # Now memory for the shards, and what belongs there.
     model.to_empty(device=device)
@@ -560,7 +560,7 @@ def put_in_place(path: str) -> None:
 
 
 def save_checkpoint(folder: str, step: int, trained: dict, extra, keep: int) -> None:
-    """Write all that a run needs to go on to folder/step_<step>. Collective.
+    """Write all that a run needs to resume to folder/step_<step>. Collective.
 
     trained: {name: (model, optimizer)}; extra: anything JSON can hold. The checkpoint is complete
     or not there at all, and the newest `keep` stay.
@@ -596,7 +596,7 @@ def remove_unfinished(folder: str) -> None:
 def publish_checkpoint(path: str, keep: int) -> None:
     """Give a complete checkpoint its name and remove all but the newest `keep`.
 
-    Later steps do not count: a damaged checkpoint may be there, from before a resume.
+    Checkpoints of later steps are left alone: they are damaged ones that a resume skipped.
     """
     put_in_place(path)
     so_far = [other for other in checkpoint_paths(os.path.dirname(path)) if other <= path]
@@ -631,7 +631,7 @@ def load_checkpoint(folder: str, trained: dict):
     if paths:
         raise UserError(
             f"no checkpoint in {folder} can be read: "
-            "the settings of before, another --out_dir, or remove it"
+            "use the settings it was made with, choose another --out_dir, or delete it"
         )
     return None
 
@@ -644,13 +644,13 @@ def check_nothing_is_lost(path: str, state: dict) -> None:
     if lost:
         raise UserError(
             f"{path} has a trained {', '.join(sorted(lost))}, which would be lost: "
-            "another --out_dir"
+            "choose another --out_dir"
         )
 
 
 def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Put a loaded state into a model and its optimizer."""
-    # Learning rate, betas and weight decay stay those of the settings of now.
+    # Learning rate, betas and weight decay come from the current settings, not the checkpoint.
     settings = [dict(group) for group in optimizer.param_groups]
     set_state_dict(
         model,
@@ -669,15 +669,17 @@ def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dic
 def flops(model: torch.nn.Module, tokens: int, pairs: int) -> int:
     """FLOPs of a training step over so many tokens, with nothing computed twice.
 
-    6 per weight and token, and for causal attention 6 per layer, hidden unit and pair; pairs: the
-    sum of length^2 over the rows. Embeddings count only where they are the head as well.
+    6 per weight and token, and for causal attention 6 per layer, channel of its heads and pair;
+    pairs: the sum of length^2 over the rows. Embeddings count only where they are the head as well.
     """
     weights = 0
     for name, parameter in model.named_parameters():
         if "embed_tokens" not in name or model.config.tie_word_embeddings:
             weights += parameter.numel()
-    hidden = model.config.num_hidden_layers * model.config.hidden_size
-    return 6 * weights * tokens + 6 * hidden * pairs
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = config.num_hidden_layers * config.num_attention_heads
+    return 6 * weights * tokens + 6 * heads * head_dim * pairs
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -726,7 +728,7 @@ def longest_batch(
 
 
 def largest_pass(model, optimizer, tokens: int, device: torch.device, entropy: bool) -> None:
-    """An update of a model on one row of so many tokens; without an optimizer a scoring pass."""
+    """An update of a model on one row of `tokens` tokens; without an optimizer a scoring pass."""
     row = (torch.zeros(tokens), torch.ones(tokens))
     if optimizer is None:
         with torch.no_grad():

@@ -2,13 +2,16 @@
 PRIME: reinforcement learning with an implicit process reward model (PRM) that learns online, from
 outcomes alone.
 
-    torchrun --nproc_per_node 8 prime.py                           # INTELLECT-MATH: 8 GPUs, 7B
-    torchrun --nproc_per_node 2 prime.py config/toy_prime.py       # a laptop: the built-in world
+    torchrun --nproc_per_node 8 prime.py config/intellect_math_prime.py    # 8 GPUs, 7B
+    torchrun --nproc_per_node 2 prime.py config/toy_prime.py               # a laptop, a toy task
 
-One step, in the order of main(): sample K answers per prompt until enough prompts have a mean
-outcome of 0.2 to 0.8; the reward of a token is the log-ratio of the PRM to the reference; the PRM
-learns the outcomes by cross-entropy; leave-one-out returns of outcome and process rewards, each on
-its own; PPO clip; the new weights go to the engine.
+One step, in the order of main():
+  1. sample K answers per prompt and grade them, until enough prompts have mixed outcomes
+  2. log-probabilities of the answers under the policy and under the reference, a frozen model
+  3. train the PRM to tell right from wrong; the reward of a token is log pi_prm - log pi_ref
+  4. leave-one-out returns of outcomes and of process rewards, separately; their sum, whitened
+  5. PPO
+  6. copy the new weights to the engine, vLLM say, which samples the next step
 
 Paper: Cui et al., Process Reinforcement through Implicit Rewards, arXiv 2502.01456. Reference code:
 github.com/PRIME-RL/PRIME, training/verl/ (called "original" below), and the `prime` recipe of
@@ -18,7 +21,8 @@ Shapes: N rows (prompts x K samples, the K rows of a prompt next to each other),
 response, padded on the right. mask [N, T] is True on the tokens that the model wrote, the end token
 included. Left out on purpose: a value model, a KL penalty, asynchronous rollouts.
 
-To read it: the settings of the algorithm, the formulas, then main() from its end upwards.
+Where to start: the first 20 settings, the formulas, then main() at the end of the file; its helpers
+stand above it. "net" is a loaded model, the setting `model` the name of one.
 """
 
 import math
@@ -40,8 +44,10 @@ from lib.pretrained import load_tokenizer
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
 from lib.rollouts import (
+    Batch,
     Group,
     PromptStream,
+    make_batch,
     mean_outcome,
     rollout,
     rollout_metrics,
@@ -52,12 +58,12 @@ from lib.run import (
     announce_sandbox,
     catch_signals,
     check_limits,
+    is_due,
     peak_memory_gb,
     pick_device,
     print0,
     setup_distributed,
     waiting_for,
-    write_run_config,
 )
 from lib.tools import Tool
 from model import (
@@ -77,32 +83,31 @@ from model import (
 )
 
 # --- the algorithm: what defines a PRIME run
-prompts_per_step = 256  # prompts kept for an update
+prompts_per_step = 256  # prompts that pass the filter; times K: 1,024 rows per step
 samples_per_prompt = 4  # K
 temperature = 1.0  # of the rollouts
 max_tokens = 3072  # per response; 4096 with the prompt, Qwen2.5-Math's context
 filter_low = 0.2  # a prompt is kept if low <= mean outcome <= high
 filter_high = 0.8
-# 'after': rewards come from the forward pass that trains the PRM (published, single forward);
-# 'before': train, then score (recipe); 'none': the PRM stays as it is
+# when the PRM is trained: 'after' it has scored the batch, in the same forward pass (published);
+# 'before' it scores the batch, at the price of one more pass (recipe); 'none': never
 prm_update = "after"
-beta = 0.05  # scale of the PRM's logit; belongs to answers of 1,400 tokens: take about 50 / length
+beta = 0.05  # PRM logit = beta * sum of log-ratios: 0.05 for 1,400 tokens, about 1 for 35
 prm_learning_rate = 1e-6
 prm_batch_rows = 256  # rows per optimizer step of the PRM: 4 steps for 1,024 rows
 granularity = "token"  # process reward per 'token', or 'whole': the row's sum on its last token
 normalize = "batch"  # divide process rewards by the largest |suffix sum|; None: do not
 estimator = "rloo"  # 'rloo' (published), 'grpo', 'dr_grpo' or 'reinforce': take whiten=False there
 outcome_coef = 1.0  # weight of the outcome's returns; 0 switches this source off
-process_coef = 1.0  # weight of the process returns (original: 1:1 in effect; recipe: 5 and 5)
+process_coef = 1.0  # weight of the process returns; with whiten only the ratio matters
 whiten = True  # advantages to mean 0 and variance 1 over all tokens of the batch
 learning_rate = 5e-7  # of the policy, constant
 batch_rows = 256  # rows per optimizer step of the policy: 4 steps for 1,024 rows
 clip = 0.2  # PPO's
 max_steps = 256  # INTELLECT-MATH's best checkpoint is its 256th step; 592 for Eurus-2
 # --- data
-data = (
-    "PRIME-RL/Eurus-2-RL-Data"  # hub id, .jsonl, .json, .csv or .parquet file, folder of .parquet
-)
+# hub id, a .jsonl, .json, .csv or .parquet file, or a folder of .parquet files
+data = "PRIME-RL/Eurus-2-RL-Data"
 data_config: str = None  # the hub data set's configuration
 split = "train"  # the hub data set's split
 problem_column: str = None  # None: prompt (messages), problem, question or instruction
@@ -114,8 +119,8 @@ max_bad_share = 0.01  # malformed rows are counted and reported; more than this 
 reward: str = None  # your_file.py with reward(response, problem) -> float; None: grader.py's judges
 eval_data: str = None  # held-out problems, the same formats; None: no evaluation
 eval_split = "validation"
-eval_problems = 256  # only the first so many
-eval_samples = 4  # answers per problem at temperature 1, besides the greedy one
+eval_problems = 256  # only the first ones
+eval_samples = 4  # answers per problem, always at temperature 1, besides the greedy one
 # --- models
 model = "PrimeIntellect/INTELLECT-MATH-SFT"  # policy at the start: hub id or folder
 prm_model: str = None  # implicit PRM at the start; None: the same as the policy (published)
@@ -134,11 +139,10 @@ collect = "until_full"
 filter_truncated = False  # reject a prompt if one of its answers was cut (recipe: True)
 max_draws = 50  # draws per step before the run gives up: too few prompts pass the filter
 tir = False  # answers may call Python, as NuminaMath-7B-TIR does: see lib/tools.py
-tir_rounds = 4  # times the model writes: one more than programs run
+tir_rounds = 4  # turns of the model at most; a program runs between two turns
 tir_timeout = 5.0  # seconds per program
-sandbox = (
-    "auto"  # of programs: 'auto' (the best there is, printed at start), 'required': bubblewrap
-)
+# isolation of programs: 'auto' (the best installed, printed at start), 'required' (bubblewrap)
+sandbox = "auto"
 grade_workers: int = None  # grading processes per rank; None: cores / ranks
 grade_timeout = 5.0  # seconds per answer
 # mean |log-prob of engine - of trainer| that stops the run; None: 0.1 in bf16, 1e-3 in fp32
@@ -224,10 +228,10 @@ def process_rewards(
 ):
     """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t), 0 outside mask.
 
-    Paper, Eq. 3, without its factor beta, which the normalisation cancels (original core_algos.py,
+    Paper, Eq. 3, without its factor beta, which the division would cancel (original core_algos.py,
     dp_prime.py). granularity "whole" puts the row's sum on its last token. normalize "batch"
-    divides by the largest |suffix sum| of the rows given + 1e-6, so that the largest process
-    return is as large as an outcome. divisor: divide by this instead.
+    divides by the largest |suffix sum| of the rows given + 1e-6, so that no suffix sum exceeds 1,
+    the outcome of a right answer; None does not divide. divisor: divide by this instead.
     Raises ValueError for another granularity.
     """
     rewards = torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0)
@@ -257,8 +261,8 @@ def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta: float = 0.05):
 def pair_accuracy(scores, outcomes, n_samples: int):
     """Share of a prompt's pairs that the scores [N] order as the outcomes [N] do, a scalar.
 
-    Pairs weigh as much as their outcomes differ; a prompt without contrast counts 0.5; the mean
-    over prompts (original core_algos.py).
+    Pairs weigh as much as their outcomes differ; a prompt whose outcomes are all equal counts 0.5.
+    The mean over prompts (original core_algos.py).
     """
     score = scores.view(-1, n_samples)
     outcome = outcomes.view(-1, n_samples).to(scores.dtype)
@@ -284,8 +288,8 @@ def rloo(rewards, mask, n_samples: int, gamma: float = 1.0):
                                                 + (r_it - rbar_i) / (K-1)
 
     For an outcome the second term is 0: what is left is o_i minus the mean of the others. For
-    process rewards the textbook has the first term alone; the published code has both, and so
-    have we. The return of a token is the discounted sum of these from the token on.
+    process rewards the paper's text has the first term alone; the published code has both, and
+    so have we. The return of a token is the discounted sum of these from the token on.
     Raises ValueError for n_samples < 2, for N not a multiple of it, for a row with an empty mask.
 
     Outcomes 1 0 0 1 of one prompt, one token each, become 2/3 -2/3 -2/3 2/3.
@@ -311,7 +315,7 @@ def check_groups(rewards, mask, n_samples: int):
 
 
 def group_statistics(rewards, mask, n_samples: int):
-    """Mean and standard deviation [N, 1] of the rewards that a row's whole group is paid."""
+    """Mean and standard deviation [N, 1] of the rewards of all K rows of a row's group."""
     paid = mask.view(-1, n_samples * mask.shape[1])  # [prompts, K T]
     values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
     count = paid.sum(-1, keepdim=True)
@@ -403,8 +407,9 @@ def advantages(
 def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip: float = 0.2):
     """(loss, stats) of PPO's clipped surrogate, max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
 
-    The mean over rows of the mean over a row's tokens: original core_algos.py,
-    compute_policy_loss, with one row per micro-batch, as the published runs have it.
+    The mean over rows of the mean over a row's tokens. Original core_algos.py,
+    compute_policy_loss: it averages over micro-batches, and those of the published runs have one
+    row each.
     """
     mask = mask.bool()
     log_ratio = torch.where(mask, new_logprobs - old_logprobs, 0.0)  # [N, T]
@@ -452,16 +457,17 @@ def passes_filter(group: Group) -> bool:
 
 
 def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list[Group]]:
-    """Sample until prompts_per_step prompts pass the filter. Returns (kept, all that were drawn).
+    """Draw prompts, sample, grade, filter. Returns (prompts_per_step groups to keep, all drawn).
 
-    `kept` is shorter if max_draws draws were not enough. Surplus prompts are put back, to be
-    sampled again by the next policy; their answers are thrown away (original).
+    Draws until enough prompts pass (too few are kept if max_draws draws were not enough), or with
+    collect="once" a single time, filled up with prompts that fail. Surplus prompts are put back,
+    to be sampled again by the next policy; their answers are thrown away (original).
     """
     kept = []
     failed = []
     drawn = []
     for draw in range(1 if collect == "once" else max_draws):
-        # Prompts that were put back come on top of the first draw, not in place of fresh ones.
+        # Prompts put back in the last step come first, and `count` fresh ones besides.
         count = max(1, int(prompts_per_step * oversample))
         if draw == 0:
             count += min(len(stream.buffer), prompts_per_step)
@@ -487,8 +493,11 @@ def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list
     return kept[:prompts_per_step], drawn
 
 
-def raise_unless_solved(kept: list[Group], drawn: list[Group], step: int) -> None:
-    """Too few prompts passed the filter. Raises UserError unless nearly all problems are solved."""
+def report_shortage(kept: list[Group], drawn: list[Group], step: int) -> None:
+    """Too few prompts passed the filter: print that the problems are solved, else raise UserError.
+
+    Solved: the mean outcome is above filter_high, and this is not the first step.
+    """
     mean = mean_outcome(drawn)
     message = (
         f"step {step + 1}: {len(kept)} of {len(drawn)} prompts passed the filter "
@@ -520,61 +529,11 @@ def evaluate(engine, grader, held_out: PromptStream) -> dict[str, float]:
 # From answers to tensors, and through the models
 
 
-@dataclass
-class Batch:
-    """The N rows of a step; every rank has all of them.
-
-    tokens: prompt and response of each row, as ids. scored: 1 on the tokens that the model wrote,
-    0 on the prompt and on a tool's words, which are context: no log-probability, no reward, no
-    loss, no place in a mean. lengths: tokens per row. mask [N, T] bool, outcomes [N], and
-    engine_logprobs [N, T], those that the engine gave, are on the device of the models.
-    """
-
-    tokens: list[list[int]]
-    scored: list[list[int]]
-    lengths: list[int]
-    mask: torch.Tensor
-    outcomes: torch.Tensor
-    engine_logprobs: torch.Tensor
-
-
-def make_batch(groups: list[Group], torch_device) -> Batch:
-    """Two answers [7 8] and [9] to the prompt [5 6] become
-
-    tokens [[5 6 7 8] [5 6 9]], scored [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
-    """
-    tokens = []
-    scored = []
-    answers = []
-    for group in groups:
-        for answer in group.answers:
-            tokens.append(group.prompt + answer.tokens)
-            scored.append([0] * len(group.prompt) + answer.mask)
-            answers.append(answer)
-
-    N = len(answers)
-    T = max(len(answer.tokens) for answer in answers)
-    mask = torch.zeros(N, T, dtype=torch.bool)
-    engine_logprobs = torch.zeros(N, T)
-    for i, answer in enumerate(answers):
-        n = len(answer.tokens)
-        mask[i, :n] = torch.tensor(answer.mask, dtype=torch.bool)
-        engine_logprobs[i, :n] = torch.tensor(answer.logprobs)
-
-    return Batch(
-        tokens=tokens,
-        scored=scored,
-        lengths=[len(row) for row in tokens],
-        mask=mask.to(torch_device),
-        outcomes=torch.tensor([answer.outcome for answer in answers], device=torch_device),
-        engine_logprobs=engine_logprobs.to(torch_device),
-    )
-
-
 def forward(net, batch: Batch, rows: list[int], temperature=1.0, entropy=False):
-    """Log-probabilities [n, T] of the responses of n rows, 0 outside mask, with gradient if on.
+    """Log-probabilities [n, T] of the responses of n rows, 0 outside mask.
 
-    With entropy=True: (log-probabilities, entropies), both [n, T].
+    With entropy=True: (log-probabilities, entropies), both [n, T]. temperature: not the setting,
+    but 1 for PRM and reference.
     """
     pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
     packed = pack(pairs, batch.mask.device)
@@ -586,7 +545,7 @@ def forward(net, batch: Batch, rows: list[int], temperature=1.0, entropy=False):
 
 
 def to_rows(flat, mask):
-    """[n] values of the valid tokens, row after row -> [N, T], 0 elsewhere."""
+    """Values of the valid tokens, row after row, as [N, T], 0 elsewhere."""
     out = flat.new_zeros(mask.shape)
     out[mask] = flat
     return out
@@ -607,7 +566,7 @@ def score(net, batch: Batch, temperature=1.0, entropy=False):
         else:
             logprobs[rows] = forward(net, batch, rows, temperature)
     idle_passes(net, idle, batch.mask.device)
-    net.reshard()  # a forward pass without backward leaves the root's weights gathered
+    net.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
 
     dist.all_reduce(logprobs)
     if not entropy:
@@ -637,7 +596,7 @@ class Models:
 
 @contextmanager
 def loaded(torch_device, *parts):
-    """With offload, models and optimizers are on their device in this block, and only there."""
+    """With offload, `parts` are on the device in this block and on the CPU outside."""
     if offload:
         move(torch_device, *parts)
     yield
@@ -685,7 +644,7 @@ def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
                 logprobs, ref_logprobs[rows], batch.mask[rows], batch.outcomes[rows], beta
             )
             loss = loss * len(rows) / len(minibatch)  # the mean over the mini-batch's rows
-            (loss * world_size).backward()  # FSDP averages over ranks: this sums
+            (loss * world_size).backward()  # FSDP divides gradients by world_size
             logprobs_of_all[rows] = logprobs.detach()
             loss_sum += loss.detach()
         idle_passes(models.prm, idle, torch_device)
@@ -726,7 +685,7 @@ def update_prm(models: Models, batch: Batch, ref_logprobs, step: int):
 
 
 def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: int):
-    """PPO over mini-batches of rows. Returns stats, means over the rows of all ranks and epochs.
+    """PPO over mini-batches of rows. Returns stats: means over all rows, but grad_norm the largest.
 
     A and weights [N, T]: advantages, and importance weights beside them.
     """
@@ -751,7 +710,7 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
             if entropy_coef:
                 loss = loss - entropy_coef * (entropies.sum(-1) / mask.sum(-1)).mean()
 
-            # FSDP averages gradients over ranks; this is their sum, a mean over the mini-batch.
+            # The mean over the mini-batch's rows. FSDP divides gradients by world_size: undo that.
             (loss * len(rows) / len(minibatch) * world_size).backward()
             stats["policy_loss"] = loss.detach()
             means.add(stats, len(rows))
@@ -765,11 +724,14 @@ def own_rows(batch: Batch, minibatch: list[int]):
     """(micro-batches of this rank, passes that it is idle in) of a mini-batch of row numbers."""
     lengths = [batch.lengths[i] for i in minibatch]
     mine, idle = my_micro_batches(lengths, micro_batch_tokens)
-    return [[minibatch[j] for j in members] for members in mine], idle
+    batches = []
+    for members in mine:
+        batches.append([minibatch[j] for j in members])
+    return batches, idle
 
 
 def minibatches(N: int, step: int) -> list[list[int]]:
-    """Row numbers 0 .. N-1 of every epoch in a random order of its own, cut into mini-batches."""
+    """Row numbers 0 .. N-1, shuffled again for every epoch, cut into mini-batches."""
     order = []
     for epoch in range(ppo_epochs):
         generator = torch.Generator().manual_seed(sample_seed(seed, step, epoch))
@@ -806,8 +768,16 @@ def importance_weights(old_logprobs, batch: Batch):
 # What a step reports
 
 
+def sampling_metrics(drawn: list[Group], stream: PromptStream) -> dict:
+    """What is told of the groups that were drawn."""
+    metrics = rollout_metrics(drawn, stream.problems, extract_answer)
+    metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
+    metrics["too_long"] = stream.too_long
+    return metrics
+
+
 def policy_metrics(old_logprobs, entropy, batch: Batch) -> dict:
-    """Entropy, and how far engine and trainer disagree on the sampled tokens: nats, and a KL."""
+    """Mean outcome, entropy, and how far engine and trainer disagree: nats per token, and a KL."""
     difference = (old_logprobs - batch.engine_logprobs)[batch.mask]
     return dict(
         outcome_kept=batch.outcomes.mean().item(),
@@ -935,11 +905,12 @@ def print_memory() -> None:
     memory.print_prime(model, memory.gpus_of_this_run(), entropy=entropy_coef != 0, **own)
 
 
-def run_longest_batch(models: Models, torch_device) -> None:
+def run_longest_batch(models: Models, rollout_engine, torch_device) -> None:
     """The largest passes there can be, of all models: what --dry_run=True does on a GPU."""
     pairs = [*models.trained.values(), (models.ref or models.prm, None)]
     tokens = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
     longest_batch(pairs, tokens, torch_device, offload, entropy=entropy_coef != 0)
+    rollout_engine.wake_up(full_tensors(models.policy))  # does it fit beside Adam's state?
 
 
 def resume(models: Models, rollout_engine, stream: PromptStream) -> tuple[int, dict]:
@@ -974,14 +945,9 @@ def print_start(models: Models, rollout_engine, stream, held_out, start, torch_d
 
 
 def save_run(models: Models, steps_done: int, state: dict) -> None:
-    """A checkpoint to go on from."""
+    """A checkpoint to resume from."""
     folder = os.path.join(out_dir, "checkpoints")
     save_checkpoint(folder, steps_done, models.trained, state, keep_checkpoints)
-
-
-def is_due(interval: int, steps_done: int) -> bool:
-    """Every `interval` steps, and after the last one; 0 is never."""
-    return bool(interval) and (steps_done % interval == 0 or steps_done == max_steps)
 
 
 def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> None:
@@ -1017,13 +983,10 @@ def main():
     with waiting_for("loading", timeout_minutes):
         models = load_models(torch_device, torch_dtype)
     if dry_run:
-        run_longest_batch(models, torch_device)
-        rollout_engine.wake_up(full_tensors(models.policy))  # does it fit beside Adam's state?
+        run_longest_batch(models, rollout_engine, torch_device)
         return
 
     start, state = resume(models, rollout_engine, stream)
-    if rank == 0:
-        write_run_config(out_dir, configurator.values(globals()))
     log = RunLog(out_dir, start, rank, wandb_project, configurator.values(globals()))
     print_start(models, rollout_engine, stream, held_out, start, torch_dtype)
     workers = grade_workers or max(1, os.cpu_count() // world_size)
@@ -1033,19 +996,19 @@ def main():
 
     with grader, waiting_for(clock, timeout_minutes):
         if held_out.problems and start == 0:
-            clock.start("evaluation", step=-1)
+            clock.start("evaluation")
             log.write_first(evaluate(rollout_engine, grader, held_out))
             clock.reset()
 
         for step in range(start, max_steps):
-            # 1. Sample K answers per prompt until enough prompts have contrast (section 3.2).
+            # 1. Sample K answers per prompt until enough prompts have mixed outcomes (section 3.2).
             clock.start("rollout", step)
             kept, drawn = collect_groups(rollout_engine, grader, stream, step)
             if len(kept) < prompts_per_step:
-                # Nothing is lost: `state` is that of the end of the step before.
+                # Save what is trained so far, unless it is saved. Then end the run.
                 if save_interval and step > start and step % save_interval:
                     save_run(models, step, state)
-                raise_unless_solved(kept, drawn, step)
+                report_shortage(kept, drawn, step)
                 break
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
@@ -1067,9 +1030,19 @@ def main():
             process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
 
             # 4. Leave-one-out returns of outcome and process rewards, added and whitened (Eq. 5).
-            coefs = (outcome_coef, process_coef, outcome_gamma, process_gamma)
-            how = dict(whiten=whiten, estimator=ESTIMATORS[estimator], stats=metrics)
-            A = advantages(batch.outcomes, process, batch.mask, samples_per_prompt, *coefs, **how)
+            A = advantages(
+                batch.outcomes,
+                process,
+                batch.mask,
+                samples_per_prompt,
+                outcome_coef,
+                process_coef,
+                outcome_gamma,
+                process_gamma,
+                whiten,
+                ESTIMATORS[estimator],
+                stats=metrics,  # gets outcome_return and process_return
+            )
             weights = importance_weights(old_logprobs, batch)
 
             # 5. PPO.
@@ -1082,14 +1055,12 @@ def main():
             rollout_engine.wake_up(full_tensors(models.policy))
 
             # Report. A metric that is added to `metrics` reaches the file, the line and the curves.
-            metrics |= rollout_metrics(drawn, stream.problems, extract_answer)
-            metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
-            metrics["prompts_kept"] = len(kept)
-            metrics["advantage_std"] = A[batch.mask].std().item()
             samples = state["samples"] + len(drawn) * samples_per_prompt
-            metrics |= dict(step=step, samples=samples, too_long=stream.too_long)
+            metrics |= dict(step=step, samples=samples, prompts_kept=len(kept))
+            metrics |= sampling_metrics(drawn, stream)
+            metrics["advantage_std"] = A[batch.mask].std().item()
             metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
-            if held_out.problems and is_due(eval_interval, step + 1):
+            if held_out.problems and is_due(eval_interval, step + 1, max_steps):
                 clock.start("eval")
                 metrics |= evaluate(rollout_engine, grader, held_out)
             metrics["seconds"] = clock.end_step()
@@ -1100,14 +1071,14 @@ def main():
             clock.start("save")
             state = dict(stream.state(), samples=samples)
             stopped = all_sum(len(stop_signals), torch_device) > 0
-            if stopped or is_due(save_interval, step + 1):
+            if stopped or is_due(save_interval, step + 1, max_steps):
                 save_run(models, step + 1, state)
             if stopped:
                 break
 
     # The models' folders, unless the run is to go on later.
     if stopped:
-        ending = f"stopped after step {step + 1}: start again with the same command to go on"
+        ending = f"stopped after step {step + 1}: start again with the same command to resume"
     else:
         save_models(models, tokenizer, torch_device, torch_dtype)
         ending = f"wrote {out_dir}/policy and {out_dir}/prm after {clock.elapsed()}"

@@ -29,6 +29,7 @@ from lib.run import (
     all_sum,
     catch_signals,
     check_limits,
+    is_due,
     keep_lines,
     pick_device,
     print0,
@@ -101,7 +102,7 @@ out_dir = "out/intellect_math_sft"  # model/ at the end; metrics.jsonl, config.j
 log_interval = 1  # steps
 val_interval = 300  # steps
 save_interval = 300  # steps between checkpoints to resume from (published: 300); 0: none
-keep_checkpoints = 2  # so many of the newest stay
+keep_checkpoints = 2  # the newest ones that are kept
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
@@ -132,7 +133,7 @@ def mean_loss(net, rows: list, torch_device):
         batch = pack([rows[i] for i in members], torch_device)
         loss = -token_logprobs(net, batch).sum() / scored_tokens
         if torch.is_grad_enabled():
-            # FSDP averages gradients over processes: times their number, it is a sum.
+            # FSDP divides gradients by the number of processes: undo that.
             (loss * dist.get_world_size()).backward()
         part = part + loss.detach().double()
     idle_passes(net, idle, torch_device)
@@ -143,7 +144,7 @@ def mean_loss(net, rows: list, torch_device):
 def validate(net, rows: list, torch_device) -> float:
     """The mean loss per scored token of validation rows. Collective."""
     loss = all_sum(mean_loss(net, rows, torch_device), torch_device)
-    net.reshard()  # a forward pass without backward leaves the root's weights gathered
+    net.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
     return loss
 
 
@@ -242,11 +243,6 @@ def print_start(net, text_tokenizer, rows: list, steps: int, start: int, torch_d
     print0(f"first row: {first_row[:500]!r}")
     if start:
         print0(f"resumed after step {start}")
-
-
-def is_due(interval: int, steps_done: int, steps: int) -> bool:
-    """Every `interval` steps, and after the last one; 0 is never."""
-    return bool(interval) and (steps_done % interval == 0 or steps_done == steps)
 
 
 def append_row(path: str, row: dict) -> None:
@@ -350,7 +346,7 @@ def main():
 
     # The model's folder, unless the run is to go on later.
     if stopped:
-        print0(f"stopped after step {step + 1}: start again with the same command to go on")
+        print0(f"stopped after step {step + 1}: start again with the same command to resume")
     else:
         path = os.path.join(out_dir, "model")
         with waiting_for("the model's files", timeout_minutes):

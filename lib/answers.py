@@ -76,6 +76,6 @@ def read_answers(path: str, identity: dict) -> list[dict]:
         if other:
             raise UserError(
                 f"{path} was started with {other}, now it is {identity}: "
-                "the settings of before, or another --out_dir"
+                "use the same settings, or another --out_dir"
             )
     return rows

@@ -1,4 +1,4 @@
-"""What a training run shows: metrics.jsonl, samples.jsonl, a status line per step, curves."""
+"""What a training run shows: config, metrics, samples, a status line per step, curves."""
 
 import json
 import os
@@ -6,8 +6,10 @@ import time
 from datetime import timedelta
 from importlib.util import find_spec
 
+import torch.distributed as dist
+
 from configurator import UserError
-from lib.run import keep_lines, print0
+from lib.run import keep_lines, print0, write_run_config
 
 # Metrics with a place of their own in the status line: (name, how it is shown). All others that
 # a step reports and HIDDEN does not name are appended as "name value".
@@ -90,8 +92,6 @@ class RowMeans:
 
     def over_ranks(self) -> dict[str, float]:
         """{name: value} of all ranks together. Collective."""
-        import torch.distributed as dist
-
         mine = {name: value.item() for name, value in self.sums.items()}
         by_rank = [None] * dist.get_world_size()
         dist.all_gather_object(by_rank, mine)
@@ -154,7 +154,7 @@ class Stopwatch:
         return seconds
 
     def seconds_left(self, steps: int) -> float:
-        """An estimate for so many more steps."""
+        """An estimate for `steps` more steps."""
         return (time.time() - self.run_began) / self.steps_done * steps
 
     def elapsed(self) -> timedelta:
@@ -163,7 +163,7 @@ class Stopwatch:
 
 
 class RunLog:
-    """metrics.jsonl, samples.jsonl and Weights & Biases of a run; on ranks other than 0, nothing.
+    """The files of a run, and Weights & Biases; on ranks other than 0, nothing.
 
     start: the step that the run goes on with; rows of later steps are dropped, since they are
     made again. Row -1 is the evaluation before the first step.
@@ -178,6 +178,8 @@ class RunLog:
         if not self.is_first:
             return
 
+        write_run_config(out_dir, settings)
+        # A new run (start 0) drops row -1 as well, the evaluation before the first step.
         keep_lines(self.metrics_path, start or -1)
         keep_lines(samples_path, start)
         self.metrics = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115
@@ -277,5 +279,6 @@ def plot_curves(metrics_path: str, path: str) -> None:
                 continue
             style = "o-" if name.startswith("eval") else "-"
             rows[name].dropna().plot(ax=axis, title=title, style=style, markersize=3, grid=True)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -1,10 +1,11 @@
-"""Prompts in, groups of graded answers out; on all ranks the same."""
+"""From prompts to groups of graded answers, and to a batch of tensors; the same on all ranks."""
 
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 
 from configurator import UserError
@@ -59,7 +60,8 @@ class PromptStream:
                 found.append((index, ids))
                 continue
 
-            # The one prompt that fits can be the first of an epoch and the last of the next.
+            # Two epochs are enough: at worst the only prompt that fits is first in one and last
+            # in the next.
             self.too_long += 1
             if not found and tried > 2 * len(self.problems) + count:
                 raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
@@ -151,14 +153,65 @@ def rollout(
     return [merged[i] for i in range(len(prompts))]
 
 
+@dataclass
+class Batch:
+    """The N rows of a step, the same on every rank.
+
+    tokens: ids of prompt and response. scored: 1 for each of them that the model wrote, else 0
+    (the prompt, a tool's output); only tokens with 1 get log-probabilities, rewards and losses.
+    mask [N, T] bool is `scored` of the response alone, padded. lengths: tokens per row.
+    outcomes [N]; engine_logprobs [N, T]: what the engine reported while sampling.
+    """
+
+    tokens: list[list[int]]
+    scored: list[list[int]]
+    lengths: list[int]
+    mask: torch.Tensor
+    outcomes: torch.Tensor
+    engine_logprobs: torch.Tensor
+
+
+def make_batch(groups: list[Group], device: torch.device) -> Batch:
+    """Two answers [7 8] and [9] to the prompt [5 6] become
+
+    tokens [[5 6 7 8] [5 6 9]], scored [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
+    """
+    tokens = []
+    scored = []
+    answers = []
+    for group in groups:
+        for answer in group.answers:
+            tokens.append(group.prompt + answer.tokens)
+            scored.append([0] * len(group.prompt) + answer.mask)
+            answers.append(answer)
+
+    N = len(answers)
+    T = max(len(answer.tokens) for answer in answers)
+    mask = torch.zeros(N, T, dtype=torch.bool)
+    engine_logprobs = torch.zeros(N, T)
+    for i, answer in enumerate(answers):
+        n = len(answer.tokens)
+        mask[i, :n] = torch.tensor(answer.mask, dtype=torch.bool)
+        engine_logprobs[i, :n] = torch.tensor(answer.logprobs)
+
+    return Batch(
+        tokens=tokens,
+        scored=scored,
+        lengths=[len(row) for row in tokens],
+        mask=mask.to(device),
+        outcomes=torch.tensor([answer.outcome for answer in answers], device=device),
+        engine_logprobs=engine_logprobs.to(device),
+    )
+
+
 def mean_outcome(groups: list[Group]) -> float:
     """The mean outcome of all answers."""
     total = sum(sum(group.outcomes) for group in groups)
     return total / (len(groups) * len(groups[0].answers))
 
 
-def rollout_metrics(groups: list[Group], problems: list[Problem], has_answer: Callable) -> dict:
-    """Metrics of the answers that were drawn. has_answer(text): does a text state an answer?"""
+def rollout_metrics(groups: list[Group], problems: list[Problem], find_answer: Callable) -> dict:
+    """Metrics of the answers that were drawn. find_answer(text): the answer of a text, or None."""
     answers = list(itertools.chain.from_iterable(group.answers for group in groups))
     rows = len(answers)
 
@@ -167,7 +220,7 @@ def rollout_metrics(groups: list[Group], problems: list[Problem], has_answer: Ca
     for group in groups:
         problem = problems[group.index]
         if problem.ability == "math" and not problem.own_reward:
-            no_box += sum(not has_answer(answer.text) for answer in group.answers)
+            no_box += sum(find_answer(answer.text) is None for answer in group.answers)
 
     metrics = dict(
         outcome=mean_outcome(groups),

@@ -158,7 +158,7 @@ def keep_own_gpus(rank: int, gpus_each: int) -> None:
     if gpus and len(own) < gpus_each:
         raise UserError(
             f"process {rank} finds no {gpus_each} of the GPUs {','.join(gpus)}: "
-            "fewer processes, or a smaller tensor_parallel",
+            "start fewer processes, or set a smaller tensor_parallel",
             rank_local=True,
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
@@ -196,6 +196,11 @@ def check_limits(settings: dict, least: dict, **choices) -> None:
     for name, value in least.items():
         if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name}={settings[name]}: at least {value}")
+
+
+def is_due(interval: int, steps_done: int, last_step: int) -> bool:
+    """Every `interval` steps, and after the last one; 0 is never."""
+    return bool(interval) and (steps_done % interval == 0 or steps_done == last_step)
 
 
 def announce_sandbox(sandbox: str, needed: bool) -> None:

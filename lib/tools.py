@@ -3,7 +3,8 @@ Answers that call Python: the conversation of a model with an interpreter.
 
 An answer stops where it has written ```output, its last program runs in the sandbox, what the
 program printed is appended to the answer, and the model goes on. This is how NuminaMath-7B-TIR
-works (kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize; differences: docs/tools.md).
+works (kaggle-solution.ipynb of github.com/project-numina/aimo-progress-prize). Where we differ from
+it: docs/tools.md.
 
 sample() samples answers, with a tool or without; stream_answers() also grades them and writes them
 to a file. The engine and the grader come in as arguments.

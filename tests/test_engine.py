@@ -195,6 +195,7 @@ def test_limits(engine, tok, monkeypatch):
     assert len(cut.tokens) <= 3
 
 
+@pytest.mark.slow
 def test_a_stop_string_that_begins_in_the_prompt_is_none(caller, tok):
     """What the model writes after the first half of the string is no call, and nothing is cut."""
     engine = open_engine("hf", caller, tok, 256)

@@ -1,0 +1,363 @@
+r"""
+Speed of sft.py and prime.py at a given shape, on random weights.
+
+    python bench/train.py                         # some minutes on two cores: 20 M parameters
+    python bench/train.py --trl=/venv/bin/python  # beside TRL's SFTTrainer in that environment
+    python bench/train.py --each                  # each optimisation beside the same without it
+    python bench/train.py --against=../other      # this checkout beside another one, and the ratio
+
+    python bench/train.py --device=cuda --dtype=bfloat16 --tokens=1024 --vocab=151936 --layers=28 \
+        --hidden=1536 --intermediate=8960 --heads=12 --groups=2         # the shape of Qwen2.5-1.5B
+
+What is compared runs in turns, `--rounds` times, on the same rows, batches and model. All numbers
+are medians of the steps after the second. Tokens are those of the rows, padding not counted. MFU is
+a share of the rate of a matrix product that is measured in the same process. "other" is what is
+left of a step of prime.py without its phases.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Runs in an environment with TRL, which may be another one than ours.
+TRL = """
+import json, sys, time
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+folder, rows, steps, packing, dtype = sys.argv[1:]
+ids = json.load(open(folder + "/ids.json"))
+tokens = []
+ends = []
+
+
+class Clock(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        ends.append(time.time())
+
+
+class CountingTrainer(SFTTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        tokens.append(int(mask.sum()))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+config = SFTConfig(
+    output_dir=folder + "/trl",
+    per_device_train_batch_size=int(rows),
+    max_steps=int(steps),
+    packing=packing == "packing",
+    max_length=max(len(row) for row in ids),
+    gradient_checkpointing=False,
+    bf16=dtype == "bfloat16",
+    use_cpu=not torch.cuda.is_available(),
+    report_to=[],
+    logging_steps=1,
+    save_strategy="no",
+    learning_rate=1e-5,
+    disable_tqdm=True,
+    dataloader_pin_memory=False,
+)
+trainer = CountingTrainer(
+    model=AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=torch.float32),
+    args=config,
+    train_dataset=Dataset.from_dict(dict(input_ids=ids)),
+    callbacks=[Clock()],
+    processing_class=AutoTokenizer.from_pretrained(folder + "/model"),
+)
+trainer.train()
+rates = []
+for i in range(2, len(ends)):
+    rates.append(tokens[i] / (ends[i] - ends[i - 1]))
+print("RATES", json.dumps(rates))
+"""
+
+
+# --------------------------------------------------------------------------------------------------
+# what is trained
+
+
+def make_model(folder, shape):
+    """A model of random weights in folder/model, with the built-in world's tokenizer, returned."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    sizes = ["web_solutions", "train_problems", "rl_problems", "test_problems"]
+    settings = [f"--{name}=50" for name in sizes]
+    prepare = [sys.executable, "data/arithmetic/prepare.py", "--web_val_solutions=10"]
+    subprocess.run(
+        [*prepare, f"--out_dir={folder}/world", *settings],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(f"{folder}/world/init")
+
+    # What is not given is in the usual proportion to the hidden size.
+    heads = shape.heads or max(1, shape.hidden // 64)
+    config = Qwen2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate or shape.hidden * 11 // 4 // 64 * 64,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shape.groups or max(1, heads // 4),
+        max_position_embeddings=8192,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(f"{folder}/model")
+    tokenizer.save_pretrained(f"{folder}/model")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{size / 1e6:.1f} M parameters; {shape.dtype}, {shape.device}, {os.cpu_count()} cores")
+    return tokenizer
+
+
+def make_rows(folder, shape, tokenizer):
+    """Rows and problems of random digits: rows.jsonl, problems.jsonl, and ids.json for TRL."""
+    draw = random.Random(0)
+    rows = []
+    problems = []
+    ids = []
+    for number in range(8 * shape.rows):
+        length = int(shape.tokens * draw.lognormvariate(-0.1, 0.45))
+        length = min(4 * shape.tokens, max(8, length))
+        digits = "".join(draw.choice("0123456789") for _ in range(length))
+        question = digits[: length // 3]
+        messages = [
+            dict(role="user", content=question),
+            dict(role="assistant", content=digits[length // 3 :]),
+        ]
+        rows.append(dict(messages=messages))
+        problems.append(dict(problem=question, ground_truth="7", problem_id=number))
+        text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+        ids.append(tokenizer(text, add_special_tokens=False).input_ids)
+
+    for name, table in (("rows.jsonl", rows), ("problems.jsonl", problems)):
+        lines = [json.dumps(row) + "\n" for row in table]
+        Path(folder, name).write_text("".join(lines))
+    Path(folder, "ids.json").write_text(json.dumps(ids))
+
+    lengths = [len(row) for row in ids]
+    print(
+        f"rows of {statistics.mean(lengths):.0f} tokens on average, {max(lengths)} at most; "
+        f"batches of {shape.rows} rows"
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# measurements
+
+
+def run_script(script, folder, shape, settings, checkout=ROOT):
+    """The metrics of a run of sft.py or prime.py, without its first step."""
+    out = tempfile.mkdtemp(dir=folder)
+    common = [
+        f"--model={folder}/model",
+        f"--out_dir={out}",
+        f"--device={shape.device}",
+        f"--dtype={shape.dtype}",
+        "--save_interval=0",
+        "--checkpointing=False",
+    ]
+    subprocess.run(
+        [sys.executable, script, *common, *settings],
+        cwd=checkout,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    lines = Path(out, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def finetune(folder, shape, *more, checkout=ROOT):
+    """A row of metrics per step of sft.py, without the first two."""
+    settings = [
+        f"--data={folder}/rows.jsonl",
+        "--tokenizer=None",
+        "--val_rows=0",
+        f"--batch_size={shape.rows}",
+        f"--max_steps={shape.steps}",
+        "--mask_prompt=False",
+    ]
+    return run_script("sft.py", folder, shape, [*settings, *more], checkout)[1:]
+
+
+def reinforce(folder, shape, *more, checkout=ROOT):
+    """Seconds by phase of prime.py, a dictionary per step, without the first one."""
+    settings = [
+        f"--data={folder}/problems.jsonl",
+        f"--max_tokens={shape.tokens}",
+        f"--max_steps={shape.steps // 2}",
+        "--filter_low=0",
+        "--filter_high=1",
+        f"--prompts_per_step={shape.rows}",
+        "--samples_per_prompt=4",
+        f"--batch_rows={2 * shape.rows}",
+        f"--prm_batch_rows={2 * shape.rows}",
+    ]
+    rows = run_script("prime.py", folder, shape, [*settings, *more], checkout)
+    return [row["seconds"] for row in rows]
+
+
+def sft_rates(folder, shape, *more, checkout=ROOT):
+    """Tokens per second of the steps of sft.py."""
+    rows = finetune(folder, shape, *more, checkout=checkout)
+    return [row["tokens_per_s"] for row in rows]
+
+
+def prm_seconds(folder, shape, *more):
+    """Seconds of prime.py's PRM phase."""
+    return [seconds["prm"] for seconds in reinforce(folder, shape, *more)]
+
+
+def trl_rates(folder, shape, packing):
+    """Tokens per second of the steps of TRL's SFTTrainer."""
+    arguments = [folder, str(shape.rows), str(shape.steps), packing, shape.dtype]
+    done = subprocess.run(
+        [shape.trl, "-c", TRL, *arguments], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.rpartition("RATES")[2])
+
+
+# --------------------------------------------------------------------------------------------------
+# reports
+
+
+def report_speed(folder, shape):
+    """Tokens per second and MFU of sft.py, beside others; the phases of prime.py."""
+    metrics = {"sft.py": []}
+    rates = {}
+    for _ in range(shape.rounds):
+        metrics["sft.py"] += finetune(folder, shape)
+        if shape.compile:
+            rows = metrics.setdefault("sft.py, compiled layers", [])
+            rows += finetune(folder, shape, "--compile=True")
+        if shape.trl:
+            for packing in ("no packing", "packing"):
+                others = rates.setdefault(f"TRL, {packing}", [])
+                others += trl_rates(folder, shape, packing)
+
+    base = statistics.median(row["tokens_per_s"] for row in metrics["sft.py"])
+    for name, rows in metrics.items():
+        rate = statistics.median(row["tokens_per_s"] for row in rows)
+        mfu = statistics.median(row["mfu"] for row in rows)
+        print(f"{name:<24} {rate:8.0f} tokens/s  MFU {mfu:.1%}  {rate / base:.2f} times sft.py")
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        print(f"{name:<24} {rate:8.0f} tokens/s  sft.py is {base / rate:.2f} times as fast")
+
+    steps = reinforce(folder, shape)
+    whole = sum(seconds["step"] for seconds in steps)
+    shares = {}
+    for name in steps[0]:
+        if name != "step":
+            shares[name] = sum(seconds[name] for seconds in steps) / whole
+    shares["other"] = 1 - sum(shares.values())
+    phases = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    print(f"prime.py, {4 * shape.rows} rows per step of {whole / len(steps):.1f} s: {phases}")
+
+
+def report_each(folder, shape):
+    """Each optimisation beside the same without it."""
+    # Name, unit, measurement, settings without and with it.
+    cases = [
+        ("packed rows, not one per pass", "tokens/s", sft_rates, ["--micro_batch_tokens=1"], []),
+        ("compiled layers and head", "tokens/s", sft_rates, [], ["--compile=True"]),
+        (
+            "activations kept, not recomputed",
+            "tokens/s",
+            sft_rates,
+            ["--checkpointing=True"],
+            [],
+        ),
+        (
+            "PRM scored by the pass that trains it",
+            "seconds",
+            prm_seconds,
+            ["--prm_update=before"],
+            [],
+        ),
+    ]
+    print(f"{'':<44}{'without':>16}{'with':>10}  times as fast")
+    for name, unit, measure, off, on in cases:
+        without = []
+        with_it = []
+        for _ in range(shape.rounds):
+            without += measure(folder, shape, *off)
+            with_it += measure(folder, shape, *on)
+        old = statistics.median(without)
+        new = statistics.median(with_it)
+        ratio = old / new if unit == "seconds" else new / old
+        print(f"{name:<44}{old:10.2f} {unit:<9}{new:6.2f}  {ratio:5.2f}", flush=True)
+
+
+def report_against(folder, shape):
+    """This checkout beside another one."""
+    rates = {"this": [], "other": []}
+    seconds = {"this": [], "other": []}
+    checkouts = dict(this=ROOT, other=Path(shape.against).resolve())
+    for _ in range(shape.rounds):
+        for name, checkout in checkouts.items():
+            rates[name] += sft_rates(folder, shape, checkout=checkout)
+            seconds[name] += reinforce(folder, shape, checkout=checkout)
+
+    print(f"{'':<28}{'this':>10}{'other':>10}  this is so many times as fast")
+    this = statistics.median(rates["this"])
+    other = statistics.median(rates["other"])
+    print(f"{'sft.py, tokens/s':<28}{this:10.0f}{other:10.0f}  {this / other:5.2f}")
+    for phase in seconds["this"][0]:
+        if not all(phase in step for step in seconds["other"]):
+            continue
+        this = statistics.median(step[phase] for step in seconds["this"])
+        other = statistics.median(step[phase] for step in seconds["other"])
+        ratio = f"{other / this:5.2f}" if this else ""
+        print(f"{f'prime.py, {phase}, s':<28}{this:10.3f}{other:10.3f}  {ratio}")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # 0: in the usual proportion to hidden.
+    shape = dict(hidden=384, layers=9, vocab=16384, intermediate=0, heads=0, groups=0)
+    for name, value in dict(shape, tokens=162, rows=16, steps=6, rounds=1).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of both; float32 or bfloat16")
+    parser.add_argument("--trl", help="the interpreter of an environment with trl")
+    parser.add_argument("--compile", action="store_true", help="sft.py --compile=True as well")
+    parser.add_argument("--each", action="store_true", help="each optimisation, and nothing else")
+    parser.add_argument("--against", help="the folder of another checkout, and nothing else")
+    return parser.parse_args()
+
+
+def main():
+    shape = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = make_model(folder, shape)
+        make_rows(folder, shape, tokenizer)
+        if shape.each:
+            report_each(folder, shape)
+        elif shape.against:
+            report_against(folder, shape)
+        else:
+            report_speed(folder, shape)
+
+
+if __name__ == "__main__":
+    main()

@@ -343,7 +343,7 @@ def load_model(
     if checkpointing:
         model.gradient_checkpointing_enable()
 
-    # Checkpointing works in training mode only. (No model of these kinds has dropout by default.)
+    # Checkpointing works in training mode only.
     return model.train(trained)
 
 

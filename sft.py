@@ -106,8 +106,10 @@ keep_checkpoints = 2  # the newest ones that are kept
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
-    """The learning rate of step 0 .. steps-1: linear warm-up, then `schedule` (get_scheduler() of
-    transformers)."""
+    """The learning rate of step 0 .. steps-1: linear warm-up, then `schedule`.
+
+    As get_scheduler() of transformers has it.
+    """
     if step < warmup_steps:
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)

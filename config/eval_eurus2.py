@@ -70,9 +70,9 @@ published = {
     },
 }
 published_notes = [
-    "Eurus-2-7B-SFT: no number of the 500 problems of MATH-500 gives 65.1; 325 are 65.0, 326 are 65.2",
+    "Eurus-2-7B-SFT: 65.1 is impossible with 500 problems (MATH-500); 325 are 65.0, 326 are 65.2",
     "Llama-3.1-70B-Instruct: the average is printed as 36.4, the numbers give 35.7",
-    "GPT-4o: no number of the 30 problems of AIME gives 9.3 (3 are 10.0): "
+    "GPT-4o: 9.3 is impossible with 30 problems (AIME; 3 are 10.0): "
     "it must be an average of several runs",
     "GPT-4o: the average is printed as 43.3, the numbers give 42.3",
 ]

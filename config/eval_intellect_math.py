@@ -79,7 +79,7 @@ published = {
 }
 published_notes = [
     "INTELLECT-MATH-SFT: 16.6 is 5 of the 30 problems of AIME (16.67), cut instead of rounded",
-    "INTELLECT-MATH, 48 steps: no number of the 272 problems of Minerva gives 37.8; 103 are 37.87",
-    "Eurus-2-7B-SFT: no number of the 500 problems of MATH-500 gives 65.1; 325 are 65.0, 326 are 65.2",
+    "INTELLECT-MATH, 48 steps: 37.8 is impossible with 272 problems (Minerva); 103 are 37.87",
+    "Eurus-2-7B-SFT: 65.1 is impossible with 500 problems (MATH-500); 325 are 65.0, 326 are 65.2",
 ]
 out_dir = "out/eval_intellect_math"

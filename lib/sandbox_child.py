@@ -576,6 +576,10 @@ class Remote:
         return Remote._ask(f"{self!r}(*{args!r}, **{kwargs!r})")
 
     def __getattr__(self, name):
+        # Attack: libraries ask objects how to handle them (numpy for __array_interface__, copy for
+        # __deepcopy__), and a program would tell numpy an address of the test's own memory.
+        if name.startswith("__"):
+            raise AttributeError(f"{self!r}.{name} cannot be used in a test")
         return Remote._ask(f"{self!r}.{name}")
 
     def __setattr__(self, name, value):

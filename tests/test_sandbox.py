@@ -1205,6 +1205,29 @@ def test_numpy_between_a_test_and_its_program(bubblewrap):
     assert grader.grade_code(block(code), tests) == 1.0
 
 
+def test_numpy_asks_an_object_of_a_program_for_nothing(bubblewrap):
+    """It would read the test's own memory, at an address that the program names."""
+    code = """
+        import numpy
+        class E:
+            @property
+            def __array_interface__(self):
+                freed = numpy.empty(2)
+                address = freed.__array_interface__['data'][0]
+                del freed
+                data = (address, False)
+                return {'shape': (2,), 'typestr': '<f8', 'data': data, 'version': 3}
+            def __deepcopy__(self, memo): return 1234
+        def f(x): return E()
+    """
+    tests = [
+        "import numpy as np\nassert np.allclose(f(2), [77.5, 78.25])",
+        "import copy\nassert copy.deepcopy(f(2)) == 1234",
+        "assert hasattr(f(2), '__array_interface__')",
+    ]
+    assert grader.grade_code(block(code), tests) == 0.0
+
+
 def test_a_test_keeps_its_own_loops(outer_level):
     """A program that defines builtins, or ends a loop, does not switch off the assertions in it."""
     loops = [

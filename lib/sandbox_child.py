@@ -567,6 +567,9 @@ class Remote:
     """
 
     def __init__(self, number):
+        # Attack: a program forges {"Remote": text}, to choose what str() of a Remote is.
+        if type(number) is not int:
+            raise TypeError("the number of a Remote is an integer")
         vars(self)["_number"] = number
 
     def __repr__(self):

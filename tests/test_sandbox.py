@@ -1228,6 +1228,14 @@ def test_numpy_asks_an_object_of_a_program_for_nothing(bubblewrap):
     assert grader.grade_code(block(code), tests) == 0.0
 
 
+@pytest.mark.parametrize("number", ["0]; exit()", "1", 1.0, True, None, [1]])
+def test_the_number_of_a_remote_is_an_integer(number):
+    """Programs can forge what is sent to their test, and str() of a Remote contains the number."""
+    assert str(sandbox_child.unpack({"Remote": 1})) == "objects[1]"
+    with pytest.raises(TypeError):
+        sandbox_child.unpack({"Remote": number})
+
+
 def test_a_test_keeps_its_own_loops(outer_level):
     """A program that defines builtins, or ends a loop, does not switch off the assertions in it."""
     loops = [

@@ -935,6 +935,17 @@ def test_malformed_tests_are_an_error(tests):
         grader.grade_code(block("print(1)"), tests)
 
 
+@pytest.mark.parametrize("empty", ["", " \n", "# nothing", "\n  # assert f(2) == 4\n"])
+def test_a_test_without_code_is_an_error(empty):
+    """Every program would pass it."""
+    for tests in [[empty], ["assert f(2) == 4", empty]]:
+        with pytest.raises(ValueError, match="no tests"):
+            grader.grade_code(SQUARE, tests)
+        with pytest.raises(ValueError, match="no tests"):
+            grader.grade_code(SQUARE, json.dumps(tests))
+    assert grader.grade_code(SQUARE, ["# two\nassert f(2) == 4"]) == 1.0
+
+
 @pytest.mark.slow
 def test_gives_up_and_time_limit_per_test():
     run("print(1)")

@@ -256,7 +256,8 @@ def in_namespaces():
 
 def box_state():
     """
-    What a program could change for the programs after it: files, limits, priority, shared memory.
+    What a program could change for the programs after it: limits, priorities, the scratch folder
+    (its files, mode and attributes) and shared memory.
 
     Attack: a program tampers with the child or leaves messages for later programs. A child whose
     state has changed ends, and its namespaces with it; the caller starts another. Without
@@ -265,12 +266,26 @@ def box_state():
     if sys.platform != "linux":
         return None
     limits = [resource.getrlimit(number) for number in range(16)]
-    scheduling = [os.nice(0), os.sched_getscheduler(0), sorted(os.sched_getaffinity(0))]
+    scheduling = [
+        os.nice(0),
+        os.sched_getscheduler(0),
+        sorted(os.sched_getaffinity(0)),
+        io_priority(),
+    ]
     if not in_namespaces():
         return [limits, scheduling]
+    # Attack: a program of our user's closes the folder for all later programs.
+    folder = [os.stat(".").st_mode, os.listxattr(".")]
     files = os.listdir()
     shared_memory = [path.read_text() for path in sorted(Path("/proc/sysvipc").iterdir())]
-    return [limits, scheduling, files, shared_memory]
+    return [limits, scheduling, folder, files, shared_memory]
+
+
+def io_priority():
+    """The priority of this process at the disk; -1 where it cannot be asked for."""
+    numbers = {"x86_64": 252, "aarch64": 31}
+    IOPRIO_WHO_PROCESS = 1
+    return system_call(numbers.get(os.uname().machine), IOPRIO_WHO_PROCESS, 0)
 
 
 # --- One request: a program, or a test of it, in a process of its own

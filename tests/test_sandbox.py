@@ -301,6 +301,18 @@ SPOILERS = {
         os.chmod('a', 0)
         os.chmod('.', 0)
     """,
+    "a closed scratch": """
+        import contextlib, os
+        folder = os.getcwd()
+        os.unlink('program.py')
+        os.rmdir(folder)
+        # Root's programs are another user, to whom the scratch does not belong.
+        with contextlib.suppress(PermissionError): os.chmod('/dev/shm', 0o555)
+    """,
+    "attributes of the scratch": """
+        import contextlib, os
+        with contextlib.suppress(OSError): os.setxattr('/dev/shm', 'user.x', b'x')
+    """,
     "deep folders": """
         import os
         for _ in range(2000):
@@ -317,7 +329,7 @@ SPOILERS = {
 LOOK = """
     import os, resource
     print(resource.getrlimit(resource.RLIMIT_FSIZE)[1], os.nice(0), os.sched_getscheduler(0))
-    print(len(os.listdir('/dev/shm')))
+    print(len(os.listdir('/dev/shm')) + len(os.listxattr('/dev/shm')))
 """
 
 
@@ -333,11 +345,40 @@ def test_programs_cannot_spoil_their_template(level, name):
 @pytest.mark.parametrize("name", ["file size", "priority", "scheduler"])
 def test_limits_of_the_template_are_kept_without_namespaces(name, monkeypatch):
     use("limits", monkeypatch)
-    look = LOOK.replace("len(os.listdir('/dev/shm'))", "'ok'")
+    look = LOOK.replace("len(os.listdir('/dev/shm')) + len(os.listxattr('/dev/shm'))", "'ok'")
     fresh = run(look).stdout
     run(SPOILERS[name])
     assert run(look).stdout == fresh
     assert fresh.endswith("ok\n")
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
+def test_the_io_priority_of_the_template_is_kept(any_level):
+    look = """
+        import ctypes
+        print(ctypes.CDLL(None).syscall(252, 1, 0))
+    """
+    spoil = """
+        import ctypes, os
+        IDLE = 3 << 13
+        assert ctypes.CDLL(None).syscall(251, 1, os.getppid(), IDLE) == 0
+    """
+    fresh = run(look).stdout
+    assert run(spoil).returncode == 0
+    assert run(look).stdout == fresh
+
+
+def test_the_state_of_a_box_has_its_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(sandbox_child, "in_namespaces", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    fresh = sandbox_child.box_state()
+    assert sandbox_child.box_state() == fresh
+    tmp_path.chmod(0o555)
+    assert sandbox_child.box_state() != fresh
+    tmp_path.chmod(0o700)
+    assert sandbox_child.box_state() == fresh
+    (tmp_path / "left").touch()
+    assert sandbox_child.box_state() != fresh
 
 
 @pytest.mark.parametrize("file", ["mem", "environ", "maps", "fd/0"])

@@ -18,6 +18,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import math
@@ -297,15 +298,16 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
 
     Returns [stdout, stderr, return code, timed out?]; the return code is 128 + the signal if a
     signal ended the process. With `tested`, the test follows this request as the caller's next
-    message; only the test's own process reads it.
+    message; only the test's own process reads it. Raises MemoryError if there is not enough memory.
     """
     folder = tempfile.mkdtemp(dir=os.getcwd())
     with contextlib.ExitStack() as stack:
+        stack.callback(remove_folder, folder)
         # Files, not pipes: nobody has to read along, and a daemon that holds one delays nothing.
         files = [stack.enter_context(tempfile.TemporaryFile(dir=".")) for _ in range(3)]
         os.pwrite(files[0].fileno(), stdin.encode("utf-8", "replace"), 0)
 
-        process = os.fork()
+        process = fork()
         if process == 0:
             run(code, prelude, tested, files, folder, timeout, memory_mb)
 
@@ -313,7 +315,6 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
         timed_out = status is None
         kill_all(process)
         status = reap_all(process, status)
-        remove_folder(folder)
 
         stdout = os.pread(files[1].fileno(), OUTPUT_LIMIT, 0).decode("utf-8", "replace")
         stderr = os.pread(files[2].fileno(), ERROR_LIMIT, 0).decode("utf-8", "replace")
@@ -322,6 +323,16 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
     if returncode < 0:
         returncode = 128 - returncode
     return [stdout, shorten(stderr), returncode, timed_out]
+
+
+def fork():
+    """Forks this process. Raises MemoryError if there is no memory, or no process left, for it."""
+    try:
+        return os.fork()
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.ENOMEM):
+            raise MemoryError from error
+        raise
 
 
 def wait_for(process, deadline):

@@ -1,6 +1,7 @@
 """The sandbox against hostile programs, and code rewards against programs that cheat."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -574,6 +575,20 @@ def test_fork_bomb(level):
     """
     assert run(bomb, timeout=1).timed_out
     assert run("print(1)").stdout == "1\n"
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_a_fork_that_fails_is_no_bug_of_ours(monkeypatch, tmp_path, number):
+    """The machine has no memory, or no process, left: serve reports it to the caller as that."""
+
+    def fail():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fork", fail)
+    with pytest.raises(MemoryError):
+        sandbox_child.execute("print(1)", "", "", 1, 1024, False)
+    assert os.listdir(tmp_path) == []
 
 
 def test_outside_files_cannot_be_read_or_written(bubblewrap, tmp_path):

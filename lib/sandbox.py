@@ -55,8 +55,10 @@ LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.
 START_SECONDS = 60
-# Seconds after which a child that does not take a message counts as dead.
+# Seconds after which a child that does not read a message counts as dead.
 SEND_SECONDS = 60
+# Seconds after which a child that stops in the middle of a reply is late.
+RECEIVE_SECONDS = 60
 # Seconds that a child has beyond the program's own time, to end it and to collect its output.
 GRACE_SECONDS = 10
 # Bytes of memory that programs in a box may fill with files.
@@ -200,7 +202,7 @@ def ask(idle: list[Child], file: str, level: str | None, seconds: float, *messag
             child.pipe.send_bytes(json.dumps(message).encode())
         if not child.pipe.poll(seconds):
             raise ChildTimeout(f"no reply within {seconds} seconds")
-        reply = json.loads(child.pipe.recv_bytes())
+        reply = json.loads(receive(child.pipe))
     except ChildTimeout:
         kill(child)
         raise
@@ -214,6 +216,14 @@ def ask(idle: list[Child], file: str, level: str | None, seconds: float, *messag
     if "memory" in reply:
         raise ChildDied("not enough memory")
     return reply["answer"]
+
+
+def receive(pipe: connection.Connection) -> bytes:
+    """A message that has begun to arrive. Raises ChildTimeout if the rest of it does not."""
+    try:
+        return pipe.recv_bytes()
+    except BlockingIOError:
+        raise ChildTimeout(f"no end of a reply within {RECEIVE_SECONDS} seconds") from None
 
 
 def take_idle(idle: list[Child]) -> Child | None:
@@ -253,7 +263,7 @@ def start(file: str, level: str | None) -> Child:
 def try_to_start(file: str, level: str | None) -> Child | None:
     """Starts a child; None if there is no such command, or the child is not ready in time."""
     ours, theirs = connection.Pipe()
-    limit_sending(ours)
+    limit_waiting(ours)
     try:
         process = subprocess.Popen(
             [*box(level, file), sys.executable, file],
@@ -276,11 +286,12 @@ def try_to_start(file: str, level: str | None) -> Child | None:
     return None
 
 
-def limit_sending(pipe: connection.Connection):
-    """Attack: a program stops its child, and the caller waits for ever to send a long message."""
-    limit = struct.pack("ll", SEND_SECONDS, 0)
+def limit_waiting(pipe: connection.Connection):
+    """Attack: a program stops its child in the middle of a message; the caller waits for ever."""
+    limits = {socket.SO_SNDTIMEO: SEND_SECONDS, socket.SO_RCVTIMEO: RECEIVE_SECONDS}
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        for option, seconds in limits.items():
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
 
 
 # --- Boxes

@@ -793,13 +793,16 @@ def echo(tmp_path):
     """A file that a child can run: it returns a value, or fails in the way that it is told."""
     file = tmp_path / "echo.py"
     program = f"""
-        import os, sys, time
+        import os, struct, sys, time
         sys.path.insert(0, {str(ROOT)!r})
         from lib.sandbox_child import serve
 
         def answer(what, value):
             if what == "die": os._exit(1)
             if what == "sleep": time.sleep(value)
+            if what == "half":
+                os.write(0, struct.pack("!i", 10) + b"half")
+                time.sleep(60)
             if what == "fail": raise ValueError(value)
             if what == "eat": raise MemoryError
             return value
@@ -846,6 +849,20 @@ def test_a_child_that_takes_no_message_is_replaced(echo, monkeypatch):
         sandbox.ask(idle, echo, None, 9, ["say", "x" * 10**7])
     assert time.monotonic() - start < 5
     assert sandbox.ask(idle, echo, None, 9, ["say", 2]) == 2
+
+
+@pytest.mark.slow
+def test_a_child_that_stops_in_the_middle_of_its_reply_is_late(echo, monkeypatch):
+    monkeypatch.setattr(sandbox, "RECEIVE_SECONDS", 1)
+    idle = []
+    start = time.monotonic()
+    with pytest.raises(sandbox.ChildTimeout):
+        sandbox.ask(idle, echo, None, 9, ["half", None])
+    assert time.monotonic() - start < 5
+    assert idle == []
+
+    # The limit is not one for the program: its time is the caller's.
+    assert sandbox.ask(idle, echo, None, 9, ["sleep", 1.5]) == 1.5
 
 
 def test_a_child_that_dies_while_it_starts_gets_a_second_chance(echo, tmp_path):

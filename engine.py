@@ -1,8 +1,8 @@
 """
 Engines: what samples a model's answers. vLLM, and transformers where there is no vLLM.
 
-generate.py, prime.py and evaluate.py know the five methods of `Engine` and nothing else, so a third
-engine is one class (tests/test_engine.py has one of ten lines) and one line in make_engine().
+The scripts use sample(), sleep(), wake_up() and close() of `Engine` and nothing else, so another
+engine is one class (README.md has one) and two lines in make_engine().
 What is left out on purpose: engines in other processes or on other machines.
 """
 
@@ -77,15 +77,17 @@ def make_engine(
     Raises UserError for another kind, and if vLLM is asked for and not installed.
     """
     installed = importlib.util.find_spec("vllm") is not None
-    if kind not in ("auto", "hf", "vllm") or (kind == "vllm" and not installed):
-        raise UserError(
-            f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt"
-        )
+    if kind == "auto":
+        kind = "vllm" if installed else "hf"
 
-    if kind == "hf" or not installed:
+    if kind == "hf":
         return HFEngine(path, tokenizer, device, dtype, max_model_len)
-    return VLLMEngine(
-        path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated
+    if kind == "vllm" and installed:
+        return VLLMEngine(
+            path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated
+        )
+    raise UserError(
+        f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt"
     )
 
 

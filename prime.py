@@ -503,6 +503,11 @@ def report_shortage(kept: list[Group], drawn: list[Group], step: int) -> None:
         f"step {step + 1}: {len(kept)} of {len(drawn)} prompts passed the filter "
         f"{filter_low}-{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})"
     )
+    failures = 0
+    for group in drawn:
+        failures += sum(answer.failure is not None for answer in group.answers)
+    if failures and mean == 0:
+        raise UserError(f"{message}: {failures} answers could not be graded, as told above")
     if step == 0 or mean <= filter_high:
         raise UserError(
             f"{message}: take easier or harder problems, a wider filter, or more max_draws"
@@ -979,6 +984,8 @@ def main():
     os.makedirs(out_dir, exist_ok=True)
     stop_signals = catch_signals()
     stream, held_out = load_data(tokenizer)
+    workers = grade_workers or max(1, os.cpu_count() // world_size)
+    grader = Grader(workers=workers, timeout=grade_timeout, reward=reward)
     rollout_engine = open_engine(tokenizer, torch_device, torch_dtype)
     with waiting_for("loading", timeout_minutes):
         models = load_models(torch_device, torch_dtype)
@@ -989,8 +996,6 @@ def main():
     start, state = resume(models, rollout_engine, stream)
     log = RunLog(out_dir, start, rank, wandb_project, configurator.values(globals()))
     print_start(models, rollout_engine, stream, held_out, start, torch_dtype)
-    workers = grade_workers or max(1, os.cpu_count() // world_size)
-    grader = Grader(workers=workers, timeout=grade_timeout, reward=reward)
     clock = Stopwatch()
     stopped = False
 

@@ -86,7 +86,10 @@ def read_rows(
         raise UserError(f"{name} has no rows")
 
     bad = [where for where, row in rows if not isinstance(row, dict)]
-    report_bad(bad, len(rows), max_bad_share, "not a JSON object")
+    what = "not a JSON object"
+    if name.endswith(".csv"):
+        what = "more or fewer fields than the header"
+    report_bad(bad, len(rows), max_bad_share, what)
     return [(where, row) for where, row in rows if isinstance(row, dict)]
 
 
@@ -99,6 +102,8 @@ def read_any(name: str, split: str, config: str | None) -> list[tuple[str, objec
     if name.endswith(".json"):
         # Not by `datasets`, which turns strings like 2020-01-01 into dates.
         table = json.loads(Path(name).read_bytes())
+    elif os.path.isfile(name) and not name.endswith(".parquet"):
+        raise ValueError("known kinds of files are .jsonl, .jsonl.gz, .json, .csv and .parquet")
     else:
         table = read_table(name, split, config)
     return [(f"{name} row {number}", row) for number, row in enumerate(table)]
@@ -133,14 +138,23 @@ def read_json_lines(name: str) -> list[tuple[str, object]]:
 
 
 def read_csv(name: str) -> list[tuple[str, object]]:
-    """A row per record, all values strings; None for a record with more fields than the header."""
+    """A row per record, all values strings; None for a record with more or fewer fields.
+
+    Raises ValueError if two columns have one name, csv.Error for an open quote.
+    """
     # The default limit, 131,072 characters, is less than the tests of some programming problems.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     rows = []
-    with open(name, encoding="utf-8-sig", errors="replace", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
-            surplus = None in row
-            rows.append((f"{name} record {number}", None if surplus else row))
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+        columns = reader.fieldnames or []
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"two columns have the same name: {', '.join(columns)}")
+
+        # DictReader collects surplus fields under None, and fills missing ones with None.
+        for number, row in enumerate(reader, 1):
+            complete = None not in row and None not in row.values()
+            rows.append((f"{name} record {number}", row if complete else None))
     return rows
 
 
@@ -190,12 +204,14 @@ def load_problems(
     prompt_key = problem_column or first_of(PROMPT_COLUMNS, columns)
     answer_key = answer_column or first_of(ANSWER_COLUMNS, columns)
 
-    needed = {prompt_key} if own_reward else {prompt_key, answer_key}
-    missing = needed - columns
+    needed = {prompt_key: "--problem_column"}
+    if not own_reward:
+        needed[answer_key] = "--answer_column"
+    missing = {column: setting for column, setting in needed.items() if column not in columns}
     if missing:
         raise UserError(
             f"{source} has no column {' and no '.join(sorted(missing))}; "
-            f"it has {', '.join(sorted(columns))}: set --problem_column and --answer_column"
+            f"it has {', '.join(sorted(columns))}: set {' and '.join(sorted(missing.values()))}"
         )
 
     problems = []
@@ -237,17 +253,17 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
     if messages[-1]["role"] == "system":
         raise ValueError("no problem after the system prompt")
 
-    ability = row.get("ability") or "math"
+    ability = str(row.get("ability") or "math")
     truth = read_truth(row.get(answer_key))
     if not own_reward:
         check_truth(ability, truth)
 
     problem_id = index
     for name in reversed(ID_COLUMNS):
-        if row.get(name) is not None:
+        if row.get(name) not in (None, ""):
             problem_id = row[name]
 
-    if not isinstance(truth, (list, dict)):
+    if truth is not None and not isinstance(truth, (list, dict)):
         truth = str(truth)
     return Problem(
         id=problem_id,

@@ -93,6 +93,57 @@ def test_where_a_row_stands(tmp_path):
     assert read_rows(path) == expected
 
 
+def csv_of(folder, text, encoding="utf-8"):
+    path = folder / "problems.csv"
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def test_csv_records_with_missing_fields_are_counted(tmp_path, capsys):
+    path = csv_of(tmp_path, "problem,target\n1?,1\n2?\n3?,3\n4?,4,5\n")
+    rows = read_rows(path, max_bad_share=0.5)
+    assert [row["problem"] for _, row in rows] == ["1?", "3?"]
+    assert "2 of 4 rows skipped (more or fewer fields than the header)" in capsys.readouterr().out
+
+
+def test_csv_with_blanks_behind_commas(tmp_path):
+    rows = read_rows(csv_of(tmp_path, 'problem, target\n"a, b", 1\n'))
+    assert [row for _, row in rows] == [dict(problem="a, b", target="1")]
+
+
+@pytest.mark.parametrize(
+    "text, encoding, message",
+    [
+        ('problem,target\n"1?,1\n2?,2\n', "utf-8", "unexpected end of data"),
+        ("problem,problem\n1?,1\n", "utf-8", "two columns have the same name"),
+        ("problem,target\nLäufer?,1\n", "latin-1", "utf-8"),
+    ],
+)
+def test_csv_that_would_be_read_wrongly_is_refused(tmp_path, text, encoding, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_rows(csv_of(tmp_path, text, encoding))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_an_unknown_kind(tmp_path):
+    path = tmp_path / "problems.tsv"
+    path.write_text("problem\ttarget\n")
+    with pytest.raises(UserError, match="known kinds of files"):
+        read_rows(str(path))
+
+
+def test_abilities_and_ids_of_any_type(tmp_path):
+    """With an own reward; an id that is an empty text is none."""
+    rows = [
+        dict(problem="1?", ability=["chess"], id=""),
+        dict(problem="2?", ability=3, id=7),
+    ]
+    problems = load_problems(write_jsonl(tmp_path / "p.jsonl", rows), own_reward=True)
+    assert [problem.ability for problem in problems] == ["['chess']", "3"]
+    assert [problem.id for problem in problems] == [0, 7]
+    assert problems[0].ground_truth is None
+
+
 def test_csv_of_a_spreadsheet(tmp_path):
     """A byte order mark, a long field, and a record with more fields than the header."""
     path = tmp_path / "rows.csv"

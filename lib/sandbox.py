@@ -30,6 +30,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -61,6 +62,8 @@ SEND_SECONDS = 60
 RECEIVE_SECONDS = 60
 # Seconds that a child has beyond the program's own time, to end it and to collect its output.
 GRACE_SECONDS = 10
+# Seconds within which an idle child that was about to end, ends.
+AT_ONCE_SECONDS = 5
 # Bytes of memory that programs in a box may fill with files.
 SCRATCH_BYTES = 64 << 20
 
@@ -96,6 +99,10 @@ class GraderError(RuntimeError):
 
 class ChildDied(Exception):
     """A child died, or had not enough memory for a request."""
+
+
+class IdleChildDied(ChildDied):
+    """A child that had been idle died at once: it was about to end before the request."""
 
 
 class ChildTimeout(Exception):
@@ -153,16 +160,21 @@ def run_python(
     if test:
         messages.append(test)
 
-    # An idle child may be about to end, because an earlier program tampered with it. So there is
-    # a second attempt, with a new child, which is not kept.
     idle = IDLE.setdefault((level, sys.executable), [])
-    for children in (idle, []):
-        with contextlib.suppress(ChildDied, ChildTimeout):
-            reply = ask(children, CHILD_FILE, level, timeout + GRACE_SECONDS, *messages)
-            return RunResult(*reply)
-
-    # The program has stopped or killed its child, twice.
-    return RunResult("", "", 128 + signal.SIGKILL, False)
+    seconds = timeout + GRACE_SECONDS
+    try:
+        try:
+            reply = ask(idle, CHILD_FILE, level, seconds, *messages)
+        except IdleChildDied:
+            # An earlier program had tampered with it. A new child, which is not kept, is not idle.
+            reply = ask([], CHILD_FILE, level, seconds, *messages)
+    except ChildTimeout:
+        # The program has stopped its child.
+        return RunResult("", "", 128 + signal.SIGKILL, True)
+    except ChildDied:
+        # The program has killed its child, or there was not enough memory for it.
+        return RunResult("", "", 128 + signal.SIGKILL, False)
+    return RunResult(*reply)
 
 
 @functools.cache
@@ -194,9 +206,15 @@ def ask(idle: list[Child], file: str, level: str | None, seconds: float, *messag
 
     idle: the caller's list of children that run `file` at `level`; the child that replied goes
     back to it. Raises ChildTimeout if there is no reply within `seconds`, ChildDied if the child
-    ended or had not enough memory, GraderError with a traceback if it reports a bug of its own.
+    ended or had not enough memory (IdleChildDied: it may not have begun with the request),
+    GraderError with a traceback if it reports a bug of its own.
     """
-    child = take_idle(idle) or start(file, level)
+    child = take_idle(idle)
+    was_idle = child is not None
+    if child is None:
+        child = start(file, level)
+
+    began = time.monotonic()
     try:
         for message in messages:
             child.pipe.send_bytes(json.dumps(message).encode())
@@ -207,7 +225,10 @@ def ask(idle: list[Child], file: str, level: str | None, seconds: float, *messag
         kill(child)
         raise
     except (OSError, EOFError):
+        at_once = time.monotonic() - began < AT_ONCE_SECONDS
         kill(child)
+        if was_idle and at_once:
+            raise IdleChildDied("an idle child process has ended") from None
         raise ChildDied("the child process has ended") from None
 
     idle.append(child)

@@ -865,6 +865,59 @@ def test_a_child_that_stops_in_the_middle_of_its_reply_is_late(echo, monkeypatch
     assert sandbox.ask(idle, echo, None, 9, ["sleep", 1.5]) == 1.5
 
 
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """Programs that are not run but written down: a function that tells how often each was."""
+    log = tmp_path / "log"
+    file = tmp_path / "counts.py"
+    program = f"""
+        import os, sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        from lib.sandbox_child import serve
+
+        def answer(code, *others):
+            with open({str(log)!r}, "a") as log:
+                log.write(code + ";")
+            if code == "stop": time.sleep(60)
+            if code == "die late": time.sleep(1.5)
+            if code.startswith("die"): os._exit(1)
+            if code == "eat": raise MemoryError
+            return [code, "", 0, False]
+
+        serve(answer)
+    """
+    file.write_text(dedent(program))
+    monkeypatch.setattr(sandbox, "CHILD_FILE", str(file))
+    monkeypatch.setattr(sandbox, "IDLE", {})
+    monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(sandbox, "AT_ONCE_SECONDS", 1)
+    return lambda code: log.read_text().split(";").count(code)
+
+
+KILLED = RunResult("", "", 128 + 9, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_idle", [True, False])
+@pytest.mark.parametrize(
+    "code, wanted",
+    [("stop", KILLED._replace(timed_out=True)), ("die late", KILLED), ("eat", KILLED)],
+)
+def test_no_program_runs_twice(counted, is_idle, code, wanted):
+    if is_idle:
+        assert run_python("say", level="limits") == RunResult("say", "", 0, False)
+    assert run_python(code, timeout=3, level="limits") == wanted
+    assert counted(code) == 1
+
+
+def test_an_idle_child_that_dies_at_once_is_replaced_once(counted):
+    assert run_python("die", level="limits") == KILLED
+    assert counted("die") == 1
+    run_python("say", level="limits")
+    assert run_python("die", level="limits") == KILLED
+    assert counted("die") == 3
+
+
 def test_a_child_that_dies_while_it_starts_gets_a_second_chance(echo, tmp_path):
     file = tmp_path / "dies_once.py"
     first = f"""

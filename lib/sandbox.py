@@ -5,19 +5,21 @@ The protocol, and the life of a child:
 
 1. `start` starts a file as a process of its own, a child. For programs that is
    lib/sandbox_child.py, in a box (bubblewrap or namespaces); grader.py starts itself, without one.
-2. The child's standard input is one end of a socket pair; all messages are JSON.
-3. The child loads its libraries, gives up its rights, and sends "ready".
+2. The child's standard input is one end of a socket pair. After a first `ready`, each message is
+   JSON, with its length before it.
+3. The child loads its libraries, drops its rights, and sends `ready`.
 4. `ask` sends a request, a list, and waits for the reply for a limited time.
 5. For each program the child forks a process; it never runs a program itself.
 6. A program with a test has two processes, and the test is a second message that only the test's
    process reads: neither the child nor the program ever holds it.
 7. The child kills all that the program started, collects the output, and replies.
 8. Then it is idle, and is kept for the next request; a concurrent call starts another child.
-9. A child that a program has tampered with ends itself and is restarted: what programs could have
-   changed (files, limits, priority, shared memory) is compared before each request.
+9. Before each request the child compares what programs could have changed (box_state lists it). If
+   anything differs, it ends and the caller starts another.
 10. A child that is late, or dies, is killed with all that is in its box, and replaced.
 11. A child ends when its caller does, because its standard input is then closed.
-12. Expected outputs of programs never enter a box: the caller compares them.
+12. The caller compares outputs and values of functions: what is expected never enters a box.
+    Assertions do, in the test's process only.
 """
 
 import contextlib
@@ -94,7 +96,7 @@ REPLAY = """def replay(programs):
 
 
 class GraderError(RuntimeError):
-    """The grader itself failed: a bug to mend, never a reward."""
+    """The grader itself failed: a bug to fix, never a reward."""
 
 
 class ChildDied(Exception):
@@ -110,7 +112,7 @@ class ChildTimeout(Exception):
 
 
 class RunResult(NamedTuple):
-    """What came of a program; the return code is 128 + the signal if a signal ended it."""
+    """The outcome of a program; the return code is 128 + the signal if a signal ended it."""
 
     stdout: str
     stderr: str
@@ -286,6 +288,8 @@ def try_to_start(file: str, level: str | None) -> Child | None:
     ours, theirs = connection.Pipe()
     limit_waiting(ours)
     try:
+        # Attack: a program pushes keystrokes into the caller's terminal (TIOCSTI). A new session
+        # has no terminal.
         process = subprocess.Popen(
             [*box(level, file), sys.executable, file],
             stdin=theirs,
@@ -335,7 +339,7 @@ def bubblewrap(file: str) -> list[str]:
     # Attack: a program sees, signals or outlives other processes. The child is process 1: when
     # it ends, the kernel kills all others in the box.
     command += ["--unshare-pid", "--as-pid-1", "--proc", "/proc", "--dev", "/dev"]
-    # The child of a root user needs these two to become another user (give_up_root).
+    # The child of a root user needs these two to become another user (drop_root).
     if os.getuid() == 0:
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     # Attack: a program reads or changes files. It sees the interpreter alone, read-only.

@@ -141,7 +141,7 @@ def enter():
     load_libraries()
     be_killed_first()
     leave_keyring()
-    give_up_root()
+    drop_root()
     forbid_new_privileges()
     forbid_mounts()
     hide_from_programs()
@@ -180,7 +180,7 @@ def leave_keyring():
     system_call(numbers.get(os.uname().machine), KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
-def give_up_root():
+def drop_root():
     """Attack: a program acts as root. It runs as a user that owns nothing and has no name."""
     if os.getuid() != 0:
         return
@@ -203,9 +203,10 @@ def forbid_mounts():
     Attack: a program makes namespaces of its own, in which it may mount file systems.
 
     It could mount the cgroups and kill its caller through cgroup.kill, or fill memory through a
-    tmpfs. The kernel refuses all mounts to a process under Landlock rules, in any namespace (Linux
-    5.19 or newer; elsewhere nothing changes). Our rules forbid device files, which programs
-    cannot make anyway, and allow moving files between folders, which Landlock forbids otherwise.
+    tmpfs. Under Landlock the kernel refuses mount and move_mount. A detached mount (fsopen,
+    fsmount) is still possible. This needs Linux 5.19 or newer; elsewhere nothing changes. Our rules
+    forbid device files, which programs cannot make anyway, and allow moving files between folders,
+    which Landlock forbids otherwise.
     """
     CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
     MAKE_CHAR = 1 << 6
@@ -303,7 +304,7 @@ def execute(code, stdin, prelude, timeout, memory_mb, tested):
     folder = tempfile.mkdtemp(dir=os.getcwd())
     with contextlib.ExitStack() as stack:
         stack.callback(remove_folder, folder)
-        # Files, not pipes: nobody has to read along, and a daemon that holds one delays nothing.
+        # Files, not pipes: nobody has to drain them, and a daemon that holds one delays nothing.
         files = [stack.enter_context(tempfile.TemporaryFile(dir=".")) for _ in range(3)]
         os.pwrite(files[0].fileno(), stdin.encode("utf-8", "replace"), 0)
 
@@ -336,7 +337,7 @@ def fork():
 
 
 def wait_for(process, deadline):
-    """The wait status of a process; None if the time is over or the caller has gone before."""
+    """The wait status of a process; None if time runs out or the caller goes away."""
     # No events are asked for, so the poll reports one thing only: the caller's end is closed.
     caller = select.poll()
     caller.register(0, 0)
@@ -444,6 +445,7 @@ def run(code, prelude, tested, files, folder, timeout, memory_mb):
 
 def leave_the_child(tested, files, folder):
     """Attack: a program uses what the child has open: the pipe to the caller, other files."""
+    # Attack: a program signals its process group (os.killpg(0, 9)). The child is in another one.
     os.setsid()
     os.chdir(folder)
     if not tested:
@@ -586,10 +588,10 @@ def read_test():
 
 class Remote:
     """
-    In a test: an object of the program, known by its place in the program's list of objects.
+    In a test: an object that lives in the program's process.
 
-    Calls, attributes and items are evaluated in the program's process. `==` and all else are not:
-    a Remote equals nothing but itself, so a program cannot define an object that equals all.
+    Calling it, its attributes and iterating over it happen there. Nothing else does: a Remote
+    equals only itself.
     """
 
     def __init__(self, number):
@@ -621,6 +623,7 @@ class Remote:
     def _ask(expression):
         """The value of an expression in the program's process; an exception there is raised."""
         Remote._link.send_bytes(expression.encode())
+        # Attack: a program replies with code. A pickle would run it in the test; JSON is data.
         value = json.loads(Remote._link.recv_bytes(), object_hook=unpack)
         if isinstance(value, StopIteration):
             # Attack: it would end the test's own loops in silence, before their assertions.

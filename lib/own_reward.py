@@ -102,15 +102,15 @@ def number_between_0_and_1(value) -> float | None:
 
 def describe(error: BaseException, path: str) -> str:
     """An exception in one line: my_reward.py, line 7: ZeroDivisionError: division by zero"""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if frame.filename == path] or frames[-1:]
-    file = frames[-1].filename
-    line = frames[-1].lineno
+    # No line of the file has run if `reward` takes other arguments, say.
+    place = path
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == path:
+            place = f"{path}, line {frame.lineno}"
     if isinstance(error, SyntaxError) and error.filename:
-        file = error.filename
-        line = error.lineno
+        place = f"{error.filename}, line {error.lineno}"
     text = " ".join(traceback.format_exception_only(error)[-1].split())
-    return f"{file}, line {line}: {text:.{MAX_MESSAGE}}"
+    return f"{place}: {text:.{MAX_MESSAGE}}"
 
 
 @contextlib.contextmanager

@@ -266,6 +266,14 @@ def test_a_message_names_the_line_and_is_printed_once(write, capsys):
     ]
 
 
+def test_a_message_names_the_users_file_where_none_of_its_lines_has_run(write, capsys):
+    path = write("def reward(response):\n    return 1\n")
+    with Grader(workers=1, reward=path) as pool:
+        assert pool.grade(["a"], [{}]) == [0.0]
+    line = capsys.readouterr().err
+    assert line.startswith(f"reward: {path}: TypeError: reward() takes 1 positional argument")
+
+
 def test_messages_that_differ_each_time_come_to_an_end(write, capsys):
     path = write("def reward(response, problem):\n    return {}[response]\n")
     with Grader(workers=1, reward=path) as pool:

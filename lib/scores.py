@@ -58,8 +58,8 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
     if any(sampled):
         values |= share_metrics("sampled", sampled)
         values |= pass_metrics(sampled)
-        # Programs do not vote.
-        if all(problem.ability == "math" for problem in problems):
+        # Programs do not vote, nor do answers of which only an own reward knows what is alike.
+        if all(problem.ability == "math" and not problem.own_reward for problem in problems):
             right, confidence = votes(sampled, problems, agree, numina)
             values[f"maj@{count_samples(sampled)}"] = right
             summary["vote_confidence"] = share(confidence)
@@ -74,6 +74,7 @@ def describe(rows: Rows, problems: list[Problem]) -> dict:
     """How many responses there are, how long they are, how they end, and what the grader missed.
 
     truncated, no_box: shares of the responses. endings, given_up: {reason: number of responses}.
+    An own reward may want no box: then there is no no_box.
     """
     lengths = []
     no_answer = []
@@ -86,7 +87,7 @@ def describe(rows: Rows, problems: list[Problem]) -> dict:
         if row.get("failure"):
             given_up[row["failure"]] += 1
 
-    return dict(
+    summary = dict(
         problems=len(problems),
         responses=len(rows),
         tokens=share(lengths),
@@ -96,6 +97,9 @@ def describe(rows: Rows, problems: list[Problem]) -> dict:
         given_up=given_up,
         endings=endings,
     )
+    if any(problem.own_reward for problem in problems):
+        del summary["no_box"]
+    return summary
 
 
 def share(values: Values) -> float:
@@ -116,7 +120,8 @@ def average(summaries: Rows) -> dict:
     result = dict(score=score)
     result["problems"] = sum(summary["problems"] for summary in summaries)
     for key in ("tokens", "truncated", "no_box"):
-        result[key] = np.mean([summary[key] for summary in summaries])
+        if all(key in summary for summary in summaries):
+            result[key] = np.mean([summary[key] for summary in summaries])
     return result
 
 
@@ -196,8 +201,9 @@ def vote(rows: Rows, problem: Problem, agree: Agree, numina: bool = False) -> tu
     winner, confidence = majority(answers, agree)
 
     if not numina:
+        # Without a vote there is no winner.
         right = any(row["correct"] and row["answer"] == winner for row in rows)
-        return right, confidence
+        return winner is not None and right, confidence
     gold = str(problem.ground_truth)
     if re.fullmatch(r"-?\d+", gold) is None:
         return False, confidence

@@ -74,7 +74,7 @@ def score_rows(results: dict, published: dict, samples: int) -> list[dict]:
             row[f"published maj@{samples}"] = numbers.get(f"{name} maj@{samples}", "")
             row["tokens"] = f"{summary['tokens']:.0f}"
             row["truncated"] = f"{summary['truncated']:.1%}"
-            row["no box"] = f"{summary['no_box']:.1%}"
+            row["no box"] = f"{summary['no_box']:.1%}" if "no_box" in summary else ""
             reasons = summary.get("given_up", {})
             row["given up"] = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             rows.append(row)

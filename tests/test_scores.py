@@ -12,7 +12,7 @@ from lib import scores, tables
 from lib.problems import Problem
 
 
-def make_problem(number, ability="math", ground_truth="1", group=()):
+def make_problem(number, ability="math", ground_truth="1", group=(), own_reward=False):
     return Problem(
         id=number,
         text=f"{number}?",
@@ -20,6 +20,7 @@ def make_problem(number, ability="math", ground_truth="1", group=()):
         ability=ability,
         ground_truth=ground_truth,
         group=list(group),
+        own_reward=own_reward,
     )
 
 
@@ -190,13 +191,29 @@ def test_failures_of_the_grader_are_counted():
 
 
 def test_scores_of_an_own_reward_are_averaged():
-    """`score` where it is there; pass@k and votes count what is entirely right."""
+    """pass@k counts what is entirely right. No votes, and no count of missing boxes."""
     rows = make_rows([[0, 1], [0, 0]])
     for row, score in zip(rows, [0.5, 1.0, 0.25, 0.0]):
         row["score"] = score
-    summary = scores.summarize(rows, [make_problem(0), make_problem(1)], is_equiv)
-    assert summary["values"]["sampled"] == [0.75, 0.125]
-    assert summary["values"]["pass@2"] == [1, 0]
+        row["answer"] = None
+    problems = [make_problem(0, own_reward=True), make_problem(1, own_reward=True)]
+    summary = scores.summarize(rows, problems, is_equiv)
+    assert summary["values"] == {"sampled": [0.75, 0.125], "pass@1": [0.5, 0], "pass@2": [1, 0]}
+    assert "no_box" not in summary
+    assert "vote_confidence" not in summary
+
+    average = scores.average([summary, summary])
+    assert average["score"]["sampled"][0] == pytest.approx(0.4375)
+    results = {"model": {"a": summary, "b": summary, "average": average}}
+    table = tables.tables(results, {}, samples=2)
+    assert "| avg@2 |" in table
+    assert "no box" not in table
+    assert "maj@2" not in table
+
+
+def test_without_a_vote_nothing_is_right():
+    (rows,) = scores.by_problem(make_rows([[1, 1]], [[None, None]]), [make_problem(0)], "sampled")
+    assert scores.vote(rows, make_problem(0), is_equiv) == (False, 0.0)
 
 
 def test_votes_are_of_mathematics_whatever_the_order():

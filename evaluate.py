@@ -26,9 +26,17 @@ from lib import memory, tables
 from lib.answers import Request, sample_seed
 from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
 from lib.contamination import find_contamination, print_contamination
+from lib.own_reward import reward_name
 from lib.pretrained import load_tokenizer, positions, render_prompt
 from lib.problems import Problem, read_rows
-from lib.responses import ResponseFile, answer_key, write_file
+from lib.responses import (
+    ResponseFile,
+    answer_key,
+    grade_again,
+    judge_columns,
+    stored_judge,
+    write_file,
+)
 from lib.run import announce_sandbox, check_limits, git_commit, join_ranks, pick_device, print0
 from lib.scores import summarize_sets
 from lib.tools import Job, Tool, sample, stream_answers
@@ -153,12 +161,9 @@ def make_jobs(
 ) -> dict[tuple, Job]:
     """{answer_key: job} of all answers that a model is to give; prompts that are too long get none.
 
-    sets, draws: by benchmark. longest: tokens of a prompt. identity: columns of all rows.
-    Raises UserError if every prompt is too long.
+    sets, draws: by benchmark. longest: tokens of a prompt. reward: its reward_name(). identity:
+    columns of all rows. Raises UserError if every prompt is too long.
     """
-    shared = dict(identity)
-    if reward is not None:
-        shared["reward"] = reward
     jobs = {}
     for name, problems in sets.items():
         for problem in problems:
@@ -167,6 +172,7 @@ def make_jobs(
                 continue
             number = str(problem.id)
             text = tokenizer.decode(prompt)
+            shared = identity | judge_columns(problem, reward)
             for draw in draws[name]:
                 row = shared | dict(
                     benchmark=name,
@@ -203,24 +209,10 @@ def make_request(prompt: list[int], row: dict) -> Request:
 # grading
 
 
-def grade_again(pairs: list[tuple[dict, Problem]], grader: Grader, reward: str | None) -> None:
-    """Give (row, problem) pairs a new verdict."""
-    responses = [row["response"] for row, _ in pairs]
-    references = [problem.reference for _, problem in pairs]
-    for (row, problem), score in zip(pairs, grader.grade(responses, references)):
-        row["correct"] = score == 1.0
-        row["ground_truth"] = problem.ground_truth
-        row["failure"] = score.failure
-        row.pop("score", None)
-        row.pop("reward", None)
-        if reward is not None:
-            row["score"] = float(score)
-            row["reward"] = reward
-
-
-def graded_alike(row: dict, problem: Problem, reward: str | None) -> bool:
-    """Has a stored row been graded by this gold, and by this reward?"""
-    return row["ground_truth"] == problem.ground_truth and row.get("reward") == reward
+def graded_alike(row: dict, job: Job) -> bool:
+    """Does the verdict of a stored row rest on the job's gold, and on the same own reward?"""
+    same_gold = row["ground_truth"] == job.problem.ground_truth
+    return same_gold and stored_judge(row) == stored_judge(job.row)
 
 
 def find_answer(response: str, ability: str) -> str | None:
@@ -411,17 +403,15 @@ def answer_jobs(
     engine.close()
 
 
-def print_found(
-    path: str, jobs: dict[tuple, Job], there: dict[tuple, dict], reward: str | None, regrade: bool
-) -> None:
+def print_found(path: str, jobs: dict[tuple, Job], there: dict[tuple, dict], regrade: bool) -> None:
     """Print how many of a model's answers are stored, and its first prompt."""
     found = [key for key in jobs if key in there]
     line = f"{len(found)} of {len(jobs)} responses are there"
     if regrade and len(found) < len(jobs):
         line += ", problems without one count as wrong"
-    other = [key for key in found if not graded_alike(there[key], jobs[key].problem, reward)]
+    other = [key for key in found if not graded_alike(there[key], jobs[key])]
     if other:
-        line += f", {len(other)} of them graded by other golds or rewards"
+        line += f", {len(other)} of them graded by other golds, columns or rewards"
         if not regrade:
             line += ": --regrade=True grades them again"
     print0(f"\n{path}: {line}; first prompt:\n{first_prompt(jobs)}")
@@ -531,6 +521,7 @@ def main():
     results = {}
     workers = grade_workers or max(1, os.cpu_count() // world_size)
     with Grader(workers, grade_timeout, reward=reward) as grader:
+        judge = reward_name(reward)
         for path, tokenizer in tokenizers.items():
             # 1. The answers that the model is to give, and those that are stored.
             file = files[path]
@@ -541,13 +532,13 @@ def main():
                 draws,
                 longest=min(max_prompt_tokens, positions(path) - 1),
                 seed=seed,
-                reward=reward,
+                reward=judge,
                 identity=identity,
             )
             stored = file.read(identity)
             if regrade and not jobs.keys() & stored.keys():
                 raise UserError(f"regrade: {file.path} has no response with these settings")
-            print_found(path, jobs, stored, reward, regrade)
+            print_found(path, jobs, stored, regrade)
             if rank == 0 and not resume and not regrade:
                 file.remove_parts()
             wait(f"{path}: all have read")
@@ -572,7 +563,7 @@ def main():
                 stored = file.read(identity)
                 pairs = [(stored[key], jobs[key].problem) for key in jobs if key in stored]
                 if regrade:
-                    grade_again(pairs, grader, reward)
+                    grade_again(pairs, grader, judge)
                 add_answers(pairs, parity)
                 file.write(stored.values())
                 rows = [row for row, _ in pairs]

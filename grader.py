@@ -361,7 +361,7 @@ class Grader:
             self.complain(message)
             return Score(0.0, "reward")
 
-        problem = json.loads(json.dumps(reference, default=as_json))
+        problem = json.loads(json.dumps(reference, default=own_reward.as_json))
         try:
             arguments = [self.reward, response, problem, self.memory_mb]
             reply = self.ask_child(self.timeout, "reward", *arguments)
@@ -412,13 +412,6 @@ class Grader:
             if len(self.complaints) > MAX_COMPLAINTS:
                 message = "other messages like these are not shown"
             print(f"reward: {message}", file=sys.stderr, flush=True)
-
-
-def as_json(value):
-    """What JSON has no form for: arrays become lists, all else text."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
 
 
 # --- in a child ---

@@ -7,7 +7,9 @@ deadline, and to the replacement of dead children.
 """
 
 import contextlib
+import hashlib
 import importlib.util
+import json
 import math
 import os
 import reprlib
@@ -32,6 +34,33 @@ class OwnReward:
 
 # What this process has imported, by path.
 LOADED: dict[str, OwnReward] = {}
+
+
+def reward_name(path: str | None) -> str | None:
+    """A reward's name in the rows that it has graded: my_reward.py@1a2b3c4d; None for None.
+
+    An edited file has another name. What the file imports is not looked at.
+    """
+    if path is None:
+        return None
+    return f"{Path(path).name}@{short_hash(Path(path).read_bytes())}"
+
+
+def hash_columns(row: dict) -> str:
+    """A short hash of all that an own reward sees of a problem."""
+    text = json.dumps(row, sort_keys=True, default=as_json)
+    return short_hash(text.encode())
+
+
+def short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def as_json(value):
+    """What JSON has no form for: arrays become lists, all else text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
 
 
 def load(path: str, folder: str) -> str | None:
@@ -60,7 +89,9 @@ def import_file(path: str):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    # Not exec_module(), which may take stored bytecode for that of a file edited a moment later.
+    code = spec.loader.source_to_code(Path(path).read_bytes(), path)
+    exec(code, module.__dict__)
     return module
 
 

@@ -1,4 +1,4 @@
-"""The files in which evaluate.py stores responses, and what makes a stored one count again."""
+"""Stored responses: the files of evaluate.py, what makes one count again, and new verdicts."""
 
 import glob
 import json
@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lib.answers import read_answers
+from lib.own_reward import hash_columns
+from lib.problems import Problem
+
+# The columns of judge_columns().
+JUDGE_COLUMNS = ("reward", "problem_hash")
 
 
 def answer_key(row: dict) -> tuple:
@@ -46,8 +51,7 @@ class ResponseFile:
 
     def write(self, rows: Iterable[dict]) -> None:
         """Replace the file and its parts by these rows."""
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_file(self.path, "".join(lines))
+        write_rows(self.path, rows)
         self.remove_parts()
 
     def remove_parts(self) -> None:
@@ -55,7 +59,47 @@ class ResponseFile:
             os.remove(path)
 
 
+def write_rows(path: str, rows: Iterable[dict]) -> None:
+    """Write a .jsonl file completely or not at all."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_file(path, "".join(lines))
+
+
 def write_file(path: str, text: str) -> None:
     """Write a file completely or not at all."""
     Path(path + ".tmp").write_text(text, "utf-8")
     os.replace(path + ".tmp", path)
+
+
+# ----------------------------------------------------------------------------------------------
+# verdicts
+
+
+def judge_columns(problem: Problem, reward: str | None) -> dict:
+    """The columns of a row that say what an own reward's verdict rests on; without one, none.
+
+    reward: as reward_name() returns it.
+    """
+    if reward is None:
+        return {}
+    return dict(reward=reward, problem_hash=hash_columns(problem.row))
+
+
+def stored_judge(row: dict) -> dict:
+    """What judge_columns() has returned for a row."""
+    return {name: row[name] for name in JUDGE_COLUMNS if name in row}
+
+
+def grade_again(pairs: list[tuple[dict, Problem]], grader, reward: str | None) -> None:
+    """Give (row, problem) pairs a new verdict. grader: a Grader; reward: its reward_name()."""
+    responses = [row["response"] for row, _ in pairs]
+    references = [problem.reference for _, problem in pairs]
+    for (row, problem), score in zip(pairs, grader.grade(responses, references)):
+        row["correct"] = score == 1.0
+        row["ground_truth"] = problem.ground_truth
+        row["failure"] = score.failure
+        for name in ("score", *JUDGE_COLUMNS):
+            row.pop(name, None)
+        if reward is not None:
+            row["score"] = float(score)
+        row.update(judge_columns(problem, reward))

@@ -397,7 +397,8 @@ def test_stored_responses_get_the_verdicts_of_another_reward(tmp_path, guesser, 
     reward.write_text(REWARD)
     call(evaluate, *args, f"--reward={reward}")
     out = capsys.readouterr().out
-    assert "10 of 10 responses are there, 10 of them graded by other golds or rewards" in out
+    words = "10 of 10 responses are there, 10 of them graded by other golds, columns or rewards"
+    assert words in out
     assert read_jsonl(path) == stored
 
     call(evaluate, *args, f"--reward={reward}", "--regrade=True")
@@ -405,6 +406,18 @@ def test_stored_responses_get_the_verdicts_of_another_reward(tmp_path, guesser, 
     assert {0.5, 1.0} <= set(scores)
     mean = summaries_of(tmp_path / "out", guesser)["p"]["score"]["greedy"][0]
     assert mean == pytest.approx(statistics.mean(scores))
+
+    # An edited reward and a problem with another column are noticed, and nothing else is.
+    capsys.readouterr()
+    call(evaluate, *args, f"--reward={reward}")
+    assert "of them graded by" not in capsys.readouterr().out
+    reward.write_text(REWARD.replace("0.5", "0.7"))
+    call(evaluate, *args, f"--reward={reward}")
+    assert ", 10 of them graded by other" in capsys.readouterr().out
+    reward.write_text(REWARD)
+    write_jsonl(data, [rows[0] | dict(weight=2), *rows[1:]])
+    call(evaluate, *args, f"--reward={reward}")
+    assert ", 1 of them graded by other" in capsys.readouterr().out
 
     # And back to the built-in judges.
     call(evaluate, *args, "--regrade=True")

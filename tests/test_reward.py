@@ -10,6 +10,9 @@ import pytest
 
 from configurator import UserError
 from grader import Grader
+from lib.own_reward import hash_columns, reward_name
+from lib.problems import Problem
+from lib.responses import grade_again, judge_columns, stored_judge
 
 # One function that does whatever its response says.
 MISCHIEF = '''
@@ -353,3 +356,55 @@ def test_the_file_is_not_imported_into_this_process(write):
     with Grader(workers=1, reward=path):
         assert not hasattr(sys, "here")
         assert os.path.dirname(path) not in sys.path
+
+
+# ----------------------------------------------------------------------------------------------
+# what stored verdicts rest on
+
+
+def test_an_edited_file_has_another_name(write, tmp_path, monkeypatch):
+    path = write("def reward(response, problem): return 1")
+    first = reward_name(path)
+    name, _, digest = first.partition("@")
+    assert name == "my_reward.py"
+    assert len(digest) == 8
+    assert reward_name(None) is None
+
+    # However the file is named.
+    monkeypatch.chdir(tmp_path)
+    assert reward_name("my_reward.py") == reward_name("./my_reward.py") == first
+    write("def reward(response, problem): return 0")
+    assert reward_name(path) != first
+
+
+def test_the_hash_of_a_problem_changes_with_its_columns_only():
+    row = dict(problem="1?", weight=1, day=datetime.date(2024, 1, 2))
+    assert hash_columns(row) == hash_columns(dict(reversed(row.items())))
+    assert hash_columns(row) != hash_columns(row | dict(weight=2))
+
+
+def test_a_file_that_is_edited_at_once_is_not_taken_from_its_bytecode(write):
+    for value in ("0.25", "0.75"):
+        path = write(f"def reward(response, problem): return {value}")
+        with Grader(workers=1, reward=path) as pool:
+            assert pool.grade(["x"], [{}]) == [float(value)]
+
+
+def test_a_new_verdict_says_what_it_rests_on(write):
+    path = write("def reward(response, problem): return problem['weight']")
+    columns = dict(problem="1?", weight=0.5)
+    problem = Problem(1, "1?", [], "prose", "2", row=columns, own_reward=True)
+    row = dict(response="x", correct=True, ground_truth="1", failure="reward")
+    assert stored_judge(row) == judge_columns(problem, None) == {}
+    with Grader(workers=1, reward=path) as pool:
+        grade_again([(row, problem)], pool, reward_name(path))
+    assert row == dict(
+        response="x",
+        correct=False,
+        ground_truth="2",
+        failure=None,
+        score=0.5,
+        reward=reward_name(path),
+        problem_hash=hash_columns(columns),
+    )
+    assert stored_judge(row) == judge_columns(problem, reward_name(path))

@@ -5,10 +5,12 @@ Sample a teacher, grade the answers, keep the correct ones: the data set of supe
     python generate.py config/toy_generate.py      # a laptop: the built-in world
 
 Every answer is one row of `samples.jsonl`, written as soon as it is graded. Started again, the
-script continues where it was. The rows that are right and not too long become `sft.jsonl`
+script continues where it was; with another reward it grades the answers that are there again. The
+rows that are right and not too long become `sft.jsonl`
 (`messages` rows), which sft.py reads. Left out on purpose: batch files, several nodes, a server.
 """
 
+import collections
 import json
 import os
 
@@ -17,8 +19,10 @@ from engine import make_engine
 from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import Request, read_answers, sample_seed
+from lib.own_reward import reward_name
 from lib.pretrained import load_tokenizer, positions, render_prompt
-from lib.problems import load_problems
+from lib.problems import Problem, load_problems
+from lib.responses import grade_again, judge_columns, stored_judge, write_rows
 from lib.run import announce_sandbox, check_limits, pick_device, print0, write_run_config
 from lib.tools import Job, Tool, stream_answers
 
@@ -64,6 +68,7 @@ sandbox = "auto"  # of programs: 'auto' (the best there is, said at start), 'req
 tir_numina = False  # the very rules of Numina's notebook: see lib/tools.py
 # --- grading and output
 grade_workers: int = None  # processes; None: one per core
+grade_timeout = 5.0  # seconds per answer
 reward: str = None  # your_file.py with reward(response, problem) -> float; None: grader.py's judges
 dry_run = False  # print what answers take of a GPU, and end
 out_dir = "out/generate"  # samples.jsonl and sft.jsonl
@@ -85,34 +90,26 @@ def main():
     announce_sandbox(sandbox, runs_programs)
     write_run_config(out_dir, values(globals()))
 
-    # The answers that are missing.
     path = os.path.join(out_dir, "samples.jsonl")
     identity = answer_identity()
-    done = read_answers(path, identity)
-    jobs = make_jobs(problems, tokenizer, identity, done)
+    with Grader(workers=grade_workers, timeout=grade_timeout, reward=reward) as grader:
+        # Answers that are there may need another verdict.
+        judge = reward_name(reward)
+        done = read_answers(path, identity)
+        grade_stored(done, problems, grader, judge, path)
 
-    # Sample, grade, and write them.
-    if jobs:
-        longest = min(max_prompt_tokens + max_tokens, positions(model))
-        sampler = make_engine(
-            engine,
-            model,
-            tokenizer,
-            torch_device,
-            torch_dtype,
-            longest,
-            tensor_parallel,
-            gpu_memory,
-        )
-        first_prompt = tokenizer.decode(jobs[0].request.prompt)
-        print0(f"engine: {sampler.name}; first prompt:\n{first_prompt}")
-        tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
-        with Grader(workers=grade_workers, reward=reward) as grader:
+        # Sample the answers that are missing, grade and write them.
+        jobs = make_jobs(problems, tokenizer, identity, judge, done)
+        if jobs:
+            first_prompt = tokenizer.decode(jobs[0].request.prompt)
+            sampler = open_engine(tokenizer, torch_device, torch_dtype)
+            print0(f"engine: {sampler.name}; first prompt:\n{first_prompt}")
+            tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
             stream_answers(sampler, grader, tokenizer, jobs, path, tool)
-        sampler.close()
+            sampler.close()
 
     # Of all answers, those to learn from.
-    rows = read_answers(path, identity)
+    rows = keep_judged(read_answers(path, identity), judge)
     write_sft_set(rows, os.path.join(out_dir, "sft.jsonl"), sft_system_prompt, sft_max_tokens)
 
 
@@ -151,6 +148,21 @@ def read_problems() -> list:
     )
 
 
+def open_engine(tokenizer, torch_device, torch_dtype):
+    """The teacher's engine."""
+    longest = min(max_prompt_tokens + max_tokens, positions(model))
+    return make_engine(
+        engine,
+        model,
+        tokenizer,
+        torch_device,
+        torch_dtype,
+        longest,
+        tensor_parallel,
+        gpu_memory,
+    )
+
+
 def answer_identity() -> dict:
     """What all rows of samples.jsonl share: a row made with anything else is refused.
 
@@ -164,14 +176,48 @@ def answer_identity() -> dict:
         asked=[system_prompt, seed],
         sampling=sampling,
         chat_template=chat_template,
-        reward=reward,
     )
 
 
-def make_jobs(problems: list, tokenizer, identity: dict, done: list[dict]) -> list[Job]:
+def grade_stored(
+    rows: list[dict], problems: list[Problem], grader: Grader, judge: str | None, path: str
+) -> None:
+    """Grade stored rows again, in place and in their file, if another judge has graded them.
+
+    judge: the reward_name() of an own reward, or None. A verdict of an own reward that has failed,
+    or that saw other columns of the problem, is not kept either. Rows of other problems than
+    `problems` are left as they are.
+    """
+    known = {}
+    for problem in problems:
+        known[str(problem.id), problem.text] = problem, judge_columns(problem, judge)
+
+    pairs = []
+    for row in rows:
+        key = str(row["problem_id"]), row["problem"]
+        if key not in known:
+            continue
+        problem, columns = known[key]
+        has_failed = judge is not None and row["failure"] is not None
+        if has_failed or stored_judge(row) != columns:
+            pairs.append((row, problem))
+
+    if pairs:
+        print0(
+            f"{len(pairs)} of {len(rows)} stored answers are graded again: "
+            "the reward or the problem has changed, or grading had failed"
+        )
+        grade_again(pairs, grader, judge)
+        write_rows(path, rows)
+
+
+def make_jobs(
+    problems: list[Problem], tokenizer, identity: dict, judge: str | None, done: list[dict]
+) -> list[Job]:
     """The answers that are still to be sampled. done: the rows that are there.
 
-    Problems whose prompt is too long are counted and left out.
+    judge: the reward_name() of an own reward, or None. Problems whose prompt is too
+    long are counted and left out.
     """
     there = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in done}
     shared = {name: value for name, value in identity.items() if value is not None}
@@ -184,9 +230,10 @@ def make_jobs(problems: list, tokenizer, identity: dict, done: list[dict]) -> li
         if len(prompt) > longest:
             continue
         fitting += 1
+        columns = shared | judge_columns(problem, judge)
         for k in range(samples_per_problem):
             if (str(problem.id), k, problem.text) not in there:
-                jobs.append(make_job(problem, prompt, k, shared))
+                jobs.append(make_job(problem, prompt, k, columns))
 
     print0(
         f"{fitting} problems x {samples_per_problem} samples, "
@@ -196,8 +243,11 @@ def make_jobs(problems: list, tokenizer, identity: dict, done: list[dict]) -> li
     return jobs
 
 
-def make_job(problem, prompt: list[int], k: int, shared: dict) -> Job:
-    """Sample k of a problem: what the engine is asked, and the beginning of its row."""
+def make_job(problem: Problem, prompt: list[int], k: int, columns: dict) -> Job:
+    """Sample k of a problem: what the engine is asked, and the beginning of its row.
+
+    columns: what the row has of the settings.
+    """
     request = Request(
         prompt,
         sample_seed(seed, str(problem.id), k),
@@ -207,8 +257,22 @@ def make_job(problem, prompt: list[int], k: int, shared: dict) -> Job:
     )
     # The student has a system prompt of its own.
     messages = [message for message in problem.messages if message["role"] != "system"]
-    row = dict(shared, problem=problem.text, sample=k, seed=request.seed, messages=messages)
+    row = dict(columns, problem=problem.text, sample=k, seed=request.seed, messages=messages)
     return Job(request, problem, row)
+
+
+def keep_judged(rows: list[dict], judge: str | None) -> list[dict]:
+    """The rows that this judge has graded; how many others there are is printed.
+
+    Those belong to problems that this run does not have, so that it cannot grade them again.
+    """
+    kept = [row for row in rows if row.get("reward") == judge]
+    if len(kept) < len(rows):
+        print0(
+            f"{len(rows) - len(kept)} answers to other problems are left out: "
+            "another reward has graded them"
+        )
+    return kept
 
 
 def write_sft_set(rows: list[dict], path: str, student_prompt: str, longest: int) -> None:
@@ -218,7 +282,9 @@ def write_sft_set(rows: list[dict], path: str, student_prompt: str, longest: int
     `longest` tokens. student_prompt: the system prompt to train with; "": none.
     Raises UserError if no row is left.
     """
-    ended = [row for row in rows if row["finish_reason"] == "stop"]
+    given_up = [row for row in rows if row.get("failure") is not None]
+    graded = [row for row in rows if row.get("failure") is None]
+    ended = [row for row in graded if row["finish_reason"] == "stop"]
     right = [row for row in ended if row["correct"]]
     kept = [row for row in right if row["n_tokens"] <= longest]
 
@@ -235,17 +301,36 @@ def write_sft_set(rows: list[dict], path: str, student_prompt: str, longest: int
             file.write(json.dumps(sft_row) + "\n")
     os.replace(path + ".tmp", path)
 
+    # An own reward may want no box.
     wrong = [row for row in ended if not row["correct"]]
-    no_box = [row for row in wrong if not extract_answer(row["response"])]
-    print0(
-        f"{len(rows)} answers: {len(kept)} kept, {len(wrong) - len(no_box)} wrong, "
-        f"{len(no_box)} no box, {len(rows) - len(ended)} not ended, "
-        f"{len(right) - len(kept)} too long; wrote {path}"
-    )
+    counts = {"kept": len(kept), "wrong": len(wrong)}
+    if not any("reward" in row for row in rows):
+        no_box = [row for row in wrong if not extract_answer(row["response"])]
+        counts["wrong"] -= len(no_box)
+        counts["no box"] = len(no_box)
+    if given_up:
+        counts["given up"] = len(given_up)
+    counts["not ended"] = len(graded) - len(ended)
+    counts["too long"] = len(right) - len(kept)
+    shown = ", ".join(f"{count} {what}" for what, count in counts.items())
+    print0(f"{len(rows)} answers: {shown}; wrote {path}")
     if not kept:
-        raise UserError(
-            f"no answer is right: {path} is empty; try more samples_per_problem or another model"
-        )
+        raise UserError(f"no answer is right: {path} is empty; {advice(rows, given_up)}")
+
+
+def advice(rows: list[dict], given_up: list[dict]) -> str:
+    """What to do if no row is right. given_up: those that could not be graded."""
+    more = "try more samples_per_problem or another model"
+    if not given_up:
+        return more
+    kinds = collections.Counter(row["failure"] for row in given_up)
+    reasons = ", ".join(f"{kind}: {count}" for kind, count in kinds.items())
+    text = f"{len(given_up)} of {len(rows)} answers could not be graded ({reasons})"
+    if "reward" in given_up[0]:
+        text += ": correct the reward and start again, the answers are kept"
+    if len(given_up) < len(rows):
+        text += f"; none of the others is right: {more}"
+    return text
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from conftest import ROOT, call, message, read_jsonl, run, write_jsonl
 
 import generate
 from configurator import UserError
-from lib.problems import load_problems
+from grader import Grader
+from lib.own_reward import reward_name
+from lib.problems import Problem, load_problems
+from lib.responses import judge_columns
 
 SETTINGS = (
     "--system_prompt=",
@@ -152,24 +155,116 @@ def reward(response, problem):
 '''
 
 
-def test_an_own_reward(tmp_path, guesser):
+def test_an_own_reward(tmp_path, guesser, capsys):
     """A row of any ability, without a ground truth; the judge sees its columns."""
-    for name in ("mine", "other"):
-        (tmp_path / f"{name}.py").write_text(REWARD)
+    reward = tmp_path / "mine.py"
+    reward.write_text(REWARD.replace("enough", "typo"))
     problems = [dict(problem=f"{k}?", ability="prose", enough=10) for k in range(10, 30)]
     data = write_jsonl(tmp_path / "problems.jsonl", problems)
     args = arguments(guesser, (None, data), tmp_path / "out")
-    call(generate, *args, "--samples_per_problem=4", f"--reward={tmp_path}/mine.py")
+    args += ["--samples_per_problem=4", f"--reward={reward}"]
+    with pytest.raises(UserError) as error:
+        call(generate, *args)
+    words = "80 of 80 answers could not be graded (reward: 80): correct the reward and start again"
+    assert words in str(error.value)
+    assert "80 answers: 0 kept, 0 wrong, 80 given up, 0 not ended" in capsys.readouterr().out
 
-    rows = read_jsonl(tmp_path / "out" / "samples.jsonl")
-    assert len(rows) == 80
+    # The corrected reward grades the answers that are there, and nothing is sampled again.
+    path = tmp_path / "out" / "samples.jsonl"
+    before = read_jsonl(path)
+    reward.write_text(REWARD)
+    call(generate, *args)
+    said = capsys.readouterr().out
+    assert "80 of 80 stored answers are graded again" in said
+    assert "80 rows are there, 0 to sample" in said
+    assert "no box" not in said
+    assert "given up" not in said
+
+    rows = read_jsonl(path)
+    assert [row["response"] for row in rows] == [row["response"] for row in before]
     for row in rows:
         assert row["score"] == pytest.approx(min(1.0, len(row["response"]) / 10))
         assert row["correct"] == (row["score"] == 1.0)
+        assert row["reward"] == reward_name(reward)
+        assert row["failure"] is None
     assert 0 < sum(row["correct"] for row in rows) < 80
-    # Verdicts of another judge do not go into the same file.
-    with pytest.raises(UserError, match="out_dir"):
-        call(generate, *args, f"--reward={tmp_path}/other.py")
+
+    # The same reward a second time has nothing to do.
+    call(generate, *args)
+    assert "graded again" not in capsys.readouterr().out
+    assert read_jsonl(path) == rows
+
+
+# ----------------------------------------------------------------------------------------------
+# stored answers and other rewards
+
+LENGTH = """
+def reward(response, problem):
+    return float(len(response) >= problem["enough"])
+"""
+
+
+def make_problem(number, own_reward=True):
+    columns = dict(problem=f"{number}?", enough=5)
+    return Problem(number, f"{number}?", [], "math", "2", row=columns, own_reward=own_reward)
+
+
+def stored_row(problem, reward=None, **more):
+    """A row of samples.jsonl whose response has five characters, and is wrong."""
+    row = dict(problem_id=problem.id, problem=problem.text, sample=0, response="seven")
+    row |= dict(ground_truth="2", correct=False, failure=None)
+    return row | judge_columns(problem, reward) | more
+
+
+@pytest.fixture
+def length(tmp_path):
+    path = tmp_path / "length.py"
+    path.write_text(LENGTH)
+    return str(path)
+
+
+def test_which_stored_answers_are_graded_again(tmp_path, length, capsys):
+    judge = reward_name(length)
+    problems = [make_problem(number) for number in range(6)]
+    rows = [
+        stored_row(problems[0], judge),
+        stored_row(problems[1], judge, failure="crashes"),
+        stored_row(problems[2], "length.py@00000000"),
+        stored_row(problems[3], judge, problem_hash="of other columns"),
+        stored_row(problems[4]),
+        # This run does not have its problem.
+        stored_row(make_problem(7), "length.py@00000000"),
+    ]
+    path = tmp_path / "samples.jsonl"
+    with Grader(workers=1, reward=length) as grader:
+        generate.grade_stored(rows, problems, grader, judge, str(path))
+        assert "4 of 6 stored answers are graded again" in capsys.readouterr().out
+        assert [row["correct"] for row in rows] == [False, True, True, True, True, False]
+        assert read_jsonl(path) == rows
+        assert not list(tmp_path.glob("*.tmp"))
+
+        # Now there is nothing to do, and the file is left alone.
+        path.unlink()
+        generate.grade_stored(rows, problems, grader, judge, str(path))
+        assert not path.exists()
+
+    assert generate.keep_judged(rows, judge) == rows[:5]
+    assert "1 answers to other problems are left out" in capsys.readouterr().out
+
+
+def test_back_to_the_built_in_judges(tmp_path, length):
+    """Only verdicts of an own reward are replaced; a failure of their own is kept."""
+    problems = [make_problem(number, own_reward=False) for number in range(2)]
+    rows = [
+        stored_row(problems[0], reward_name(length), score=0.0, response="\\boxed{2}"),
+        stored_row(problems[1], failure="unparsed"),
+    ]
+    path = tmp_path / "samples.jsonl"
+    with Grader(workers=1) as grader:
+        generate.grade_stored(rows, problems, grader, None, str(path))
+    assert rows[0] == stored_row(problems[0], response="\\boxed{2}", correct=True)
+    assert rows[1] == stored_row(problems[1], failure="unparsed")
+    assert generate.keep_judged(rows, None) == rows
 
 
 def test_the_sft_set(tmp_path, capsys):
@@ -211,6 +306,15 @@ def test_the_sft_set(tmp_path, capsys):
     assert read_jsonl(path)[0]["messages"][0]["role"] == "user"
     with pytest.raises(UserError, match="no answer is right"):
         generate.write_sft_set(rows[4:], str(path), "", 10)
+
+    # Answers that could not be graded are neither wrong nor without a box.
+    failed = [dict(row, failure="timeouts") for row in rows[4:]]
+    generate.write_sft_set(rows + failed, str(path), "", 10)
+    said = capsys.readouterr().out
+    assert "8 answers: 2 kept, 1 wrong, 1 no box, 2 given up, 1 not ended, 1 too long" in said
+    words = r"2 of 4 answers could not be graded \(timeouts: 2\); none of the others is right"
+    with pytest.raises(UserError, match=words):
+        generate.write_sft_set(rows[4:] + failed, str(path), "", 10)
 
 
 def test_prompts_that_are_too_long_are_counted(tmp_path, guesser, capsys):

@@ -350,6 +350,14 @@ def test_own_reward_and_own_data(arguments, tmp_path):
         assert row["outcome"] == float("{2}" in row["response"])
 
 
+def test_a_reward_that_always_fails_is_blamed_for_it(arguments, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def reward(response, problem):\n    return missing\n")
+    command = [*arguments, f"--reward={path}", "--max_draws=1", f"--out_dir={tmp_path}/out"]
+    with pytest.raises(UserError, match=r"24 answers could not be graded"):
+        call(prime, *command)
+
+
 @pytest.mark.slow
 def test_a_metric_is_added_at_one_place(arguments, tmp_path, monkeypatch, capsys):
     """A number that a loss function returns reaches metrics.jsonl and the status line."""

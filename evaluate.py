@@ -326,81 +326,125 @@ def check_names(benchmarks: list[str], named: set[str]) -> None:
         raise UserError(f"two benchmarks have the same name: {', '.join(double)}")
 
 
-def open_engine(
-    path: str,
-    tokenizer,
-    *,
-    kind: str,
-    device: str,
-    dtype: str,
-    longest: int,
-    tensor_parallel: int | None,
-    gpu_memory: float,
-) -> Engine:
-    """The engine of a model. longest: tokens of prompt and answer, if the model has as many."""
+def check_settings() -> None:
+    """Raise UserError for values that cannot work, before anything is loaded."""
+    limits = dict.fromkeys(("max_tokens", "max_prompt_tokens", "tir_rounds", "max_problems"), 1)
+    check_limits(globals(), limits | dict(samples=0, temperature=0))
+    if not models or not benchmarks:
+        raise UserError("nothing to do: models or benchmarks is empty")
+    if not greedy and samples == 0:
+        raise UserError("nothing to do: greedy=False and samples=0")
+    named = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])}
+    check_names(benchmarks, named)
+
+
+def longest_answer() -> int:
+    """Tokens of the longest answer that any benchmark allows."""
+    return max([max_tokens, *benchmark_tokens.values()])
+
+
+def longest_prompt(path: str) -> int:
+    """Tokens of the longest prompt to a model, which must leave room for an answer."""
+    return min(max_prompt_tokens, positions(path) - 1)
+
+
+def print_memory() -> None:
+    """What the engine of each model takes of the GPUs: all that --dry_run=True does."""
+    for path in models:
+        memory.print_engine(
+            path,
+            memory.gpus_of_this_run(),
+            gpu_memory=gpu_memory,
+            max_prompt_tokens=max_prompt_tokens,
+            max_tokens=longest_answer(),
+            tensor_parallel=tensor_parallel,
+        )
+
+
+def open_engine(path: str, tokenizer) -> Engine:
+    """The engine of a model."""
     torch_device, torch_dtype = pick_device(device, dtype)
-    longest = min(longest, positions(path))
+    longest = min(max_prompt_tokens + longest_answer(), positions(path))
     return make_engine(
-        kind, path, tokenizer, torch_device, torch_dtype, longest, tensor_parallel, gpu_memory
+        engine, path, tokenizer, torch_device, torch_dtype, longest, tensor_parallel, gpu_memory
     )
 
 
-def question_prompts(
-    tokenizer, question: str, suffixes: list[str], system_prompt: str | None, longest: int
-) -> list[list[int]]:
-    """The token ids of a question with each of the suffixes.
+def answer_question(path: str, tool: Tool | None) -> None:
+    """Print a model's greedy answers to the question `ask`, as mathematics and as programming.
 
-    Raises UserError if one has more than `longest`.
+    Raises UserError if the question is too long.
     """
+    tokenizer = load_tokenizer(path, chat_template)
+    announce_sandbox(sandbox, needed=tir)
     prompts = []
-    for suffix in suffixes:
-        messages = [dict(role="user", content=question + suffix)]
+    for suffix in (MATHS_SUFFIX, code_suffix):
+        messages = [dict(role="user", content=ask + suffix)]
         if system_prompt:
             messages.insert(0, dict(role="system", content=system_prompt))
         prompts.append(render_prompt(tokenizer, messages))
-    if max(len(prompt) for prompt in prompts) > longest:
+    if max(len(prompt) for prompt in prompts) > longest_prompt(path):
         raise UserError(
-            f"the question is longer than {longest} tokens "
+            f"the question is longer than {longest_prompt(path)} tokens "
             "(--max_prompt_tokens, or the model's positions)"
         )
-    return prompts
 
-
-def answer_question(
-    prompts: list[list[int]],
-    path: str,
-    tokenizer,
-    *,
-    seed: int,
-    max_tokens: int,
-    tool: Tool | None,
-    engine_settings: dict,
-) -> None:
-    """Print the greedy answers to prompts, one after the other."""
-    engine = open_engine(path, tokenizer, **engine_settings)
+    sampler = open_engine(path, tokenizer)
     for prompt in prompts:
         request = Request(prompt, seed, temperature=0.0, max_tokens=max_tokens)
-        for _, answer in sample(engine, tokenizer, [request], tool):
+        for _, answer in sample(sampler, tokenizer, [request], tool):
             print0(f"\n{tokenizer.decode(prompt + answer.tokens)}")
             print0(f"({len(answer.tokens)} tokens, {answer.finish_reason})")
-    engine.close()
+    sampler.close()
 
 
-def answer_jobs(
-    jobs: list[Job],
-    path: str,
-    tokenizer,
-    grader: Grader,
-    *,
-    file: str,
-    tool: Tool | None,
-    engine_settings: dict,
-) -> None:
-    """Sample and grade a model's answers, and append them to a file."""
-    # The engine is gone when this returns: the next model needs its room.
-    engine = open_engine(path, tokenizer, **engine_settings)
-    stream_answers(engine, grader, tokenizer, jobs, file, tool)
-    engine.close()
+def load_sets() -> dict[str, list[Problem]]:
+    """{short name: problems} of the benchmarks."""
+    sets = {}
+    for name in benchmarks:
+        short = short_name(name)
+        sets[short] = load_benchmark(
+            name,
+            data_dir=data_dir,
+            problem_column=problem_column,
+            answer_column=answer_column,
+            system_prompt=system_prompt,
+            user_suffix=user_suffix,
+            code_suffix=code_suffix,
+            max_problems=max_problems,
+            golds_file=parity_golds.get(short),
+            own_reward=reward is not None,
+        )
+    return sets
+
+
+def report_contamination(sets: dict[str, list[Problem]]) -> None:
+    """Print and write which problems occur in the training file `against`."""
+    found = find_contamination(sets, read_rows(against), overlap)
+    print_contamination(found, against, overlap)
+    write_file(f"{out_dir}/contamination.json", json.dumps(found, indent=1))
+
+
+def draws_of(sets: dict[str, list[Problem]], tool: Tool | None) -> dict[str, list[Draw]]:
+    """{short name: how each of its problems is answered}."""
+    draws = {}
+    for name in sets:
+        count = samples
+        if sampled_benchmarks is not None and name not in sampled_benchmarks:
+            count = 0
+        decoded = decoding(name, max_tokens, benchmark_tokens, benchmark_stop, tool)
+        draws[name] = make_draws(greedy, count, temperature, top_p, decoded)
+    return draws
+
+
+def response_files() -> dict[str, ResponseFile]:
+    """{model: its file of responses}. Raises UserError if two models would share one."""
+    files = {path: ResponseFile(out_dir, path) for path in models}
+    if len({file.path for file in files.values()}) < len(files):
+        raise UserError(
+            f"two of the models {', '.join(models)} would share a file of responses: one at a time"
+        )
+    return files
 
 
 def print_found(path: str, jobs: dict[tuple, Job], there: dict[tuple, dict], regrade: bool) -> None:
@@ -422,99 +466,27 @@ def first_prompt(jobs: dict[tuple, Job]) -> str:
 
 
 def main():
-    limits = dict.fromkeys(("max_tokens", "max_prompt_tokens", "tir_rounds", "max_problems"), 1)
-    check_limits(globals(), limits | dict(samples=0, temperature=0))
-    if not models or not benchmarks:
-        raise UserError("nothing to do: models or benchmarks is empty")
-    if not greedy and samples == 0:
-        raise UserError("nothing to do: greedy=False and samples=0")
-    longest_answer = max([max_tokens, *benchmark_tokens.values()])
-    tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
-
-    # With dry_run that is all: what an engine takes of the GPUs.
+    check_settings()
     if dry_run:
-        for path in models:
-            memory.print_engine(
-                path,
-                memory.gpus_of_this_run(),
-                gpu_memory=gpu_memory,
-                max_prompt_tokens=max_prompt_tokens,
-                max_tokens=longest_answer,
-                tensor_parallel=tensor_parallel,
-            )
+        print_memory()
         return
 
     # Under torchrun each process has an engine of its own and answers its share of the questions.
     rank, world_size, wait = join_ranks(tensor_parallel or 1)
-    engine_settings = dict(
-        kind=engine,
-        device=device,
-        dtype=dtype,
-        longest=max_prompt_tokens + longest_answer,
-        tensor_parallel=tensor_parallel,
-        gpu_memory=gpu_memory,
-    )
-
-    # With ask that is all: the answers to one question, as mathematics and as programming.
+    tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
     if ask is not None:
-        tokenizer = load_tokenizer(models[0], chat_template)
-        announce_sandbox(sandbox, needed=tir)
-        longest_prompt = min(max_prompt_tokens, positions(models[0]) - 1)
-        suffixes = [MATHS_SUFFIX, code_suffix]
-        answer_question(
-            question_prompts(tokenizer, ask, suffixes, system_prompt, longest_prompt),
-            models[0],
-            tokenizer,
-            seed=seed,
-            max_tokens=max_tokens,
-            tool=tool,
-            engine_settings=engine_settings,
-        )
+        answer_question(models[0], tool)
         return
-
-    # The problems.
-    named = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])}
-    check_names(benchmarks, named)
-    sets = {}
-    for name in benchmarks:
-        short = short_name(name)
-        sets[short] = load_benchmark(
-            name,
-            data_dir=data_dir,
-            problem_column=problem_column,
-            answer_column=answer_column,
-            system_prompt=system_prompt,
-            user_suffix=user_suffix,
-            code_suffix=code_suffix,
-            max_problems=max_problems,
-            golds_file=parity_golds.get(short),
-            own_reward=reward is not None,
-        )
+    sets = load_sets()
     os.makedirs(out_dir, exist_ok=True)
-
-    # With against that is all: which of them occur in a training file.
     if against:
-        found = find_contamination(sets, read_rows(against), overlap)
-        print_contamination(found, against, overlap)
-        write_file(f"{out_dir}/contamination.json", json.dumps(found, indent=1))
+        report_contamination(sets)
         return
-
-    # How often each problem is answered, and how.
-    draws = {}
-    for name in sets:
-        count = samples
-        if sampled_benchmarks is not None and name not in sampled_benchmarks:
-            count = 0
-        decoded = decoding(name, max_tokens, benchmark_tokens, benchmark_stop, tool)
-        draws[name] = make_draws(greedy, count, temperature, top_p, decoded)
 
     # All tokenizers are loaded first: mistakes show before any work.
     tokenizers = {path: load_tokenizer(path, chat_template) for path in models}
-    files = {path: ResponseFile(out_dir, path) for path in models}
-    if len({file.path for file in files.values()}) < len(files):
-        raise UserError(
-            f"two of the models {', '.join(models)} would share a file of responses: one at a time"
-        )
+    files = response_files()
+    draws = draws_of(sets, tool)
     has_code = any(problem.ability == "code" for problem in itertools.chain(*sets.values()))
     announce_sandbox(sandbox, needed=tir or (has_code and reward is None))
 
@@ -530,7 +502,7 @@ def main():
                 tokenizer,
                 sets,
                 draws,
-                longest=min(max_prompt_tokens, positions(path) - 1),
+                longest=longest_prompt(path),
                 seed=seed,
                 reward=judge,
                 identity=identity,
@@ -547,15 +519,10 @@ def main():
             missing = [job for key, job in jobs.items() if key not in stored or not resume]
             mine = missing[rank::world_size]
             if mine and not regrade:
-                answer_jobs(
-                    mine,
-                    path,
-                    tokenizer,
-                    grader,
-                    file=file.part(rank),
-                    tool=tool,
-                    engine_settings=engine_settings,
-                )
+                sampler = open_engine(path, tokenizer)
+                stream_answers(sampler, grader, tokenizer, mine, file.part(rank), tool)
+                sampler.close()
+                del sampler  # the next model needs its room
             wait(f"{path}: all have sampled")
 
             # 3. Join what all processes have written, and compute the metrics.

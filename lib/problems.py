@@ -407,23 +407,9 @@ def load_sft_rows(
     if "messages" not in columns:
         raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(columns))}")
 
-    # Each rank tokenizes every world_size-th row; a row that cannot be used becomes the reason.
-    rank = dist.get_rank()
-    world_size = dist.get_world_size()
-    mine = [
-        tokenize_row(tokenizer, row, mask_prompt, mask_output) for _, row in table[rank::world_size]
-    ]
-    by_rank = [None] * world_size
-    dist.all_gather_object(by_rank, mine)
-
-    good = []
-    bad = []
-    for i, (where, _) in enumerate(table):
-        row = by_rank[i % world_size][i // world_size]
-        if isinstance(row, str):
-            bad.append(f"{where}: {row}")
-        else:
-            good.append(row)
+    pairs = tokenize_table(tokenizer, table, mask_prompt, mask_output)
+    good = [pair for pair in pairs if not isinstance(pair, str)]
+    bad = [f"{where}: {pair}" for (where, _), pair in zip(table, pairs) if isinstance(pair, str)]
     report_bad(bad, len(table), max_bad_share, "unusable messages")
 
     rows = []
@@ -447,6 +433,19 @@ def load_sft_rows(
         f"of which {len(good) - len(rows)} dropped"
     )
     return rows
+
+
+def tokenize_table(tokenizer, table: list, mask_prompt: bool, mask_output: bool) -> list:
+    """tokenize_row() of all rows of a table, in its order. Collective: each rank does its share."""
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    mine = []
+    for _, row in table[rank::world_size]:
+        mine.append(tokenize_row(tokenizer, row, mask_prompt, mask_output))
+
+    by_rank = [None] * world_size
+    dist.all_gather_object(by_rank, mine)
+    return [by_rank[i % world_size][i // world_size] for i in range(len(table))]
 
 
 def tokenize_row(tokenizer, row: dict, mask_prompt: bool, mask_output: bool):

@@ -26,6 +26,13 @@ def shared():
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of a model that has to be trained first are slow."""
+    for item in items:
+        if {"guesser", "caller"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 # ----------------------------------------------------------------------------------------------
 # running scripts
 

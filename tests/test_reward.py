@@ -237,7 +237,9 @@ def test_all_else_is_a_failure(mischief, value, capsys):
         ("eat", "reward", "MemoryError"),
         ("os._exit", "crashes", "reward ended its process"),
         ("kill", "crashes", "reward ended its process"),
-        ("hang", "timeouts", "reward did not return within 3 seconds"),
+        pytest.param(
+            "hang", "timeouts", "reward did not return within 3 seconds", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_failures_are_counted_and_cost_no_other(mischief, response, failure, message, capsys):

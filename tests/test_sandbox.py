@@ -483,6 +483,7 @@ def test_memory_limit(outer_level):
     assert run_python(little_by_little, memory_mb=512).stderr.endswith("MemoryError\n")
 
 
+@pytest.mark.slow
 def test_a_gigabyte_of_output(outer_level):
     start = time.monotonic()
     result = run("line = 'x' * 10 ** 6\nfor i in range(1000): print(line)")
@@ -553,6 +554,7 @@ def test_programs_die_with_a_killed_caller(any_level):
 # ---- escape ----
 
 
+@pytest.mark.slow
 def test_fork_bomb(level):
     counting = """
         import os, time

@@ -353,6 +353,7 @@ def test_model_without_chat_template(tmp_path, files, guesser):
         call(sft, *files, f"--model={tmp_path}/m", f"--out_dir={tmp_path}/out")
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_with_2_and_one_line(tmp_path, files):
     done = run("sft.py", *files, f"--out_dir={tmp_path}", "--shard=2", check=False)
     assert done.returncode == 2

@@ -255,6 +255,7 @@ def test_programs_that_are_too_much_for_the_parser():
     assert not run_tool("x = 5\n" + "-" * 10000 + "\nx", [])[1]
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_end():
     assert run_tool("while True: pass", [], timeout=1) == ("Timed out after 1 seconds.", False)
 

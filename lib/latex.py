@@ -531,9 +531,9 @@ REWRITES = [
 COMPILED = [(re.compile(rule.pattern), rule.replacement) for rule in REWRITES]
 
 
-def apply(rule: Rewrite, text: str) -> str:
-    """One rule alone, as `clean` applies it."""
-    return single_blanks(re.sub(rule.pattern, rule.replacement, text))
+def apply(pattern, replacement, text: str) -> str:
+    """Apply one rule to a text. On long runs of blanks some patterns would take quadratic time."""
+    return single_blanks(re.sub(pattern, replacement, text))
 
 
 def single_blanks(text: str) -> str:
@@ -560,9 +560,8 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
 
-    # The table. On long runs of blanks some patterns would take quadratic time.
     for pattern, replacement in COMPILED:
-        text = single_blanks(pattern.sub(replacement, text))
+        text = apply(pattern, replacement, text)
 
     # The exponents of units, and the signs between them: kg * m / s is one unit.
     text = re.sub(r"(@[a-z])?@\s*\^\s*{?(-?\d+)}?", unit_with_exponent, text)

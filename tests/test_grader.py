@@ -55,7 +55,7 @@ def test_rejects(gold, answer):
 def test_each_rewriting_rule_does_what_its_example_says(rule):
     before, after = rule.example
     assert before != after
-    assert latex.apply(rule, before) == after
+    assert latex.apply(rule.pattern, rule.replacement, before) == after
 
 
 @pytest.mark.parametrize("module", [grader, latex, mathexpr])

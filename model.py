@@ -22,6 +22,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
 from lib.pretrained import model_config, stop_tokens
+from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
 
 # The kinds of models that are computed here as transformers computes them.
@@ -124,18 +126,24 @@ def overfull(rows: list[int], lengths: list[int], budget: int) -> bool:
     return len(rows) > 1 and sum(lengths[row] for row in rows) > budget
 
 
-def my_micro_batches(lengths: list[int], budget: int) -> tuple[list[list[int]], int]:
+def my_micro_batches(
+    lengths: list[int], budget: int, rows: list[int] | None = None
+) -> tuple[list[list[int]], int]:
     """(the micro-batches of this process, idle), for rows of which every process knows the lengths.
 
-    idle: passes that other processes make beyond these. idle_passes() takes part in them:
+    rows: the numbers of the rows to deal; None: all. idle: passes that other processes make beyond
+    these. idle_passes() takes part in them:
 
         batches, idle = my_micro_batches(lengths, budget)
-        for rows in batches:
+        for numbers in batches:
             ...
         idle_passes(model, idle, device)
     """
-    mine = micro_batches(lengths, budget, dist.get_world_size())[dist.get_rank()]
-    batches = [rows for rows in mine if rows]
+    if rows is None:
+        rows = list(range(len(lengths)))
+    dealt = micro_batches([lengths[row] for row in rows], budget, dist.get_world_size())
+    mine = dealt[dist.get_rank()]
+    batches = [[rows[i] for i in members] for members in mine if members]
     return batches, len(mine) - len(batches)
 
 
@@ -225,6 +233,62 @@ def chunk_logprobs(hidden, weight, targets, temperature, entropy):
     if not entropy:
         return logprobs, None
     return logprobs, -(logp.exp() * logp).sum(-1)
+
+
+def row_logprobs(
+    model: torch.nn.Module,
+    batch: Batch,
+    rows: list[int],
+    temperature: float = 1.0,
+    entropy: bool = False,
+):
+    """(log-probabilities [n, T], entropies [n, T] or None) of the responses of n rows of a batch.
+
+    Both are 0 outside batch.mask. This is token_logprobs() for rows that are padded to T tokens.
+    """
+    pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
+    packed = pack(pairs, batch.mask.device)
+    mask = batch.mask[rows]
+    if not entropy:
+        return unpack(token_logprobs(model, packed, temperature), mask), None
+    logprobs, entropies = token_logprobs(model, packed, temperature, entropy=True)
+    return unpack(logprobs, mask), unpack(entropies, mask)
+
+
+def unpack(values, mask):
+    """Values [n] of the tokens that mask [B, T] names, row after row, as [B, T], 0 elsewhere."""
+    out = values.new_zeros(mask.shape)
+    out[mask] = values
+    return out
+
+
+@torch.no_grad()
+def score(
+    model: torch.nn.Module,
+    batch: Batch,
+    micro_batch_tokens: int,
+    temperature: float = 1.0,
+    entropy: bool = False,
+):
+    """row_logprobs() of all N rows, the same on every rank: ([N, T], [N, T] or None). Collective.
+
+    Each rank runs its micro-batches and leaves the other rows 0; the sum over ranks has them all.
+    """
+    logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
+    entropies = torch.zeros_like(logprobs) if entropy else None
+    mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens)
+    for rows in mine:
+        values = row_logprobs(model, batch, rows, temperature, entropy)
+        logprobs[rows] = values[0]
+        if entropy:
+            entropies[rows] = values[1]
+    idle_passes(model, idle, batch.mask.device)
+    model.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
+
+    dist.all_reduce(logprobs)
+    if entropy:
+        dist.all_reduce(entropies)
+    return logprobs, entropies
 
 
 # --------------------------------------------------------------------------------------------------
@@ -500,6 +564,16 @@ def move(device, *parts) -> None:
                     state[name] = tensor.to(device)
         elif part is not None:
             part.to(device)
+
+
+@contextmanager
+def on_device(device, offload: bool, *parts):
+    """With offload, `parts` are on the device in this block, and in host memory outside of it."""
+    if offload:
+        move(device, *parts)
+    yield
+    if offload:
+        move("cpu", *parts)
 
 
 def full_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

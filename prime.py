@@ -27,7 +27,6 @@ stand above it. "net" is a loaded model, the setting `model` the name of one.
 
 import math
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +39,7 @@ from engine import make_engine
 from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import sample_seed
+from lib.estimators import check_groups, dr_grpo, grpo, reinforce, suffix_sum
 from lib.pretrained import load_tokenizer
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
@@ -47,8 +47,11 @@ from lib.rollouts import (
     Batch,
     Group,
     PromptStream,
+    batch_metrics,
+    check_mismatch,
     make_batch,
-    mean_outcome,
+    pair_accuracy,
+    report_shortage,
     rollout,
     rollout_metrics,
     sample_rows,
@@ -75,11 +78,12 @@ from model import (
     make_optimizer,
     move,
     my_micro_batches,
+    on_device,
     optimizer_step,
-    pack,
+    row_logprobs,
     save_checkpoint,
     save_model,
-    token_logprobs,
+    score,
 )
 
 # --- the algorithm: what defines a PRIME run
@@ -204,18 +208,6 @@ def keep_group(outcomes, low: float = 0.2, high: float = 0.8) -> bool:
     return bool((mean >= low) & (mean <= high))
 
 
-def suffix_sum(x, gamma: float = 1.0):
-    """R_t = sum over k >= t of gamma^(k-t) x_k, along the last dimension."""
-    if gamma == 1.0:
-        return x.flip(-1).cumsum(-1).flip(-1)
-    out = torch.empty_like(x)
-    running = torch.zeros_like(x[..., 0])
-    for t in reversed(range(x.shape[-1])):
-        running = x[..., t] + gamma * running
-        out[..., t] = running
-    return out
-
-
 def last_token(mask):
     """[N, T] mask -> [N, T] bool, True on the last valid token of each row."""
     mask = mask.bool()
@@ -258,25 +250,6 @@ def prm_loss(prm_logprobs, ref_logprobs, mask, outcomes, beta: float = 0.05):
     return F.binary_cross_entropy_with_logits(logit, outcomes.to(logit.dtype))
 
 
-def pair_accuracy(scores, outcomes, n_samples: int):
-    """Share of a prompt's pairs that the scores [N] order as the outcomes [N] do, a scalar.
-
-    Pairs weigh as much as their outcomes differ; a prompt whose outcomes are all equal counts 0.5.
-    The mean over prompts (original core_algos.py).
-    """
-    score = scores.view(-1, n_samples)
-    outcome = outcomes.view(-1, n_samples).to(scores.dtype)
-    score_gap = score[:, :, None] - score[:, None, :]  # [prompts, K, K]
-    outcome_gap = outcome[:, :, None] - outcome[:, None, :]
-
-    each_pair_once = torch.ones(n_samples, n_samples, device=scores.device).triu(1)
-    weight = outcome_gap.abs() * each_pair_once
-    agree = (score_gap > 0) == (outcome_gap > 0)
-    right = (weight * agree).sum((1, 2))
-    total = weight.sum((1, 2))
-    return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
-
-
 def rloo(rewards, mask, n_samples: int, gamma: float = 1.0):
     """Leave-one-out returns [N, T] of one source of rewards (paper, Eq. 5; original core_algos.py).
 
@@ -302,63 +275,7 @@ def rloo(rewards, mask, n_samples: int, gamma: float = 1.0):
     return suffix_sum(torch.where(mask, left_out, 0.0), gamma)
 
 
-def check_groups(rewards, mask, n_samples: int):
-    """The mask as bool. Raises ValueError if rows, samples and mask make no groups."""
-    if n_samples < 2:
-        raise ValueError("an advantage needs at least 2 samples per prompt")
-    if len(rewards) % n_samples:
-        raise ValueError(f"{len(rewards)} rows are not a multiple of {n_samples} samples")
-    mask = mask.bool()
-    if not mask.any(-1).all():
-        raise ValueError("a row has no valid token")
-    return mask
-
-
-def group_statistics(rewards, mask, n_samples: int):
-    """Mean and standard deviation [N, 1] of the rewards of all K rows of a row's group."""
-    paid = mask.view(-1, n_samples * mask.shape[1])  # [prompts, K T]
-    values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
-    count = paid.sum(-1, keepdim=True)
-    mean = values.sum(-1, keepdim=True) / count
-    squares = torch.where(paid, (values - mean) ** 2, 0.0).sum(-1, keepdim=True)
-    std = (squares / (count - 1).clamp(min=1)).sqrt()
-    return mean.repeat_interleave(n_samples, 0), std.repeat_interleave(n_samples, 0)
-
-
-def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
-    """GRPO's returns [N, T]: rewards minus their group's mean, divided by its standard deviation.
-
-    Shao et al., DeepSeekMath, arXiv 2402.03300, sections 4.1.2 (outcome) and 4.1.3 (process).
-    Arguments and errors as for rloo(). Outcomes 1 0 0 1 become 0.87 -0.87 -0.87 0.87.
-    """
-    mask = check_groups(rewards, mask, n_samples)
-    mean, std = group_statistics(rewards, mask, n_samples)
-    scaled = (rewards - mean) / (std + 1e-6)
-    return suffix_sum(torch.where(mask, scaled, 0.0), gamma)
-
-
-def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
-    """Dr. GRPO's returns [N, T]: rewards minus their group's mean, not divided by anything.
-
-    Liu et al., Understanding R1-Zero-Like Training, arXiv 2503.20783. Its other half, a sum over
-    tokens in place of the mean over a row's tokens, would be a change of ppo_loss().
-    Arguments and errors as for rloo(). Outcomes 1 0 0 1 become 1/2 -1/2 -1/2 1/2.
-    """
-    mask = check_groups(rewards, mask, n_samples)
-    mean, _ = group_statistics(rewards, mask, n_samples)
-    return suffix_sum(torch.where(mask, rewards - mean, 0.0), gamma)
-
-
-def reinforce(rewards, mask, n_samples: int, gamma: float = 1.0):
-    """REINFORCE's returns [N, T] with the mean reward of the whole batch as the baseline.
-
-    Arguments and errors as for rloo().
-    """
-    mask = check_groups(rewards, mask, n_samples)
-    centred = rewards - rewards[mask].mean()
-    return suffix_sum(torch.where(mask, centred, 0.0), gamma)
-
-
+# The others are in lib/estimators.py.
 ESTIMATORS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "reinforce": reinforce}
 
 
@@ -493,26 +410,12 @@ def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list
     return kept[:prompts_per_step], drawn
 
 
-def report_shortage(kept: list[Group], drawn: list[Group], step: int) -> None:
-    """Too few prompts passed the filter: print that the problems are solved, else raise UserError.
-
-    Solved: the mean outcome is above filter_high, and this is not the first step.
-    """
-    mean = mean_outcome(drawn)
-    message = (
-        f"step {step + 1}: {len(kept)} of {len(drawn)} prompts passed the filter "
-        f"{filter_low}-{filter_high}, {prompts_per_step} are needed (mean outcome {mean:.3f})"
-    )
-    failures = 0
-    for group in drawn:
-        failures += sum(answer.failure is not None for answer in group.answers)
-    if failures and mean == 0:
-        raise UserError(f"{message}: {failures} answers could not be graded, as told above")
-    if step == 0 or mean <= filter_high:
-        raise UserError(
-            f"{message}: take easier or harder problems, a wider filter, or more max_draws"
-        )
-    print0(f"{message}: these problems are solved, the run ends here")
+def sampling_metrics(drawn: list[Group], stream: PromptStream) -> dict:
+    """What is told of the groups that were drawn."""
+    metrics = rollout_metrics(drawn, stream.problems, extract_answer)
+    metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
+    metrics["too_long"] = stream.too_long
+    return metrics
 
 
 def evaluate(engine, grader, held_out: PromptStream) -> dict[str, float]:
@@ -531,53 +434,7 @@ def evaluate(engine, grader, held_out: PromptStream) -> dict[str, float]:
 
 
 # ----------------------------------------------------------------------------------------------
-# From answers to tensors, and through the models
-
-
-def forward(net, batch: Batch, rows: list[int], temperature=1.0, entropy=False):
-    """Log-probabilities [n, T] of the responses of n rows, 0 outside mask.
-
-    With entropy=True: (log-probabilities, entropies), both [n, T]. temperature: not the setting,
-    but 1 for PRM and reference.
-    """
-    pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
-    packed = pack(pairs, batch.mask.device)
-    mask = batch.mask[rows]
-    if not entropy:
-        return to_rows(token_logprobs(net, packed, temperature), mask)
-    logprobs, entropies = token_logprobs(net, packed, temperature, entropy=True)
-    return to_rows(logprobs, mask), to_rows(entropies, mask)
-
-
-def to_rows(flat, mask):
-    """Values of the valid tokens, row after row, as [N, T], 0 elsewhere."""
-    out = flat.new_zeros(mask.shape)
-    out[mask] = flat
-    return out
-
-
-@torch.no_grad()
-def score(net, batch: Batch, temperature=1.0, entropy=False):
-    """Log-probabilities [N, T] of all responses, on every rank; with entropy=True also entropies.
-
-    Each rank runs its micro-batches and leaves the other rows 0; the sum over ranks has them all.
-    """
-    logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
-    entropies = torch.zeros_like(logprobs)
-    mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens)
-    for rows in mine:
-        if entropy:
-            logprobs[rows], entropies[rows] = forward(net, batch, rows, temperature, True)
-        else:
-            logprobs[rows] = forward(net, batch, rows, temperature)
-    idle_passes(net, idle, batch.mask.device)
-    net.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
-
-    dist.all_reduce(logprobs)
-    if not entropy:
-        return logprobs
-    dist.all_reduce(entropies)
-    return logprobs, entropies
+# The models
 
 
 @dataclass
@@ -599,25 +456,14 @@ class Models:
         return pairs
 
 
-@contextmanager
-def loaded(torch_device, *parts):
-    """With offload, `parts` are on the device in this block and on the CPU outside."""
-    if offload:
-        move(torch_device, *parts)
-    yield
-    if offload:
-        move("cpu", *parts)
-
-
 def reference_logprobs(models: Models, batch: Batch, old_logprobs):
     """Log-probabilities [N, T] of the reference, at temperature 1 as the PRM's."""
-    if ref_type == "freeze":
-        with loaded(batch.mask.device, models.ref):
-            return score(models.ref, batch)
-    # The policy before its update is the reference.
-    if temperature == 1:
+    if ref_type == "policy" and temperature == 1:
         return old_logprobs
-    return score(models.policy, batch)
+    net = models.policy if ref_type == "policy" else models.ref
+    with on_device(batch.mask.device, offload, models.ref):
+        logprobs, _ = score(net, batch, micro_batch_tokens)
+    return logprobs
 
 
 # ----------------------------------------------------------------------------------------------
@@ -641,10 +487,10 @@ def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
     for low in range(0, N, prm_batch_rows):
         minibatch = list(range(low, min(low + prm_batch_rows, N)))
         loss_sum = torch.zeros((), dtype=torch.float64, device=torch_device)
-        mine, idle = own_rows(batch, minibatch)
+        mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens, minibatch)
 
         for rows in mine:
-            logprobs = forward(models.prm, batch, rows)
+            logprobs, _ = row_logprobs(models.prm, batch, rows)
             loss = prm_loss(
                 logprobs, ref_logprobs[rows], batch.mask[rows], batch.outcomes[rows], beta
             )
@@ -675,10 +521,10 @@ def update_prm(models: Models, batch: Batch, ref_logprobs, step: int):
     elif prm_update == "before":
         # Recipe: train, then score with the new weights.
         unseen, stats = train_prm(models, batch, ref_logprobs, step)
-        prm_logprobs = score(models.prm, batch)
+        prm_logprobs, _ = score(models.prm, batch, micro_batch_tokens)
     else:
         # The PRM stays as it is.
-        unseen = score(models.prm, batch)
+        unseen, _ = score(models.prm, batch, micro_batch_tokens)
         prm_logprobs = unseen
         loss = prm_loss(unseen, ref_logprobs, batch.mask, batch.outcomes, beta)
         stats = dict(prm_loss=loss.item(), prm_grad_norm=0.0)
@@ -703,13 +549,10 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
     norms = []
 
     for minibatch in minibatches(N, step):
-        mine, idle = own_rows(batch, minibatch)
+        mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens, minibatch)
         for rows in mine:
             mask = batch.mask[rows]
-            if entropy_coef:
-                logprobs, entropies = forward(policy, batch, rows, temperature, entropy=True)
-            else:
-                logprobs = forward(policy, batch, rows, temperature)
+            logprobs, entropies = row_logprobs(policy, batch, rows, temperature, entropy_coef != 0)
             weighted = A[rows] * weights[rows]
             loss, stats = ppo_loss(logprobs, old_logprobs[rows], weighted, mask, clip)
             if entropy_coef:
@@ -723,16 +566,6 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
         norms.append(optimizer_step(policy, models.optimizer, lr, grad_clip))
 
     return dict(means.over_ranks(), grad_norm=max(norms), lr=lr)
-
-
-def own_rows(batch: Batch, minibatch: list[int]):
-    """(micro-batches of this rank, passes that it is idle in) of a mini-batch of row numbers."""
-    lengths = [batch.lengths[i] for i in minibatch]
-    mine, idle = my_micro_batches(lengths, micro_batch_tokens)
-    batches = []
-    for members in mine:
-        batches.append([minibatch[j] for j in members])
-    return batches, idle
 
 
 def minibatches(N: int, step: int) -> list[list[int]]:
@@ -767,42 +600,6 @@ def importance_weights(old_logprobs, batch: Batch):
     if importance_cap is None:
         return torch.ones_like(old_logprobs)
     return (old_logprobs - batch.engine_logprobs).exp().clamp(max=importance_cap)
-
-
-# ----------------------------------------------------------------------------------------------
-# What a step reports
-
-
-def sampling_metrics(drawn: list[Group], stream: PromptStream) -> dict:
-    """What is told of the groups that were drawn."""
-    metrics = rollout_metrics(drawn, stream.problems, extract_answer)
-    metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
-    metrics["too_long"] = stream.too_long
-    return metrics
-
-
-def policy_metrics(old_logprobs, entropy, batch: Batch) -> dict:
-    """Mean outcome, entropy, and how far engine and trainer disagree: nats per token, and a KL."""
-    difference = (old_logprobs - batch.engine_logprobs)[batch.mask]
-    return dict(
-        outcome_kept=batch.outcomes.mean().item(),
-        entropy=(entropy.sum() / batch.mask.sum()).item(),
-        mismatch=difference.abs().mean().item(),
-        mismatch_kl=(difference.exp() - 1 - difference).mean().item(),
-    )
-
-
-def check_mismatch(mismatch: float, step: int, torch_dtype) -> None:
-    """Raise UserError if the engine's log-probabilities are not those of the trainer."""
-    bound = max_mismatch
-    if bound is None:
-        bound = 1e-3 if torch_dtype == torch.float32 else 0.1
-    if not math.isfinite(mismatch) or mismatch > bound:
-        raise UserError(
-            f"step {step + 1}: engine and trainer disagree by {mismatch:.4f} nats per token on "
-            f"average, more than max_mismatch={bound}: the engine has other weights or another "
-            "precision"
-        )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -936,16 +733,15 @@ def print_start(models: Models, rollout_engine, stream, held_out, start, torch_d
     """The sizes that follow from the settings."""
     N = prompts_per_step * samples_per_prompt
     size = sum(p.numel() for p in models.policy.parameters()) / 1e6
-    updates = math.ceil(ppo_epochs * N / batch_rows)
-    prm_updates = math.ceil(N / prm_batch_rows)
-    resumed = f"; resumed after step {start}" if start else ""
     kind = next(models.policy.parameters()).device.type
+    resumed = f"; resumed after step {start}" if start else ""
     print0(
         f"{size:.1f} M parameters on {dist.get_world_size()} x {kind}, {torch_dtype}, "
         f"engine {rollout_engine.name}; "
         f"{len(stream.problems)} problems, {len(held_out.problems)} held out\n"
         f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, "
-        f"{prm_updates} PRM and {updates} policy updates{resumed}"
+        f"{math.ceil(N / prm_batch_rows)} PRM and {math.ceil(ppo_epochs * N / batch_rows)} "
+        f"policy updates{resumed}"
     )
 
 
@@ -1013,23 +809,25 @@ def main():
                 # Save what is trained so far, unless it is saved. Then end the run.
                 if save_interval and step > start and step % save_interval:
                     save_run(models, step, state)
-                report_shortage(kept, drawn, step)
+                report_shortage(kept, drawn, prompts_per_step, filter_low, filter_high, step)
                 break
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
 
             # 2. Log-probabilities of the policy before its update, and of the reference.
             clock.start("old")
-            old_logprobs, entropy = score(models.policy, batch, temperature, entropy=True)
-            metrics = policy_metrics(old_logprobs, entropy, batch)
-            check_mismatch(metrics["mismatch"], step, torch_dtype)
+            old_logprobs, entropies = score(
+                models.policy, batch, micro_batch_tokens, temperature, entropy=True
+            )
+            metrics = batch_metrics(batch, old_logprobs, entropies)
+            check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
             clock.start("ref")
             ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
 
             # 3. The implicit PRM: its log-ratio to the reference is the reward of a token (Eq. 3),
             # learned from outcomes alone (Eq. 4).
             clock.start("prm")
-            with loaded(torch_device, models.prm, models.prm_optimizer):
+            with on_device(torch_device, offload, models.prm, models.prm_optimizer):
                 prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
             metrics |= stats
             process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
@@ -1052,7 +850,7 @@ def main():
 
             # 5. PPO.
             clock.start("policy")
-            with loaded(torch_device, models.optimizer):
+            with on_device(torch_device, offload, models.optimizer):
                 metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
 
             # 6. The new weights go to the engine.

@@ -1,6 +1,7 @@
 """From prompts to groups of graded answers, and to a batch of tensors; the same on all ranks."""
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from configurator import UserError
 from lib.answers import TOOL_STOP, Answer, Request, sample_seed
 from lib.pretrained import render_prompt
 from lib.problems import Problem
+from lib.run import print0
 from lib.tools import Tool, sample
 
 
@@ -208,6 +210,78 @@ def mean_outcome(groups: list[Group]) -> float:
     """The mean outcome of all answers."""
     total = sum(sum(group.outcomes) for group in groups)
     return total / (len(groups) * len(groups[0].answers))
+
+
+def pair_accuracy(scores, outcomes, n_samples: int):
+    """Share of a prompt's pairs that the scores [N] order as the outcomes [N] do, a scalar.
+
+    Pairs weigh as much as their outcomes differ; a prompt whose outcomes are all equal counts 0.5.
+    The mean over prompts (original core_algos.py).
+    """
+    score = scores.view(-1, n_samples)
+    outcome = outcomes.view(-1, n_samples).to(scores.dtype)
+    score_gap = score[:, :, None] - score[:, None, :]  # [prompts, K, K]
+    outcome_gap = outcome[:, :, None] - outcome[:, None, :]
+
+    each_pair_once = torch.ones(n_samples, n_samples, device=scores.device).triu(1)
+    weight = outcome_gap.abs() * each_pair_once
+    agree = (score_gap > 0) == (outcome_gap > 0)
+    right = (weight * agree).sum((1, 2))
+    total = weight.sum((1, 2))
+    return torch.where(total > 0, right / total.clamp(min=1e-12), 0.5).mean()
+
+
+def batch_metrics(batch: Batch, old_logprobs, entropies) -> dict:
+    """Mean outcome, entropy, and how far engine and trainer disagree: nats per token, and a KL.
+
+    old_logprobs, entropies [N, T]: the trainer's, of the policy that the engine sampled from.
+    """
+    difference = (old_logprobs - batch.engine_logprobs)[batch.mask]
+    return dict(
+        outcome_kept=batch.outcomes.mean().item(),
+        entropy=(entropies.sum() / batch.mask.sum()).item(),
+        mismatch=difference.abs().mean().item(),
+        mismatch_kl=(difference.exp() - 1 - difference).mean().item(),
+    )
+
+
+def check_mismatch(mismatch: float, bound: float | None, step: int, dtype: torch.dtype) -> None:
+    """Raise UserError if the engine's log-probabilities are not those of the trainer.
+
+    mismatch: nats per token. bound: the most that is accepted; None: what rounding explains.
+    """
+    if bound is None:
+        bound = 1e-3 if dtype == torch.float32 else 0.1
+    if not math.isfinite(mismatch) or mismatch > bound:
+        raise UserError(
+            f"step {step + 1}: engine and trainer disagree by {mismatch:.4f} nats per token on "
+            f"average, more than max_mismatch={bound}: the engine has other weights or another "
+            "precision"
+        )
+
+
+def report_shortage(
+    kept: list[Group], drawn: list[Group], wanted: int, low: float, high: float, step: int
+) -> None:
+    """Too few prompts passed the filter: print that the problems are solved, else raise UserError.
+
+    Solved: the mean outcome is above the filter's upper end, and this is not the first step.
+    """
+    mean = mean_outcome(drawn)
+    message = (
+        f"step {step + 1}: {len(kept)} of {len(drawn)} prompts passed the filter "
+        f"{low}-{high}, {wanted} are needed (mean outcome {mean:.3f})"
+    )
+    failures = 0
+    for group in drawn:
+        failures += sum(answer.failure is not None for answer in group.answers)
+    if failures and mean == 0:
+        raise UserError(f"{message}: {failures} answers could not be graded, as told above")
+    if step == 0 or mean <= high:
+        raise UserError(
+            f"{message}: take easier or harder problems, a wider filter, or more max_draws"
+        )
+    print0(f"{message}: these problems are solved, the run ends here")
 
 
 def rollout_metrics(groups: list[Group], problems: list[Problem], find_answer: Callable) -> dict:

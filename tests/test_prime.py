@@ -551,6 +551,7 @@ def test_what_is_offloaded_is_back_when_it_is_needed(arguments, tmp_path, monkey
         return step(net, optimizer, *more)
 
     monkeypatch.setattr(prime, "move", watched_move)
+    monkeypatch.setattr(model, "move", watched_move)
     monkeypatch.setattr(prime, "optimizer_step", watched_step)
     call(prime, *arguments, "--offload=True", "--max_steps=1", f"--out_dir={tmp_path}")
     assert watched

@@ -1,0 +1,74 @@
+"""Advantage estimators beside PRIME's own, which is rloo() in prime.py, and what they all share.
+
+Each is a function (rewards [N, T], mask [N, T], n_samples, gamma) -> returns [N, T]; the K rows of
+a prompt stand next to each other, and mask says where this source of rewards pays. Raises
+ValueError for n_samples < 2, for N not a multiple of it, for a row with an empty mask.
+"""
+
+import torch
+
+
+def suffix_sum(x, gamma: float = 1.0):
+    """R_t = sum over k >= t of gamma^(k-t) x_k, along the last dimension."""
+    if gamma == 1.0:
+        return x.flip(-1).cumsum(-1).flip(-1)
+    out = torch.empty_like(x)
+    running = torch.zeros_like(x[..., 0])
+    for t in reversed(range(x.shape[-1])):
+        running = x[..., t] + gamma * running
+        out[..., t] = running
+    return out
+
+
+def check_groups(rewards, mask, n_samples: int):
+    """The mask as bool. Raises ValueError if rows, samples and mask make no groups."""
+    if n_samples < 2:
+        raise ValueError("an advantage needs at least 2 samples per prompt")
+    if len(rewards) % n_samples:
+        raise ValueError(f"{len(rewards)} rows are not a multiple of {n_samples} samples")
+    mask = mask.bool()
+    if not mask.any(-1).all():
+        raise ValueError("a row has no valid token")
+    return mask
+
+
+def group_statistics(rewards, mask, n_samples: int):
+    """Mean and standard deviation [N, 1] of the rewards of all K rows of a row's group."""
+    paid = mask.view(-1, n_samples * mask.shape[1])  # [prompts, K T]
+    values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
+    count = paid.sum(-1, keepdim=True)
+    mean = values.sum(-1, keepdim=True) / count
+    squares = torch.where(paid, (values - mean) ** 2, 0.0).sum(-1, keepdim=True)
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    return mean.repeat_interleave(n_samples, 0), std.repeat_interleave(n_samples, 0)
+
+
+def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """GRPO's returns [N, T]: rewards minus their group's mean, divided by its standard deviation.
+
+    Shao et al., DeepSeekMath, arXiv 2402.03300, sections 4.1.2 (outcome) and 4.1.3 (process).
+    Outcomes 1 0 0 1 become 0.87 -0.87 -0.87 0.87.
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    mean, std = group_statistics(rewards, mask, n_samples)
+    scaled = (rewards - mean) / (std + 1e-6)
+    return suffix_sum(torch.where(mask, scaled, 0.0), gamma)
+
+
+def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """Dr. GRPO's returns [N, T]: rewards minus their group's mean, not divided by anything.
+
+    Liu et al., Understanding R1-Zero-Like Training, arXiv 2503.20783. Its other half, a sum over
+    tokens in place of the mean over a row's tokens, would be a change of ppo_loss().
+    Outcomes 1 0 0 1 become 1/2 -1/2 -1/2 1/2.
+    """
+    mask = check_groups(rewards, mask, n_samples)
+    mean, _ = group_statistics(rewards, mask, n_samples)
+    return suffix_sum(torch.where(mask, rewards - mean, 0.0), gamma)
+
+
+def reinforce(rewards, mask, n_samples: int, gamma: float = 1.0):
+    """REINFORCE's returns [N, T] with the mean reward of the whole batch as the baseline."""
+    mask = check_groups(rewards, mask, n_samples)
+    centred = rewards - rewards[mask].mean()
+    return suffix_sum(torch.where(mask, centred, 0.0), gamma)

@@ -11,7 +11,9 @@ import torch
 def suffix_sum(x, gamma: float = 1.0):
     """R_t = sum over k >= t of gamma^(k-t) x_k, along the last dimension."""
     if gamma == 1.0:
-        return x.flip(-1).cumsum(-1).flip(-1)
+        backwards = x.flip(-1)
+        return backwards.cumsum(-1).flip(-1)
+
     out = torch.empty_like(x)
     running = torch.zeros_like(x[..., 0])
     for t in reversed(range(x.shape[-1])):
@@ -38,9 +40,15 @@ def group_statistics(rewards, mask, n_samples: int):
     values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
     count = paid.sum(-1, keepdim=True)
     mean = values.sum(-1, keepdim=True) / count
-    squares = torch.where(paid, (values - mean) ** 2, 0.0).sum(-1, keepdim=True)
-    std = (squares / (count - 1).clamp(min=1)).sqrt()
-    return mean.repeat_interleave(n_samples, 0), std.repeat_interleave(n_samples, 0)
+
+    squares = torch.where(paid, (values - mean) ** 2, 0.0)
+    freedom = (count - 1).clamp(min=1)
+    variance = squares.sum(-1, keepdim=True) / freedom
+    std = variance.sqrt()
+
+    mean_of_row = mean.repeat_interleave(n_samples, 0)
+    std_of_row = std.repeat_interleave(n_samples, 0)
+    return mean_of_row, std_of_row
 
 
 def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
@@ -52,7 +60,8 @@ def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
     mask = check_groups(rewards, mask, n_samples)
     mean, std = group_statistics(rewards, mask, n_samples)
     scaled = (rewards - mean) / (std + 1e-6)
-    return suffix_sum(torch.where(mask, scaled, 0.0), gamma)
+    scaled = torch.where(mask, scaled, 0.0)
+    return suffix_sum(scaled, gamma)
 
 
 def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
@@ -64,11 +73,13 @@ def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
     """
     mask = check_groups(rewards, mask, n_samples)
     mean, _ = group_statistics(rewards, mask, n_samples)
-    return suffix_sum(torch.where(mask, rewards - mean, 0.0), gamma)
+    centred = torch.where(mask, rewards - mean, 0.0)
+    return suffix_sum(centred, gamma)
 
 
 def reinforce(rewards, mask, n_samples: int, gamma: float = 1.0):
     """REINFORCE's returns [N, T] with the mean reward of the whole batch as the baseline."""
     mask = check_groups(rewards, mask, n_samples)
-    centred = rewards - rewards[mask].mean()
-    return suffix_sum(torch.where(mask, centred, 0.0), gamma)
+    mean = rewards[mask].mean()
+    centred = torch.where(mask, rewards - mean, 0.0)
+    return suffix_sum(centred, gamma)

@@ -183,7 +183,10 @@ class RunLog:
         keep_lines(self.metrics_path, start or -1)
         keep_lines(samples_path, start)
         self.metrics = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115
-        self.samples = open(samples_path, "a", encoding="utf-8")  # noqa: SIM115
+        # Half a surrogate pair, which UTF-8 cannot write, becomes JSON's escape for it.
+        self.samples = open(  # noqa: SIM115
+            samples_path, "a", encoding="utf-8", errors="backslashreplace"
+        )
         if wandb_project:
             import wandb
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import faulthandler
+import glob
 import importlib.metadata
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,32 +32,91 @@ def print0(*words) -> None:
 # devices and processes
 
 
-def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+def pick_device(device: str, dtype: str, dry_run: bool = False) -> tuple[torch.device, torch.dtype]:
     """The torch device and dtype that two settings name.
 
-    "auto" is cuda and bfloat16 where there is a GPU, else cpu and float32.
-    Raises UserError for another name, and for cuda without a GPU.
+    "auto" is cuda where there is a GPU, else cpu; and bfloat16 on GPUs that compute it, else
+    float32. dry_run: arithmetic needs no GPU, so what is wrong with the GPUs is only printed, and
+    the device is cpu.
+    Raises UserError for another name, and for what gpu_trouble() finds.
     """
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "bfloat16", "float32"):
         raise UserError(
             f"device={device!r}, dtype={dtype!r}: "
             "'auto', 'cpu' or 'cuda'; 'auto', 'bfloat16' or 'float32'"
         )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device='cuda', but torch sees no GPU here: "
-            "--device=cpu, or install a CUDA build of torch"
-        )
+    trouble = gpu_trouble(device, dtype)
+    if trouble and not dry_run:
+        # On several nodes, a process of each node with this trouble says so.
+        raise UserError(trouble, rank_local=local_rank() == 0)
+    if trouble:
+        print0(f"nothing will run on a GPU: {trouble}")
 
-    cuda = device != "cpu" and torch.cuda.is_available()
+    cuda = device != "cpu" and torch.cuda.is_available() and not trouble
     if dtype == "auto":
-        dtype = "bfloat16" if cuda else "float32"
+        dtype = "bfloat16" if cuda and computes_bfloat16() else "float32"
     if not cuda:
         return torch.device("cpu"), getattr(torch, dtype)
 
-    gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    gpu = torch.device("cuda", local_rank())
     torch.cuda.set_device(gpu)
     return gpu, getattr(torch, dtype)
+
+
+def gpu_trouble(device: str, dtype: str) -> str | None:
+    """Why this process cannot have a GPU of its own, as the settings want it; None if it can."""
+    if device == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        seen = f"torch {torch.__version__}, {build}, sees no GPU here"
+        if has_nvidia_gpu():
+            return (
+                f"there is an NVIDIA GPU, but {seen}: update the driver (CUDA 13 needs 580 or "
+                "newer), install a CUDA build of torch, or choose --device=cpu"
+            )
+        if device == "cuda":
+            return f"device='cuda', but {seen}: install a CUDA build, or choose --device=cpu"
+        return None
+
+    processes = local_processes()
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        return (
+            f"{processes} processes on this machine, but torch sees only {gpus} of its GPUs: "
+            f"start one process per GPU (--nproc_per_node {gpus}), or choose --device=cpu"
+        )
+    if dtype == "bfloat16" and not computes_bfloat16():
+        return "dtype='bfloat16' needs a GPU of compute capability 8.0 (Ampere): --dtype=float32"
+    return None
+
+
+def has_nvidia_gpu() -> bool:
+    """Is there an NVIDIA GPU, whether torch can use it or not, that the user has not hidden?"""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    if glob.glob("/dev/nvidia[0-9]*"):
+        return True
+    # Elsewhere, in WSL for example, the driver's own tool knows. Without a GPU it fails.
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)
+    return listed.returncode == 0
+
+
+def computes_bfloat16() -> bool:
+    """Do this process's GPU and the kernels for it know bfloat16? Older ones than Ampere do not."""
+    return torch.cuda.get_device_capability(local_rank()) >= (8, 0)
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_processes() -> int:
+    """How many processes of this run are on this machine."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), local_rank() + 1)
 
 
 def setup_distributed(device: torch.device, minutes: float = 60) -> tuple[int, int]:
@@ -129,16 +190,17 @@ def join_ranks(gpus_each: int) -> tuple[int, int, Callable[[str], None]]:
     """What torchrun describes, without a process group: (rank, world size, wait).
 
     wait(word) returns when every process has called it. There is no process group, because the
-    end of a vLLM engine would end it. Each process keeps `gpus_each` GPUs for itself.
-    Raises UserError if there are too few GPUs.
+    end of a vLLM engine would end it. Each process keeps `gpus_each` GPUs for itself; 0: the run
+    is one on the CPU. Raises UserError if there are too few GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda word: None
 
+    if gpus_each:
+        keep_own_gpus(gpus_each)
     store, rank, world_size = next(dist.rendezvous("env://"))
     # Otherwise vLLM would look for its own process group in torchrun's store.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-    keep_own_gpus(rank, gpus_each)
 
     def wait(word):
         store.set(f"{word} {rank}", "here")
@@ -148,21 +210,30 @@ def join_ranks(gpus_each: int) -> tuple[int, int, Callable[[str], None]]:
     return rank, world_size, wait
 
 
-def keep_own_gpus(rank: int, gpus_each: int) -> None:
-    """Show this process only its own GPUs, by CUDA_VISIBLE_DEVICES. Raises UserError if too few."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    first = int(os.environ["LOCAL_RANK"]) * gpus_each
-    own = gpus[first : first + gpus_each]
+def keep_own_gpus(gpus_each: int) -> None:
+    """Show this process only its own GPUs, by CUDA_VISIBLE_DEVICES.
 
-    if gpus and len(own) < gpus_each:
+    Raises UserError, in every process of this machine, if there are too few.
+    """
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(number) for number in range(count)]
+    gpus = gpus[:count]
+
+    processes = local_processes()
+    if gpus and processes * gpus_each > count:
         raise UserError(
-            f"process {rank} finds no {gpus_each} of the GPUs {','.join(gpus)}: "
-            "start fewer processes, or set a smaller tensor_parallel",
-            rank_local=True,
+            f"{processes} processes on this machine with {gpus_each} GPUs each, but torch sees "
+            f"only {count} of its GPUs: start fewer processes, set a smaller tensor_parallel, or "
+            "choose --device=cpu",
+            rank_local=local_rank() == 0,
         )
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+
+    # From here on this process is alone with its GPUs.
+    first = local_rank() * gpus_each
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + gpus_each])
     os.environ["LOCAL_RANK"] = "0"
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
 
 
 def catch_signals() -> list[int]:
@@ -278,7 +349,13 @@ def keep_lines(path: str, before: int) -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held: of its GPU, or else of the host. GB are 2^30."""
+    """The most memory that was in use: of this process's GPU, or else of the host. GB are 2^30.
+
+    Of a GPU it is what the driver counts at the time of the call, where torch's allocator still has
+    all that the passes needed since the engine went to sleep. So ask before the engine wakes up.
+    (Torch's own count would include what a sleeping vLLM has given back.)
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

@@ -20,13 +20,17 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """gpus(count): as if this machine had so many."""
+    """gpus(count): as if torch saw so many GPUs here, and there were no others."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
 
-    def pretend(count):
+    def pretend(count, capability=(9, 0)):
+        monkeypatch.setattr(lib_run, "has_nvidia_gpu", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: capability)
         return chosen
 
     return pretend
@@ -40,19 +44,26 @@ def test_auto_is_the_cpu_in_float32_without_a_gpu(gpus):
 
 def test_auto_is_cuda_in_bfloat16_where_there_is_a_gpu(gpus, monkeypatch):
     chosen = gpus(4)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert lib_run.pick_device("auto", "auto") == (torch.device("cuda", 0), torch.bfloat16)
     assert lib_run.pick_device("cpu", "auto") == (CPU, torch.float32)
 
     # Each process of torchrun has a GPU of its own.
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert lib_run.pick_device("cuda", "float32") == (torch.device("cuda", 3), torch.float32)
     assert chosen == [torch.device("cuda", 0), torch.device("cuda", 3)]
 
 
+def test_a_gpu_older_than_ampere_computes_in_float32(gpus):
+    gpus(1, capability=(7, 5))
+    assert lib_run.pick_device("auto", "auto") == (torch.device("cuda", 0), torch.float32)
+    with pytest.raises(UserError, match="dtype='bfloat16' needs a GPU of compute capability 8.0"):
+        lib_run.pick_device("auto", "bfloat16")
+
+
 def test_devices_that_there_are_not(gpus):
     gpus(0)
-    with pytest.raises(UserError, match="torch sees no GPU here"):
+    with pytest.raises(UserError, match="device='cuda', but torch .* sees no GPU here"):
         lib_run.pick_device("cuda", "auto")
     with pytest.raises(UserError, match="device='gpu', dtype='auto'"):
         lib_run.pick_device("gpu", "auto")
@@ -60,35 +71,102 @@ def test_devices_that_there_are_not(gpus):
         lib_run.pick_device("cpu", "float16")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_more_processes_than_gpus(gpus, monkeypatch, rank):
+    """In every process, whether there is a GPU of its number or not; not on the CPU."""
+    gpus(1)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="^2 processes .* torch sees only 1 of its GPUs") as error:
+        lib_run.pick_device("auto", "auto")
+    assert "--nproc_per_node 1" in str(error.value)
+    assert "--device=cpu" in str(error.value)
+    # The first process of each node speaks for it.
+    assert error.value.rank_local == (rank == 0)
+    assert lib_run.pick_device("cpu", "auto") == (CPU, torch.float32)
+
+
+def test_a_dry_run_goes_on_without_gpus(gpus, monkeypatch, capsys):
+    gpus(1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert lib_run.pick_device("auto", "bfloat16", dry_run=True) == (CPU, torch.bfloat16)
+    out = capsys.readouterr().out
+    assert out.startswith("nothing will run on a GPU: 8 processes")
+    with pytest.raises(UserError, match="dtype='float16'"):
+        lib_run.pick_device("cpu", "float16", dry_run=True)
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_for_the_cpu(gpus, monkeypatch):
+    """Its driver is too old for torch's CUDA, say: a 7B model must not start on the CPU."""
+    gpus(0)
+    monkeypatch.setattr(lib_run, "has_nvidia_gpu", lambda: True)
+    for device in ("auto", "cuda"):
+        with pytest.raises(
+            UserError, match="there is an NVIDIA GPU, but torch .*580.*--device=cpu"
+        ):
+            lib_run.pick_device(device, "auto")
+    assert lib_run.pick_device("cpu", "auto") == (CPU, torch.float32)
+
+
+def test_the_drivers_tool_is_asked(tmp_path, monkeypatch):
+    """A machine with nvidia-smi has a GPU if that finds one, unless the user has hidden it."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexit $NO_GPU\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(lib_run.glob, "glob", lambda pattern: [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("NO_GPU", "0")
+    monkeypatch.setenv("PATH", "")
+    assert not lib_run.has_nvidia_gpu()
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lib_run.has_nvidia_gpu()
+    monkeypatch.setenv("NO_GPU", "9")
+    assert not lib_run.has_nvidia_gpu()
+    monkeypatch.setattr(lib_run.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    assert lib_run.has_nvidia_gpu()
+
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert not lib_run.has_nvidia_gpu()
+
+
 def test_each_process_keeps_its_own_gpus(gpus, monkeypatch):
     gpus(4)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    lib_run.keep_own_gpus(rank=1, gpus_each=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    lib_run.keep_own_gpus(gpus_each=2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    # It is alone with them.
     assert os.environ["LOCAL_RANK"] == "0"
+    assert os.environ["LOCAL_WORLD_SIZE"] == "1"
 
     # Of those that the user left visible.
+    gpus(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    lib_run.keep_own_gpus(rank=1, gpus_each=1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    lib_run.keep_own_gpus(gpus_each=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
-def test_too_few_gpus(gpus, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_too_few_gpus(gpus, monkeypatch, rank):
     gpus(3)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="process 1 finds no 2 of the GPUs 0,1,2") as error:
-        lib_run.keep_own_gpus(rank=1, gpus_each=2)
-    assert error.value.rank_local
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="^2 processes .* 2 GPUs each, .* only 3 of") as error:
+        lib_run.keep_own_gpus(gpus_each=2)
+    assert error.value.rank_local == (rank == 0)
 
 
-def test_a_machine_without_gpus_has_none_to_keep(gpus, monkeypatch):
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_machine_without_gpus_has_none_to_keep(gpus, monkeypatch, hidden):
     gpus(0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    lib_run.keep_own_gpus(rank=1, gpus_each=1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    lib_run.keep_own_gpus(gpus_each=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

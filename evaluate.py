@@ -472,7 +472,7 @@ def main():
         return
 
     # Under torchrun each process has an engine of its own and answers its share of the questions.
-    rank, world_size, wait = join_ranks(tensor_parallel or 1)
+    rank, world_size, wait = join_ranks(0 if device == "cpu" else tensor_parallel or 1)
     tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
     if ask is not None:
         answer_question(models[0], tool)

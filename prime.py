@@ -40,7 +40,7 @@ from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import sample_seed
 from lib.estimators import check_groups, dr_grpo, grpo, reinforce, suffix_sum
-from lib.pretrained import load_tokenizer
+from lib.pretrained import check_positions, load_tokenizer
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
 from lib.rollouts import (
@@ -662,7 +662,10 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
 
 
 def open_engine(tokenizer, torch_device, torch_dtype):
-    """The engine, asleep."""
+    """The engine, asleep. Raises UserError if a model was made for shorter texts."""
+    for path in (prm_model, ref_model):
+        if path is not None:
+            check_positions(path, max_prompt_tokens + max_tokens)
     opened = make_engine(
         engine,
         model,

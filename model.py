@@ -39,6 +39,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
+from lib.finite import NotFinite, names_not_finite
 from lib.pretrained import model_config, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
@@ -536,20 +537,67 @@ def optimizer_step(
     optimizer: torch.optim.Optimizer,
     learning_rate: float,
     grad_clip: float,
+    loss: torch.Tensor | float = 0.0,
 ) -> float:
     """Clip the gradients, step, drop the gradients. Returns their norm before clipping. Collective.
 
-    grad_clip: the largest norm; 0: no clipping.
+    grad_clip: the largest norm; 0: no clipping. loss: this process's part of the loss.
+    Raises NotFinite on all ranks if the norm or the loss is not finite on one of them. The weights
+    and Adam's state are then what they were before.
     """
     largest = grad_clip if grad_clip else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest).full_tensor()
+
+    # The host waits for the GPU here, and nowhere else in an update: it has to know whether there
+    # will be a step. What is not finite on one rank is so in the sums.
+    numbers = torch.stack([norm.double(), torch.as_tensor(loss, device=norm.device).double()])
+    sums = numbers.detach().clone()
+    dist.all_reduce(sums)
+    norm, norm_sum, loss_sum = torch.cat([numbers[:1], sums]).tolist()
+
+    if not math.isfinite(norm_sum) or not math.isfinite(loss_sum):
+        optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(loss_sum):
+            raise NotFinite(f"the loss is {loss_sum}")
+        raise NotFinite(f"the norm of the gradient is {norm_sum}")
+
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm
 
-    # The host waits for the GPU here, and nowhere before in an update.
-    return norm.full_tensor().item()
+
+def check_weights(model: torch.nn.Module, what: str, dtype: torch.dtype | None = None) -> None:
+    """Raise NotFinite if a weight is not finite, or would not be in `dtype`. Collective.
+
+    what: names the model in the message.
+    """
+    bad = names_not_finite(model.state_dict(), dtype)
+    if bad:
+        raise NotFinite(f"{what} has weights that are not finite ({some_of(bad)})")
+
+
+def check_trained(trained: dict) -> None:
+    """Raise NotFinite if a weight, or a number of Adam's, is not finite. Collective.
+
+    trained: as for save_checkpoint().
+    """
+    for name, (model, optimizer) in trained.items():
+        check_weights(model, name)
+        numbers = {}
+        for parameter, state in enumerate(optimizer.state.values()):
+            for kind, tensor in state.items():
+                numbers[f"{kind} {parameter}"] = tensor
+        bad = names_not_finite(numbers)
+        if bad:
+            raise NotFinite(f"Adam's state of {name} is not finite ({some_of(bad)})")
+
+
+def some_of(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def move(device, *parts) -> None:
@@ -598,7 +646,10 @@ def save_model(
 
     Collective. The folder is complete or not there at all. source: the folder or hub id that the
     model came from; the end tokens of its generation_config join that of the tokenizer.
+    Raises NotFinite, and writes nothing, if a weight is not finite in `dtype`.
     """
+    check_weights(model, path, dtype)
+
     # Rank 0 gets all weights, in the host's memory; the others get none.
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
@@ -640,7 +691,9 @@ def save_checkpoint(folder: str, step: int, trained: dict, extra, keep: int) -> 
 
     trained: {name: (model, optimizer)}; extra: anything JSON can hold. The checkpoint is complete
     or not there at all, and the newest `keep` stay.
+    Raises NotFinite, and writes nothing, if a weight or a number of Adam's is not finite.
     """
+    check_trained(trained)
     path = os.path.join(folder, f"step_{step:06d}")
     on_first_rank(lambda: remove_unfinished(folder))
     state = training_state(trained)

@@ -25,7 +25,7 @@ import torch
 
 from configurator import UserError
 from lib.pretrained import model_config, positions, spread_gpus
-from lib.run import print0
+from lib.run import gpu_count, print0
 
 GB = 2**30
 
@@ -442,10 +442,6 @@ def offloaded(
     if ref_frozen:
         total += held(ref, 1, trained=False).total()
     return total
-
-
-def gpu_count(gpus: int) -> str:
-    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
 
 
 def print_model(size: ModelSize, gpus: int, dtype: str) -> None:

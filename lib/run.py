@@ -5,6 +5,7 @@ import faulthandler
 import glob
 import importlib.metadata
 import json
+import math
 import os
 import resource
 import shutil
@@ -56,6 +57,7 @@ def pick_device(device: str, dtype: str, dry_run: bool = False) -> tuple[torch.d
     if dtype == "auto":
         dtype = "bfloat16" if cuda and computes_bfloat16() else "float32"
     if not cuda:
+        share_cores()
         return torch.device("cpu"), getattr(torch, dtype)
 
     gpu = torch.device("cuda", local_rank())
@@ -83,7 +85,7 @@ def gpu_trouble(device: str, dtype: str) -> str | None:
     gpus = torch.cuda.device_count()
     if processes > gpus:
         return (
-            f"{processes} processes on this machine, but torch sees only {gpus} of its GPUs: "
+            f"{processes} processes on this machine, but torch sees {gpu_count(gpus)} here: "
             f"start one process per GPU (--nproc_per_node {gpus}), or choose --device=cpu"
         )
     if dtype == "bfloat16" and not computes_bfloat16():
@@ -109,13 +111,57 @@ def computes_bfloat16() -> bool:
     return torch.cuda.get_device_capability(local_rank()) >= (8, 0)
 
 
+def share_cores() -> None:
+    """Leave this process no more threads than its share of the cores, unless the user has chosen.
+
+    torchrun starts several processes with one thread each, a single process has one per core. What
+    is mended here is that torch counts all cores of a machine of which a container has a part, and
+    that other launchers than torchrun do not share. Sums of floats depend on the threads: their
+    number changes the last digits of a run.
+    """
+    if "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
+        return
+    share = max(1, cores() // local_processes())
+    if torch.get_num_threads() > share:
+        torch.set_num_threads(share)
+
+
+def cores() -> int:
+    """The CPU cores that this process may use: of a container, its part of the machine's."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+
+    # Linux's limit of a container: microseconds of computation, or "max", per so many.
+    with contextlib.suppress(OSError, ValueError):
+        allowed, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, math.ceil(int(allowed) / int(period)))
+    return max(1, count)
+
+
+def machine_words(device: torch.device) -> str:
+    """What a run computes on, for its first lines: "8 x cuda", "2 x cpu (1 thread, 2 cores)"."""
+    words = f"{dist.get_world_size()} x {device.type}"
+    if device.type == "cuda":
+        return words
+    threads = torch.get_num_threads()
+    words += f" ({threads} thread{'s' * (threads > 1)} each, {cores()} cores"
+    if threads * local_processes() > max(cores(), local_processes()):
+        words += "; more threads than cores are slow: OMP_NUM_THREADS=1"
+    return words + ")"
+
+
+def gpu_count(gpus: int) -> str:
+    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+
+
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_processes() -> int:
-    """How many processes of this run are on this machine."""
+    """How many processes of this run are on this machine; at least those before this one."""
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), local_rank() + 1)
 
 
@@ -223,9 +269,9 @@ def keep_own_gpus(gpus_each: int) -> None:
     processes = local_processes()
     if gpus and processes * gpus_each > count:
         raise UserError(
-            f"{processes} processes on this machine with {gpus_each} GPUs each, but torch sees "
-            f"only {count} of its GPUs: start fewer processes, set a smaller tensor_parallel, or "
-            "choose --device=cpu",
+            f"{processes} processes on this machine with {gpu_count(gpus_each)} each, but torch "
+            f"sees {gpu_count(count)} here: start fewer processes, set a smaller tensor_parallel, "
+            "or choose --device=cpu",
             rank_local=local_rank() == 0,
         )
 

@@ -62,6 +62,7 @@ from lib.run import (
     catch_signals,
     check_limits,
     is_due,
+    machine_words,
     peak_memory_gb,
     pick_device,
     print0,
@@ -736,10 +737,10 @@ def print_start(models: Models, rollout_engine, stream, held_out, start, torch_d
     """The sizes that follow from the settings."""
     N = prompts_per_step * samples_per_prompt
     size = sum(p.numel() for p in models.policy.parameters()) / 1e6
-    kind = next(models.policy.parameters()).device.type
+    machine = machine_words(next(models.policy.parameters()).device)
     resumed = f"; resumed after step {start}" if start else ""
     print0(
-        f"{size:.1f} M parameters on {dist.get_world_size()} x {kind}, {torch_dtype}, "
+        f"{size:.1f} M parameters on {machine}, {torch_dtype}, "
         f"engine {rollout_engine.name}; "
         f"{len(stream.problems)} problems, {len(held_out.problems)} held out\n"
         f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, "

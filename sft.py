@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch.distributed as dist
 import configurator
 from configurator import UserError
 from lib import memory
+from lib.finite import NotFinite, check_finite, stops_if_not_finite
 from lib.pretrained import load_tokenizer
 from lib.problems import load_sft_rows
 from lib.report import Stopwatch
@@ -31,6 +33,7 @@ from lib.run import (
     check_limits,
     is_due,
     keep_lines,
+    machine_words,
     pick_device,
     print0,
     setup_distributed,
@@ -126,7 +129,8 @@ def mean_loss(net, rows: list, torch_device):
     The parts of all processes add up to the loss. With gradients on, its gradient is added to that
     of the weights. Collective.
     """
-    scored_tokens = sum(int(scored[1:].sum()) for _, scored in rows)
+    # At least one: all rows may have been cut before their answers.
+    scored_tokens = max(1, sum(int(scored[1:].sum()) for _, scored in rows))
     lengths = [len(tokens) for tokens, _ in rows]
     mine, idle = my_micro_batches(lengths, micro_batch_tokens)
 
@@ -140,6 +144,34 @@ def mean_loss(net, rows: list, torch_device):
         part = part + loss.detach().double()
     idle_passes(net, idle, torch_device)
     return part
+
+
+def update(net, optimizer, rows: list, lr: float, torch_device) -> tuple[float, float]:
+    """(loss, norm of its gradient) of a step on these rows. Collective.
+
+    Raises NotFinite, and takes no step, if one of the two is not finite.
+    """
+    part = mean_loss(net, rows, torch_device)
+    try:
+        norm = optimizer_step(net, optimizer, lr, grad_clip, part)
+    except NotFinite:
+        # If it is the loss, say of which rows.
+        check_losses(net, rows, torch_device)
+        raise
+    return all_sum(part, torch_device), norm
+
+
+@torch.no_grad()
+def check_losses(net, rows: list, torch_device) -> None:
+    """Raise NotFinite if the loss of a row is not finite, with its number. Collective."""
+    losses = torch.zeros(len(rows), device=torch_device)
+
+    # A budget of one token: each row goes alone.
+    mine, idle = my_micro_batches([len(tokens) for tokens, _ in rows], budget=1)
+    for (number,) in mine:
+        losses[number] = -token_logprobs(net, pack([rows[number]], torch_device)).sum()
+    idle_passes(net, idle, torch_device)
+    check_finite("losses", losses)
 
 
 @torch.no_grad()
@@ -156,10 +188,18 @@ def validate(net, rows: list, torch_device) -> float:
 
 def check_settings() -> None:
     """Raise UserError for values that cannot work, before anything is loaded."""
-    positive = "batch_size micro_batch_tokens log_interval val_interval keep_checkpoints"
+    at_least_one = (
+        "epochs max_steps batch_size micro_batch_tokens log_interval val_interval keep_checkpoints"
+    )
+    least = dict.fromkeys(at_least_one.split(), 1)
+    # The first token of a row is never predicted.
+    least["max_length"] = 2
+    # Rates and shares, counts that may be none, and what nobody wants to be negative.
+    not_negative = "val_rows save_interval max_bad_share learning_rate weight_decay grad_clip"
+    least |= dict.fromkeys(not_negative.split(), 0)
     check_limits(
         globals(),
-        dict.fromkeys(positive.split(), 1),
+        least,
         schedule=("linear", "cosine", "constant"),
         overlong=("truncate", "drop"),
     )
@@ -234,10 +274,10 @@ def check_vocabulary(rows: list, vocabulary: int) -> None:
 def print_start(net, text_tokenizer, rows: list, steps: int, start: int, torch_dtype) -> None:
     """The sizes that follow from the settings, and the first row."""
     size = sum(parameter.numel() for parameter in net.parameters()) / 1e6
-    kind = next(net.parameters()).device.type
+    machine = machine_words(next(net.parameters()).device)
     world_size = dist.get_world_size()
     print0(
-        f"{size:.1f} M parameters on {world_size} x {kind}, {torch_dtype}; "
+        f"{size:.1f} M parameters on {machine}, {torch_dtype}; "
         f"{steps} steps of {batch_size} rows, {math.ceil(len(rows) / batch_size)} per epoch; "
         f"{batch_size / world_size:g} rows per process and step"
     )
@@ -245,6 +285,13 @@ def print_start(net, text_tokenizer, rows: list, steps: int, start: int, torch_d
     print0(f"first row: {first_row[:500]!r}")
     if start:
         print0(f"resumed after step {start}")
+
+
+def describe(text_tokenizer, rows: list) -> Iterator[dict]:
+    """What is written of the rows of a step that went wrong."""
+    for tokens, scored in rows:
+        text = text_tokenizer.decode(tokens.tolist())
+        yield dict(text=text, tokens=tokens.tolist(), scored=scored.tolist())
 
 
 def append_row(path: str, row: dict) -> None:
@@ -303,7 +350,14 @@ def main():
     clock = Stopwatch()
     stopped = False
 
-    with waiting_for(clock, timeout_minutes):
+    # What a step that goes wrong leaves behind: see lib/finite.py.
+    def rows_of_this_step():
+        return describe(text_tokenizer, batch)
+
+    with (
+        waiting_for(clock, timeout_minutes),
+        stops_if_not_finite(out_dir, clock, rows_of_this_step),
+    ):
         for step in range(start, steps):
             # The rows of this step: each epoch has an order of its own.
             epoch, position = divmod(step, steps_per_epoch)
@@ -314,9 +368,7 @@ def main():
             clock.start("update", step)
             began = time.time()
             lr = learning_rate_at(step, steps, learning_rate, schedule, math.ceil(warmup * steps))
-            loss = mean_loss(net, batch, torch_device)
-            norm = optimizer_step(net, optimizer, lr, grad_clip)
-            loss = all_sum(loss, torch_device)
+            loss, norm = update(net, optimizer, batch, lr, torch_device)
             seconds = time.time() - began
 
             # Report.
@@ -332,11 +384,6 @@ def main():
             append_row(metrics, row)
             if (step + 1) % log_interval == 0 or step == start or "val_loss" in row:
                 print_status(row, steps, clock.seconds_left(steps - step - 1))
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss of step {step + 1} is {loss}: "
-                    "lower the learning rate, or look at the data"
-                )
 
             # Save. If one rank was asked to stop, all stop.
             clock.start("checkpoint")

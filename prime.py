@@ -857,7 +857,7 @@ def main():
             with on_device(torch_device, offload, models.optimizer):
                 metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
 
-            # 6. The new weights go to the engine. (Its room is not free afterwards: measure before.)
+            # 6. The new weights go to the engine. It takes its room then: measure before.
             metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
             clock.start("sync")
             rollout_engine.wake_up(full_tensors(models.policy))

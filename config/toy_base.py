@@ -18,6 +18,7 @@ warmup = 0.1
 beta2 = 0.98  # a short run needs a shorter average of squared gradients
 weight_decay = 0.1
 checkpointing = False  # memory is no issue
+device = "cpu"  # also where there is a GPU: it would have little to do
 seed = 1337
 log_interval = 50
 val_interval = 400

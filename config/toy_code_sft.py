@@ -14,6 +14,7 @@ warmup = 0.1
 beta2 = 0.98
 val_rows = 100
 checkpointing = False
+device = "cpu"  # also where there is a GPU: it would have little to do
 seed = 1337
 log_interval = 50
 val_interval = 100

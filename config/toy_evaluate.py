@@ -8,4 +8,5 @@ temperature = 1.0
 top_p = 1.0
 max_prompt_tokens = 64
 max_tokens = 80
+device = "cpu"  # also where there is a GPU: it would have little to do
 out_dir = "out/toy_evaluate"

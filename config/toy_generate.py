@@ -10,4 +10,5 @@ samples_per_problem = 2  # as in INTELLECT-MATH
 temperature = 1.0
 max_prompt_tokens = 64
 max_tokens = 80  # the longest right answer has 46
+device = "cpu"  # also where there is a GPU: it would have little to do
 out_dir = "out/toy_generate"

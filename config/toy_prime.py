@@ -25,5 +25,6 @@ eval_problems = 200
 eval_samples = 4
 eval_interval = 2
 save_interval = 4
+device = "cpu"  # also where there is a GPU: it would have little to do
 seed = 1337
 out_dir = "out/toy_prime"

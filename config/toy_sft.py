@@ -15,6 +15,7 @@ warmup = 0.1
 beta2 = 0.95
 val_rows = 32
 checkpointing = False
+device = "cpu"  # also where there is a GPU: it would have little to do
 seed = 1337
 save_interval = 0  # the run takes seconds: there is nothing to resume
 out_dir = "out/toy_sft"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole recipe on a laptop with two CPU cores and no GPU: the built-in world, a base model,
-# teacher samples, SFT, PRIME, and a table of results.
+# The whole recipe on a laptop with two CPU cores: the built-in world, a base model, teacher samples,
+# SFT, PRIME, and a table of results. It runs on the CPU also where there is a GPU.
 #     bash runs/toy.sh
 #     SEED=1 bash runs/toy.sh                # another world and another run
 #     bash runs/toy.sh --habits=facts        # other mistakes to unlearn

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub is a mistake
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # on a machine with GPUs, too, the CPU is tested
 
 
 @pytest.fixture(scope="session")

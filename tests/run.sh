@@ -3,8 +3,8 @@
 #     bash tests/run.sh                  # arguments go to pytest: bash tests/run.sh -k grader
 #     SKIP_VLLM=1 bash tests/run.sh      # without the second environment
 #
-# On Linux without a GPU, the CPU build of vLLM is installed in an environment of its own,
-# .venv-vllm, and its tests run there on the real engine.
+# On Linux the CPU build of vLLM is installed in an environment of its own, .venv-vllm, and its tests
+# run there on the real engine. All tests run on the CPU, also where there is a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/setup.sh
@@ -36,7 +36,7 @@ vllm_job=
 result=0
 if [ -n "${SKIP_VLLM:-}" ]; then
     echo "without the tests of vLLM"
-elif python -c 'import vllm' 2>/dev/null; then
+elif python -c 'from engine import vllm_device; import vllm; assert vllm_device() == "cpu"' 2>/dev/null; then
     python -m pytest -q --show-capture=no tests/test_vllm.py || result=$?
 elif [ "$(uname -sm)" = "Linux x86_64" ]; then
     export -f test_vllm

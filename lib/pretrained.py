@@ -1,12 +1,15 @@
 """What a model's folder or hub id holds beside weights: configuration, tokenizer, end tokens."""
 
 import contextlib
+import json
 import math
+import tempfile
 from pathlib import Path
 
 import jinja2
 
 from configurator import UserError
+from lib.run import print0
 
 
 def model_config(path):
@@ -50,25 +53,244 @@ def spread_gpus(path, gpus: int) -> int:
     return math.gcd(model_config(path).num_attention_heads, max(1, gpus))
 
 
+# ----------------------------------------------------------------------------------------------
+# tokenizers
+
+# Text that tells tokenizers apart, and in which a tokenizer loses what it cannot write.
+PROBE = (
+    "Let $x_1 = 3.14$ and y = -12,345 + 67890; so be it!\n\n",
+    "\\boxed{\\frac{1}{2}}  \\[a &= b\\\\\n c^{10} - d\\]\n",
+    "```python\ndef f(n):\n    if n > 1:\n\t\treturn n * f(n - 1)  # n!\n\n\nprint(f(20))\n```\n",
+    "I'll say it's HE'S, don't; __init__ 'q' \"w\" <p> [INST] 50% a/b @c #d ~e |f|\r\nend \n",
+    "café naïve Straße Δα Жук 日本語。２０ १२\n",
+    "— “so”… x² ≤ 5° 𝑥😀\n",
+)
+# Entries of the vocabulary that are tried as well.
+PROBE_WORDS = 10_000
+
+
 def load_tokenizer(path: str, chat_template: str | None = None):
     """The tokenizer of a model, by folder or hub id.
 
     chat_template: a .jinja file that replaces the tokenizer's own.
-    Raises UserError if there is no such tokenizer or file, or no chat template at all.
+    Raises UserError if there is no such tokenizer or file, no chat template or end token, or if it
+    does not give back the text that it was given.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = open_tokenizer(path)
         if chat_template:
-            tokenizer.chat_template = Path(chat_template).read_text("utf-8")
+            tokenizer.chat_template = Path(chat_template).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(path, error)) from None
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file"
         )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {path} has no end token: name one as eos_token in its "
+            "tokenizer_config.json"
+        )
+    check_round_trip(tokenizer, path)
     return tokenizer
+
+
+def open_tokenizer(path: str):
+    """The tokenizer that tokenizer.json describes; without this file what transformers makes.
+
+    By the name in tokenizer_config.json, or the kind of model, transformers opens many as a class
+    of its own, Llama's or Qwen2's say, which replaces parts of tokenizer.json. Byte-level ones
+    then lose blanks and new lines (github.com/huggingface/transformers/issues/45488).
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    trouble = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        # A class of its own may not take this tokenizer.json.
+        trouble = error
+
+    if not has_tokenizer_json(path):
+        if trouble is not None:
+            raise as_value_error(trouble)
+        return without_clean_up(tokenizer)
+    if trouble is None and type(tokenizer) is PreTrainedTokenizerFast:
+        return without_clean_up(tokenizer)
+
+    # What tokenizer.json says is what the model was trained with.
+    plain = PreTrainedTokenizerFast.from_pretrained(path)
+    if trouble is None and differing_text(tokenizer, plain) is None:
+        return without_clean_up(tokenizer)
+    opened = type(trouble or tokenizer).__name__
+    print0(
+        f"note: {path}: transformers opens this tokenizer as {opened}, which is not what its "
+        "tokenizer.json says; tokenizer.json is used"
+    )
+    return without_clean_up(plain)
+
+
+def as_value_error(error: Exception) -> Exception:
+    """The error itself, if load_tokenizer() puts it into words, else a ValueError of its text."""
+    if isinstance(error, (OSError, ValueError)):
+        return error
+    return ValueError(f"{type(error).__name__}: {error}")
+
+
+def has_tokenizer_json(path: str) -> bool:
+    """Has this folder or hub id a tokenizer.json?"""
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(path, "tokenizer.json") is not None
+    except (OSError, ValueError):
+        return False
+
+
+def without_clean_up(tokenizer):
+    """The tokenizer, so that decoding leaves the blanks before punctuation as they are."""
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def differing_text(tokenizer, other) -> str | None:
+    """A text that two tokenizers encode or decode differently; None if no probe shows one.
+
+    Probes are PROBE, all special and added tokens, and words of the other's vocabulary.
+    """
+    for text in probe_texts(other):
+        for special in (False, True):
+            ids = tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+            expected = other(text, add_special_tokens=special, verbose=False).input_ids
+            if ids != expected:
+                return text
+        if tokenizer.decode(ids) != other.decode(ids):
+            return text
+        plain_text = other.decode(ids, skip_special_tokens=True)
+        if tokenizer.decode(ids, skip_special_tokens=True) != plain_text:
+            return text
+    return None
+
+
+def probe_texts(tokenizer) -> list[str]:
+    """Texts that show how a tokenizer splits: PROBE, its added tokens, words that it knows."""
+    added = [str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()]
+    texts = [*PROBE, "".join(f"a{token} b\n{token}" for token in added)]
+
+    # Words side by side meet all borders at which tokenizers may split differently.
+    step = 1 + len(tokenizer) // PROBE_WORDS
+    words = [tokenizer.decode([number]) for number in range(0, len(tokenizer), step)]
+    for first in range(0, len(words), 50):
+        texts.append("".join(words[first : first + 50]))
+        texts.append("\n".join(words[first : first + 50]))
+    return texts
+
+
+def check_round_trip(tokenizer, path: str) -> None:
+    """Raise UserError if decoding does not give back what was encoded.
+
+    What the tokenizer's own normalizer changes is no loss. Signs that its vocabulary lacks are
+    printed, unless it is the blank or the new line, without which no text is left.
+    """
+    signs = sorted(set("".join(PROBE)))
+    unknown = [sign for sign in signs if not is_known(tokenizer, sign)]
+    lost = " " in unknown or "\n" in unknown
+    for text in PROBE:
+        known = "".join(sign for sign in text if sign not in unknown)
+        back = tokenizer.decode(tokenizer(known, add_special_tokens=False).input_ids)
+        if lost or normal(tokenizer, back) != normal(tokenizer, known):
+            raise UserError(
+                f"the tokenizer of {path} does not give back the text that it is given: "
+                f"{text[:40]!r} becomes {back[:40]!r}"
+            )
+    if unknown:
+        print0(f"note: the tokenizer of {path} has no tokens for {' '.join(unknown)[:80]}")
+
+
+def is_known(tokenizer, sign: str) -> bool:
+    """Does a sign come back from between two digits?"""
+    text = f"1{sign}1"
+    back = normal(tokenizer, tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids))
+    if not sign.strip():
+        return back == normal(tokenizer, text)
+    return normal(tokenizer, sign).strip() in back[1:]
+
+
+def normal(tokenizer, text: str) -> str:
+    """A text as the tokenizer's normalizer leaves it, without SentencePiece's sign for a blank."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    return text.replace("\u2581", " ").removeprefix(" ")
+
+
+def check_same_tokens(tokenizer, folder: str) -> None:
+    """Raise UserError if transformers opens another tokenizer in a folder than was written there.
+
+    The whole folder counts, config.json included. vLLM opens it in the same way.
+    """
+    from transformers import AutoTokenizer
+
+    text = differing_text(AutoTokenizer.from_pretrained(folder), tokenizer)
+    if text is not None:
+        raise UserError(
+            f"{folder}: transformers opens the tokenizer that was written there as another one, "
+            f"which differs at {text[:40]!r}: take --tokenizer of the model's own kind"
+        )
+
+
+def save_tokenizer(tokenizer, folder: str) -> None:
+    """Write a tokenizer beside a model's config.json, so that transformers opens just this one.
+
+    Raises UserError if transformers opens another one all the same.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    if differing_text(AutoTokenizer.from_pretrained(folder), tokenizer) is None:
+        return
+
+    # Beside the configuration of some kinds of models (Qwen2) transformers takes a class of its own
+    # whatever the files say, unless they name code of theirs. It is not run, and need not exist.
+    path = Path(folder, "tokenizer_config.json")
+    settings = json.loads(path.read_text("utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["auto_map"] = {"AutoTokenizer": [None, "tokenizer.TokenizerOfJson"]}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    check_same_tokens(tokenizer, folder)
+
+
+def check_tokenizer_can_be_saved(tokenizer, path) -> None:
+    """Raise UserError now if save_tokenizer() would, beside the configuration of this model.
+
+    path: as for model_config().
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model_config(path).save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+
+
+def check_same_tokenizer(path_a: str, path_b: str) -> None:
+    """Raise UserError if two models, by folder or hub id, have different tokenizers.
+
+    A model that has none of its own, no tokenizer files beside its weights, passes.
+    """
+    if path_a == path_b:
+        return
+    try:
+        other = open_tokenizer(path_b)
+    except (OSError, ValueError):
+        return
+    text = differing_text(other, open_tokenizer(path_a))
+    if text is not None:
+        raise UserError(
+            f"{path_b} has another tokenizer than {path_a}: they differ at {text[:40]!r}; "
+            "its token ids would mean other texts"
+        )
+
+
+# ----------------------------------------------------------------------------------------------
+# prompts and end tokens
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -98,13 +320,32 @@ def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
 
 
 def stop_tokens(tokenizer, path: str) -> list[int]:
-    """Sorted ids that end an answer: the tokenizer's and those of the model's generation_config."""
-    from transformers import GenerationConfig
+    """Sorted ids that end an answer: the tokenizer's and those that the model's files name.
 
-    ids = {tokenizer.eos_token_id}
+    As transformers does, generation_config.json is asked first, then config.json.
+    """
+    ids = {tokenizer.eos_token_id, *named_end_tokens(path)}
 
-    # The file is optional.
-    with contextlib.suppress(OSError):
-        listed = GenerationConfig.from_pretrained(path).eos_token_id
-        ids |= set(listed if isinstance(listed, list) else [listed])
+    # The files of a model that comes with another tokenizer may mean other tokens by its numbers.
+    if tokenizer.name_or_path != path:
+        ids &= {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}
     return sorted(ids - {None})
+
+
+def named_end_tokens(path: str) -> list[int]:
+    """The end tokens in a model's generation_config.json, or config.json."""
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    # Both files are optional.
+    named = None
+    with contextlib.suppress(OSError):
+        named = GenerationConfig.from_pretrained(path).eos_token_id
+    if named is None:
+        # The file itself: a configuration object would fill in the number of its kind of model.
+        with contextlib.suppress(OSError):
+            settings, _ = PreTrainedConfig.get_config_dict(path)
+            named = settings.get("eos_token_id")
+            if named is None:
+                named = (settings.get("text_config") or {}).get("eos_token_id")
+    listed = named if isinstance(named, list) else [named]
+    return [number for number in listed if isinstance(number, int) and number >= 0]

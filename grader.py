@@ -25,6 +25,7 @@ import time
 from configurator import UserError
 from lib import own_reward
 from lib.code_tests import read_tests
+from lib.extraction import extract_answer, golds
 from lib.mathexpr import Unparsed, judge
 from lib.sandbox import (
     PRELUDE,
@@ -52,122 +53,6 @@ MAX_COMPLAINTS = 20
 FIRST_TESTS = 5
 # Characters of output beyond the expected ones that are looked at.
 MAX_EXTRA_OUTPUT = 10_000
-
-
-# --- from a response to the text of its answer ---
-
-
-def balanced(depth: int) -> str:
-    """A pattern for text in which braces are balanced, nested up to a depth."""
-    pattern = ""
-    for _ in range(depth):
-        pattern = rf"(?:[^{{}}\\]++|\\.|{{{pattern}}})*+"
-    return pattern
-
-
-BOX = re.compile(
-    r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*" + rf"(?:{{({balanced(40)})}}|(\d))",
-    re.S,
-)
-# A minus that belongs to the box behind it; neither the bullet of a list nor that of 10 - 3.
-MINUS = re.compile(r"(?:[=$(]\s*-\s*|(?<![\w})\].-])-)$")
-# What may stand between the boxes of one answer: commas, "and", "x =".
-GLUE = re.compile(
-    r"(?:[\s$,;&]|\\[,;:()!]|\\q?quad\b"
-    r"|\\text\s*{\s*(?:and|or)\s*}|\b(?:and|or)\b|\b[a-z](?:_\d)?\s*=)*"
-)
-PHRASE = re.compile(
-    r"\b(?:answer|result|solution)s?\s*(?:\b(?:is|are)\b:?|:)[\s*]*|^(?:A|####):?\s", re.I | re.M
-)
-# An inline formula or a number.
-FORMULA = re.compile(
-    r"(?<!\$)\$((?:\\.|[^$\\])+)\$"
-    r"|\\\((.+?)\\\)"
-    r"|(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?)",
-    re.S,
-)
-CHOICE = re.compile(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)[\s\\~]*}[\s\\~]*(?=\S)(.+)")
-
-
-def extract_answer(response: str, fallback: bool = False) -> str | None:
-    r"""The content of the last balanced \boxed{...} or \fbox{...}, with a minus before it.
-
-    Boxes with only commas or "and" between them are one list. None if there is no box; with
-    fallback=True (evaluation only, never a reward) then the answer of a closing phrase, or the last
-    formula or number.
-
-    >>> extract_answer(r"so $x = -\boxed{3}$ or $x = \boxed{2}$.")
-    '-3, 2'
-    """
-    boxes = list(BOX.finditer(response))
-    if not boxes:
-        return from_prose(response) if fallback else None
-
-    # The boxes of the last sentence, from the last one back.
-    last = [boxes.pop()]
-    while boxes:
-        gap = response[boxes[-1].end() : last[0].start()]
-        if "\n\n" in gap or not GLUE.fullmatch(gap):
-            break
-        last.insert(0, boxes.pop())
-
-    # An answer that is boxed twice counts once.
-    answers = dict.fromkeys(signed_content(box) for box in last)
-    return ", ".join(answers)
-
-
-def signed_content(box: re.Match) -> str:
-    content = box[box.lastindex]
-    before = box.string[max(0, box.start() - 20) : box.start()]
-    if MINUS.search(before):
-        return "-" + content
-    return content
-
-
-def from_prose(response: str) -> str | None:
-    """The answer of a response without a box: what follows the last phrase, or the last formula."""
-    closing = re.split(r"<\||\.?\s*I hope it is", response[-5000:])[0]
-    *before, text = PHRASE.split(closing)
-    has_phrase = bool(before)
-
-    # A few words behind a phrase; but a lone letter would be too easy to hit.
-    line = re.split(r"\n|\.(?=\s|$)", text)[0]
-    if has_phrase and len(line.split()) <= 3 and re.search(r"\w\w", line):
-        return line
-
-    # A formula right behind a phrase, else the last one.
-    formulas = list(FORMULA.finditer(text))
-    if not formulas:
-        return None
-    formula = formulas[-1]
-    if has_phrase and formulas[0].start() == 0:
-        formula = formulas[0]
-    return next(filter(None, formula.groups()))
-
-
-def golds(gold) -> list[str]:
-    r"""The texts that count as right.
-
-    gold: an answer; a worked solution, of which the box or the last phrase counts; a number; or a
-    list of these. A choice with its value, \textbf{(B)} 7, may be answered by B and by 7 as well.
-    """
-    if isinstance(gold, (list, tuple)):
-        texts = []
-        for one in gold:
-            texts += golds(one)
-        return texts
-
-    text = str(gold)
-    phrase = re.search(r"answer is:?\s*(?:\$(.+?)\$|([-+*/^().\d\s]+?)\.?\s*$)", text)
-    boxed = extract_answer(text)
-    if boxed:
-        text = boxed
-    elif phrase:
-        text = phrase[1] or phrase[2] or text
-    choice = CHOICE.fullmatch(text)
-    if choice:
-        return [text, *choice.groups()]
-    return [text]
 
 
 # --- mathematics ---

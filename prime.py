@@ -706,7 +706,7 @@ def print_memory() -> None:
     """What a step and a GPU hold, by arithmetic."""
     names = """prm_model ref_model prompts_per_step samples_per_prompt max_prompt_tokens max_tokens
         micro_batch_tokens batch_rows prm_batch_rows ppo_epochs prm_update ref_type checkpointing
-        offload shard dtype gpu_memory"""
+        offload shard dtype gpu_memory keep_checkpoints"""
     own = {name: globals()[name] for name in names.split()}
     memory.print_prime(model, memory.gpus_of_this_run(), entropy=entropy_coef != 0, **own)
 
@@ -782,6 +782,9 @@ def main():
     tokenizer = load_tokenizer(model, chat_template)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
+    saved = [model, prm_model or model]
+    trained = saved if prm_update != "none" else [model]
+    memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
     stop_signals = catch_signals()
     stream, held_out = load_data(tokenizer)
     workers = grade_workers or max(1, os.cpu_count() // world_size)

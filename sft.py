@@ -216,6 +216,7 @@ def print_memory() -> None:
         checkpointing=checkpointing,
         shard=shard,
         dtype=dtype,
+        keep_checkpoints=keep_checkpoints,
     )
 
 
@@ -325,6 +326,7 @@ def main():
     text_tokenizer = load_tokenizer(tokenizer or model, chat_template)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
+    memory.check_disk(out_dir, torch_dtype, [model], [model], keep_checkpoints, save_interval)
     stop_signals = catch_signals()
     with waiting_for("loading", timeout_minutes):
         rows, held_out = load_data(text_tokenizer)

@@ -14,20 +14,23 @@ A pass comes on top, and what counts is its peak: embeddings and head are gather
 layer's weights around its turn, logits exist for one chunk of tokens at a time. The bytes per token
 are those of the tensors that the passes of model.py make in bfloat16; tests/test_memory.py counts
 them again. Not included: CUDA and NCCL, the CUDA graphs of a sleeping vLLM, and that a resume with
-offload holds everything on the GPU once. GB are 2^30 bytes.
+offload holds everything on the GPU once. GB are 2^30 bytes; on disk, as disks are sold, 10^9.
 """
 
 import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from configurator import UserError
-from lib.pretrained import model_config, positions, spread_gpus
+from lib.pretrained import check_positions, model_config, positions, spread_gpus
 from lib.run import gpu_count, print0
 
 GB = 2**30
+DISK_GB = 10**9
 
 # GB as GPUs are sold, 98.5 % of which is usable, in our GB: a consumer's, A100 or H100, H200.
 GPU_SIZES = (24, 80, 141)
@@ -316,6 +319,7 @@ def print_sft(
     checkpointing: bool,
     shard: int | None,
     dtype: str,
+    keep_checkpoints: int = 2,
 ) -> None:
     """Print what a step of sft.py is, and what it takes of each of the GPUs.
 
@@ -333,6 +337,7 @@ def print_sft(
     phases = sft_phases(size, shards, tokens=tokens, checkpointing=checkpointing)
     print_phases(phases)
     print_fits(phases)
+    print_disk([size], [size], dtype, keep_checkpoints)
 
 
 def print_prime(
@@ -357,13 +362,17 @@ def print_prime(
     shard: int | None,
     dtype: str,
     gpu_memory: float,
+    keep_checkpoints: int = 2,
 ) -> None:
     """Print what a step of prime.py is, and what it takes of each of the GPUs.
 
     The keywords are the script's settings; entropy: its loss has one.
-    Raises UserError if shard does not divide the GPUs.
+    Raises UserError if shard does not divide the GPUs, or a model has too few positions.
     """
     shards = gpus_of_a_copy(gpus, shard)
+    for chosen in (path, prm_model, ref_model):
+        if chosen is not None:
+            check_positions(chosen, max_prompt_tokens + max_tokens)
     policy = model_size(path)
     prm = model_size(prm_model) if prm_model else policy
     ref = model_size(ref_model) if ref_model else prm
@@ -402,6 +411,8 @@ def print_prime(
         host = offloaded(policy, prm, ref, prm_trained, ref_frozen)
         print0(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
     print_fits(phases, gpu_memory)
+    trained = [policy, prm] if prm_trained else [policy]
+    print_disk(trained, [policy, prm], dtype, keep_checkpoints)
 
 
 def print_engine(
@@ -495,3 +506,80 @@ def print_fits(phases: dict, engine_share: float = 0.0) -> None:
         verdict = "yes" if fits(phases, gpu_size, engine_share) else "no"
         verdicts.append(f"{gpu_size} GB: {verdict}")
     print0(f"fits GPUs of {', '.join(verdicts)}")
+
+
+def print_disk(trained: list, saved: list, dtype: str, keep_checkpoints: int) -> None:
+    """Print what a run takes of the disk. trained, saved: as for check_disk(), but their sizes."""
+    checkpoint = sum(map(checkpoint_bytes, trained)) / DISK_GB
+    models = sum(model_bytes(size, getattr(torch, dtype, torch.bfloat16)) for size in saved)
+    print0(
+        f"on disk: a checkpoint {checkpoint:.1f} GB, {keep_checkpoints + 1} of them while one is "
+        f"written {(keep_checkpoints + 1) * checkpoint:.1f} GB; models at the end "
+        f"{models / DISK_GB:.1f} GB"
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# the disk
+
+
+def checkpoint_bytes(size: ModelSize) -> int:
+    """Bytes of a trained model in a checkpoint: weights and Adam's two averages in fp32."""
+    # A tied head, which is no parameter of its own, is written a second time.
+    is_tied = size.root < 2 * size.head
+    return 12 * size.parameters + (4 * size.head if is_tied else 0)
+
+
+def model_bytes(size: ModelSize, dtype: torch.dtype) -> int:
+    """Bytes of a model's folder."""
+    return size.parameters * dtype.itemsize
+
+
+def check_disk(
+    out_dir: str,
+    dtype: torch.dtype,
+    trained: list[str],
+    saved: list[str],
+    keep_checkpoints: int,
+    save_interval: int,
+) -> None:
+    """Compare the free space of out_dir's disk with what the run will write there, on rank 0.
+
+    trained: the models whose state checkpoints have; saved: those whose folders are written, in
+    `dtype`. A line is printed if not all will fit that is kept at a time.
+    Raises UserError if not even one checkpoint and the models do.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    checkpoint = sum(checkpoint_bytes(model_size(path)) for path in trained)
+    if not save_interval:
+        checkpoint = 0
+    models = sum(model_bytes(model_size(path), dtype) for path in saved)
+
+    # Checkpoints that are there will be replaced, but only after the next one is written.
+    there = folder_bytes(Path(out_dir, "checkpoints"))
+    free = shutil.disk_usage(out_dir).free
+    everything = (keep_checkpoints + 1) * checkpoint + models
+    fits_once = free >= checkpoint and free + there >= checkpoint + models
+    if free + there >= everything and fits_once:
+        return
+
+    words = (
+        f"{out_dir} has {disk_gb(free)} GB free; a checkpoint takes {disk_gb(checkpoint)} GB, "
+        f"the models at the end {disk_gb(models)} GB"
+    )
+    if not fits_once:
+        raise UserError(f"{words}: free some space, choose another --out_dir or --save_interval=0")
+    print0(
+        f"note: {words}, and {keep_checkpoints + 1} checkpoints with them {disk_gb(everything)} GB "
+        "(--keep_checkpoints): free some space before the disk is full"
+    )
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def disk_gb(size: int) -> str:
+    """Bytes in GB of the disk's, to three figures: "183", "0.00385"."""
+    return f"{float(f'{size / DISK_GB:.3g}'):g}"

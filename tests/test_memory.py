@@ -2,7 +2,9 @@
 
 import importlib
 import re
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ import model
 from bench import memory_table
 from configurator import UserError
 from lib import memory
+from lib.run import setup_distributed
 
 GB = 2**30
 
@@ -448,3 +451,108 @@ def test_dry_run_needs_no_gpu_and_no_weights(script, folder_7b, tmp_path, monkey
     elif script == "prime":
         assert "256 prompts x 4 samples = 1024 rows, 128 per GPU" in out
         assert list(totals(out)) == ["rollout", "old", "ref", "prm", "policy", "sync"]
+
+
+# ----------------------------------------------------------------------------------------------
+# the disk
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def small_model(request, tmp_path_factory):
+    """The folder of a model of 1.4 M or 2.4 M parameters."""
+    config = Qwen2Config(
+        vocab_size=8192,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=request.param,
+    )
+    folder = tmp_path_factory.mktemp("small")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_size_of_a_checkpoint_and_of_a_folder(small_model, tmp_path):
+    """Against real files, of which some 2 KB per tensor are names and the like."""
+    size = memory.model_size(small_model)
+    weights = memory.folder_bytes(Path(small_model))
+    assert weights == pytest.approx(memory.model_bytes(size, torch.float32), rel=0.02)
+
+    setup_distributed(torch.device("cpu"))
+    net = model.load_model(small_model, torch.device("cpu"), torch.float32)
+    optimizer = model.make_optimizer(net, 1e-3)
+    model.save_checkpoint(str(tmp_path), 1, dict(model=(net, optimizer)), {}, keep=1)
+    dist.destroy_process_group()
+    written = memory.folder_bytes(tmp_path)
+    tensors = 4 * len(list(net.parameters()))
+    assert 0 < written - memory.checkpoint_bytes(size) < 4000 * tensors
+
+
+def test_disk_in_the_dry_run(config_7b, capsys):
+    """Of 7.6 B parameters: 12 bytes each in a checkpoint, 2 in a folder."""
+    memory.print_sft(config_7b, 8, **SFT, keep_checkpoints=2)
+    out = capsys.readouterr().out
+    assert "a checkpoint 91.4 GB, 3 of them while one is written 274.2 GB" in out
+    assert "models at the end 15.2 GB" in out
+    memory.print_prime(config_7b, 8, **PRIME, keep_checkpoints=2)
+    out = capsys.readouterr().out
+    assert "a checkpoint 182.8 GB, 3 of them while one is written 548.3 GB" in out
+    assert "models at the end 30.5 GB" in out
+    memory.print_prime(config_7b, 8, **PRIME | dict(prm_update="none"), keep_checkpoints=1)
+    assert "a checkpoint 91.4 GB, 2 of them" in capsys.readouterr().out
+
+
+@pytest.fixture
+def disk(small_model, tmp_path, monkeypatch):
+    """disk(free, there): checks a run's space if so many checkpoints' worth is free.
+
+    there: how many checkpoints the run has already.
+    """
+    checkpoint = memory.checkpoint_bytes(memory.model_size(small_model))
+
+    def check(free, there=0, keep=2, interval=1):
+        folder = tmp_path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        with open(folder / "step_000001", "wb") as file:
+            file.truncate(int(there * checkpoint))
+        usage = shutil._ntuple_diskusage(10**12, 0, int(free * checkpoint))
+        monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage)
+        models = [small_model]
+        memory.check_disk(str(tmp_path), torch.float32, models, models, keep, interval)
+
+    return check
+
+
+def test_free_space(disk, capsys):
+    """A model's folder in float32 is a third of a checkpoint, or less."""
+    disk(3.4)
+    disk(1.4, there=2)
+    disk(0.4, interval=0)
+    assert capsys.readouterr().out == ""
+
+    # Not all at a time, but a first checkpoint and the models.
+    disk(2.9)
+    out = capsys.readouterr().out
+    assert out.startswith("note: ") and out.count("\n") == 1
+    assert "3 checkpoints" in out
+
+    for arguments in (dict(free=1.1), dict(free=0.9, there=2), dict(free=0.1, interval=0)):
+        with pytest.raises(UserError, match="GB free; a checkpoint takes .*--out_dir"):
+            disk(**arguments)
+
+
+def test_only_the_first_process_looks(disk, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    disk(0.0)
+
+
+def test_texts_longer_than_a_model_was_made_for(config_7b, folder_7b, tmp_path):
+    """Neither the policy nor the PRM: rotary positions would be new to it."""
+    with pytest.raises(UserError, match=f"= 8192, but {folder_7b} has 4096 positions: lower"):
+        memory.print_prime(str(folder_7b), 8, **PRIME | dict(max_tokens=7168))
+    short = Qwen2Config(**config_7b.to_dict() | dict(max_position_embeddings=2048))
+    short.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"= 4096, but {tmp_path} has 2048 positions"):
+        memory.print_prime(config_7b, 8, **PRIME | dict(prm_model=str(tmp_path)))

@@ -43,6 +43,8 @@ from lib.finite import NotFinite, names_not_finite
 from lib.pretrained import model_config, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
+from lib.safe_checkpoint import load_checkpoint_files, names_in_checkpoint
+from lib.weights import check_fit, read_files, weight_files
 
 # The kinds of models that are computed here as transformers computes them.
 KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
@@ -383,6 +385,7 @@ def load_model(
     config = model_config(path)
     check_kind(path, config)
     folder = weights_folder(path)
+    files = on_first_rank(lambda: weight_files(folder))
     kernel = pick_attention(attention, device, dtype)
     mesh = make_mesh(device, shard)
 
@@ -401,7 +404,7 @@ def load_model(
 
     # Now memory for the shards, and what belongs there.
     model.to_empty(device=device)
-    read_weights(model, folder)
+    read_weights(model, folder, files)
 
     # The rotary frequencies are in no file: to_empty() has left them undefined.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
@@ -428,20 +431,12 @@ def check_kind(path: str, config) -> None:
 
 
 def weights_folder(path: str) -> str:
-    """The local folder of a model's safetensors files; a hub id is downloaded by rank 0.
-
-    Raises UserError if there are none.
-    """
+    """The local folder of a model's safetensors files; a hub id is downloaded by rank 0."""
     from huggingface_hub import snapshot_download
 
     if not os.path.isdir(path):
         patterns = ["*.safetensors", "*.json"]
-        path = on_first_rank(lambda: snapshot_download(path, allow_patterns=patterns))
-    if not glob.glob(os.path.join(path, "*.safetensors")):
-        raise UserError(
-            f"{path} has no *.safetensors file: "
-            "convert it with from_pretrained(...).save_pretrained(folder)"
-        )
+        return on_first_rank(lambda: snapshot_download(path, allow_patterns=patterns))
     return path
 
 
@@ -502,13 +497,20 @@ def build_on_meta(config, kernel: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config, attn_implementation="packed")
 
 
-def read_weights(model: torch.nn.Module, folder: str) -> None:
-    """Read safetensors files straight into the shards; no process ever holds them all."""
+def read_weights(model: torch.nn.Module, folder: str, files: list[str]) -> None:
+    """Read safetensors files straight into the shards; no process ever holds them all. Collective.
+
+    Raises UserError if they are not this model's weights, or not finite.
+    """
     weights = model.state_dict()
-    if model.config.tie_word_embeddings:
-        # The head is the embedding matrix: the files have it once.
+    tied = model.config.tie_word_embeddings
+    if tied:
+        # The head is the embedding matrix: the files need it once.
         weights.pop("lm_head.weight", None)
-    dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(folder))
+    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
+    on_first_rank(lambda: check_fit(folder, files, shapes, tied))
+    read_files(weights, folder, files)
+    check_weights(model, folder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -713,12 +715,12 @@ def training_state(trained: dict) -> dict:
 
 def checkpoint_paths(folder: str) -> list[str]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(glob.glob(os.path.join(folder, "step_??????")))
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "step_??????")))
 
 
 def remove_unfinished(folder: str) -> None:
     """Remove checkpoints that an earlier run could not finish."""
-    for path in glob.glob(os.path.join(folder, "*.tmp")):
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -745,7 +747,7 @@ def load_checkpoint(folder: str, trained: dict):
         state = training_state(trained)
         state["extra"] = ""
         try:
-            dcp.load(state, checkpoint_id=path)
+            load_checkpoint_files(state, path)
         except dcp.api.CheckpointException as error:
             # Half deleted, or bytes were lost: this is what the one before it is for.
             reason = str(error).splitlines()[-1][:120]
@@ -755,6 +757,11 @@ def load_checkpoint(folder: str, trained: dict):
         check_nothing_is_lost(path, state)
         for name, (model, optimizer) in trained.items():
             restore(model, optimizer, state[name])
+        try:
+            check_trained(trained)
+        except NotFinite as error:
+            print0(f"{path}: {error}: trying the one before it")
+            continue
         return int(path[-6:]), json.loads(state["extra"])
 
     if paths:
@@ -767,9 +774,7 @@ def load_checkpoint(folder: str, trained: dict):
 
 def check_nothing_is_lost(path: str, state: dict) -> None:
     """Raise UserError if a checkpoint has a model that is not part of `state`."""
-    entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    names = {entry.partition(".")[0] for entry in entries}
-    lost = names - state.keys()
+    lost = names_in_checkpoint(path) - state.keys()
     if lost:
         raise UserError(
             f"{path} has a trained {', '.join(sorted(lost))}, which would be lost: "

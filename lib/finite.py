@@ -94,7 +94,8 @@ def stops_if_not_finite(out_dir: str, where, rows: Callable[[], Iterable[dict]])
     except NotFinite as error:
         # Rank 0 says so for all; the others wait until the file is there.
         path = os.path.join(out_dir, "not_finite.jsonl")
-        count = on_first_rank(lambda: write_rows(path, rows(), error.rows or []))
+        bad = error.rows or []
+        count = on_first_rank(lambda: write_rows(path, rows(), bad))
         raise UserError(
             f"{where}: {error}. Nothing of this step is kept. Its {count} rows are in {path}: look "
             "at them, or lower the learning rate. The same command goes on after the last "

@@ -1,0 +1,160 @@
+"""The weights in a model's folder: which files are read, what is in them, and whether they fit."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystem
+
+from configurator import UserError
+
+# The names that transformers looks for, in this order.
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Rows of a matrix that are compared at a time.
+COMPARED_ROWS = 8192
+
+
+def weight_files(folder: str) -> list[str]:
+    """The safetensors files that transformers reads: one, or the shards that the index names.
+
+    Others beside them, such as a backup or shards of an earlier save, are no part of the model.
+    Raises UserError if there are none, if the index cannot be read, or a shard is missing.
+    """
+    one = Path(folder, ONE_FILE)
+    if one.is_file():
+        return [str(one)]
+    index = Path(folder, INDEX)
+    if not index.is_file():
+        raise UserError(
+            f"{folder} has no *.safetensors file that is a model: neither {ONE_FILE} nor {INDEX}. "
+            "Convert it with from_pretrained(...).save_pretrained(folder)"
+        )
+
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of weights ({error!r}): copy it again") from None
+    files = [Path(folder, name) for name in sorted(names)]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}, which {INDEX} names, is not there: copy the model again")
+    return [str(file) for file in files]
+
+
+def open_weights(file: str):
+    """An open safetensors file. Raises UserError if it is none, or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}): copy it again") from None
+
+
+def weight_shapes(files: list[str]) -> dict[str, tuple[str, list[int]]]:
+    """{name of a weight: (its file, its shape)}."""
+    found = {}
+    for file in files:
+        with open_weights(file) as weights:
+            names = weights.keys()
+            for name in names:
+                found[name] = (file, weights.get_slice(name).get_shape())
+    return found
+
+
+def check_fit(folder: str, files: list[str], shapes: dict[str, list[int]], tied: bool) -> None:
+    """Raise UserError if the files are not the weights of a model with these names and shapes.
+
+    tied: the head is the embedding matrix. The files may then have it a second time, if it is the
+    same: transformers would otherwise keep both and vLLM drop one.
+    """
+    found = weight_shapes(files)
+    missing = [name for name in shapes if name not in found]
+    if missing:
+        unknown = [name for name in found if name not in shapes]
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(shapes)} weights that its config.json asks "
+            f"for, such as {missing[0]}; {len(unknown)} of its weights have other names"
+            + (f", such as {unknown[0]}" if unknown else "")
+        )
+
+    for name, shape in shapes.items():
+        if list(shape) != found[name][1]:
+            raise UserError(
+                f"{folder}: {name} has the shape {found[name][1]}, its config.json makes it "
+                f"{list(shape)}: they are not of the same model"
+            )
+
+    head = "lm_head.weight"
+    if tied and head in found and not same_weights(found, head, "model.embed_tokens.weight"):
+        raise UserError(
+            f"{folder}: config.json says tie_word_embeddings=true, but {head} is another matrix "
+            "than the embeddings. Set it to false there, or remove the head from the file"
+        )
+
+
+def same_weights(found: dict, name: str, other: str) -> bool:
+    """Are two matrices of weight_shapes() equal?"""
+    file, shape = found[name]
+    other_file, other_shape = found[other]
+    if shape != other_shape:
+        return False
+    with open_weights(file) as weights, open_weights(other_file) as others:
+        one = weights.get_slice(name)
+        two = others.get_slice(other)
+        for first in range(0, shape[0], COMPARED_ROWS):
+            rows = slice(first, first + COMPARED_ROWS)
+            if not torch.equal(one[rows], two[rows]):
+                return False
+    return True
+
+
+def weights_not_finite(folder: str) -> list[str]:
+    """The names of a folder's weights that are not finite, which reads all of its files once.
+
+    Raises UserError as weight_files() does.
+    """
+    bad = []
+    for file in weight_files(folder):
+        with open_weights(file) as weights:
+            names = weights.keys()
+            for name in names:
+                if not weights.get_tensor(name).isfinite().all():
+                    bad.append(name)
+    return bad
+
+
+def check_weights_of(path: str) -> None:
+    """Raise UserError if a model's folder has weights that are not finite.
+
+    A hub id is not looked at.
+    """
+    if not os.path.isdir(path):
+        return
+    bad = weights_not_finite(path)
+    if bad:
+        raise UserError(
+            f"{path} has weights that are not finite, such as {bad[0]} ({len(bad)} in all): what "
+            "trained it went wrong. Take the model of an earlier checkpoint"
+        )
+
+
+class TheseFiles(FileSystem):
+    """A file system whose folders contain certain files and no others."""
+
+    def __init__(self, files: list[str]):
+        self.files = files
+
+    def ls(self, path) -> list[str]:
+        return self.files
+
+
+def read_files(weights: dict, folder: str, files: list[str]) -> None:
+    """Fill tensors or shards, by name, from these files of a folder. Collective."""
+    reader = dcp.HuggingFaceStorageReader(folder)
+    reader.fs = TheseFiles(files)
+    dcp.load(weights, storage_reader=reader)

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-MAX_CHARS = 20_000
+MAX_CHARS = 8_000
 
 
 class Unparsed(Exception):
@@ -29,6 +29,26 @@ WITH_ARGUMENTS = (
     "log lg exp sqrt abs floor ceil max min gcd lcm"
 )
 FUNCTIONS = WITH_ARGUMENTS.split()
+
+CURRENCIES = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "gbp",
+    "¥": "yen",
+    "₹": "rupee",
+    "₩": "won",
+    "₽": "ruble",
+    "₺": "lira",
+    "₫": "dong",
+    "₦": "naira",
+    "₱": "peso",
+    "฿": "baht",
+    "₴": "hryvnia",
+    "₪": "shekel",
+    "¢": "cent",
+    "pounds": "gbp",
+}
+MORE_CURRENCIES = "".join(CURRENCIES)[1:].removesuffix("pounds")
 
 # Names that mean the same as another name or sign, with or without a backslash.
 SYNONYMS = {
@@ -60,8 +80,6 @@ SYNONYMS = {
     "varnothing": "emptyset",
     "infinity": "infty",
     "choose": "binom",
-    "backslash": "setminus",
-    "smallsetminus": "setminus",
     "exponentialE": "e",
     "varphi": "phi",
     "varepsilon": "epsilon",
@@ -71,6 +89,31 @@ SYNONYMS = {
     "percentage": "%",
     "and": "&",
     "or": ";",
+}
+
+# Names that mean the same as another one only with a backslash.
+COMMAND_SYNONYMS = {
+    "ast": "*",
+    "sim": "~",
+    "approxeq": "~",
+    "lbrack": "[",
+    "rbrack": "]",
+    "lparen": "(",
+    "rparen": ")",
+    "implies": "Rightarrow",
+    "Longrightarrow": "Rightarrow",
+    "longrightarrow": "to",
+    "rightarrow": "to",
+    "iff": "Leftrightarrow",
+    "Longleftrightarrow": "Leftrightarrow",
+    "land": "wedge",
+    "lor": "vee",
+    "lnot": "neg",
+    "backslash": "setminus",
+    "smallsetminus": "setminus",
+    "dotsc": "dots",
+    "infin": "infty",
+    "degree": "°",
 }
 
 # Names that are read without a backslash, as a pattern.
@@ -83,6 +126,7 @@ PLAIN_SIGNS = {
     "–": "-",
     "—": "-",
     "∗": "*",
+    "﹡": "*",
     "÷": "/",
     "∕": "/",
     "⁄": "/",
@@ -111,6 +155,24 @@ COMMAND_SIGNS = {
     "∅": "emptyset",
     "∖": "setminus",
     "√": "sqrt",
+    "∛": "sqrt[3]",
+    "∜": "sqrt[4]",
+    "⌊": "lfloor",
+    "⌋": "rfloor",
+    "⌈": "lceil",
+    "⌉": "rceil",
+    "→": "to",
+    "⇒": "Rightarrow",
+    "⇔": "Leftrightarrow",
+    "∂": "partial",
+    "∑": "sum",
+    "∏": "prod",
+    "∫": "int",
+    "∧": "wedge",
+    "∨": "vee",
+    "∘": "circ",
+    "⊂": "subset",
+    "⊆": "subseteq",
     "∠": "angle",
     "π": "pi",
     "ℝ": "mathbb{R}",
@@ -143,9 +205,42 @@ SIGNS = str.maketrans(
 
 
 def half_of_the_day(match: re.Match) -> str:
-    """3:45 P.M. -> 3:45 pm"""
-    opening_text = match[1] or ""
-    return f" {opening_text}{match[2].lower()}m"
+    """3:45 P.M. -> 3:45@pm@"""
+    closer = "" if match[1] else match[3] or ""
+    return f"@{match[2].lower()}m@{closer}"
+
+
+def single_letter(match: re.Match) -> str:
+    r"""\vec{v} -> v, and \hat\theta -> \theta; but \vec{AB} stays, as it is not the vector BA."""
+    content = match[1] or match[2]
+    if len(content) == 1 or content.startswith("\\"):
+        return f"{{{content}}}"
+    return match[0]
+
+
+def bracket_sign(match: re.Match) -> str:
+    """The sign of a bracket that is written as a command."""
+    signs = {"lbrack": "[", "rbrack": "]", "lbrace": "\\{", "rbrace": "\\}"}
+    return signs[match[0].strip("\\")]
+
+
+def outward_brackets(match: re.Match) -> str:
+    """]1, 2[ -> (1, 2), and [1, 2[ -> [1, 2)"""
+    before, opener, content, closer = match.groups()
+    opener = "(" if opener == "]" else "["
+    closer = ")" if closer == "[" else "]"
+    return before + opener + content + closer
+
+
+def without_blanks(match: re.Match) -> str:
+    return match[0].replace(" ", "")
+
+
+def currency(match: re.Match) -> str:
+    """€36 -> 36@euro@"""
+    sign = match[1].strip("\\")
+    sign = CURRENCIES.get(sign, sign)
+    return f"{match[2]}@{sign}@"
 
 
 def ratio(match: re.Match) -> str:
@@ -156,11 +251,25 @@ def ratio(match: re.Match) -> str:
 
 
 def repeating_decimal(match: re.Match) -> str:
-    r"""0.1\overline{6} -> (016-01)/(90)"""
-    whole, start, period = match.groups()
+    r"""0.1\overline{6} -> ((0+0.10)+6/90)"""
+    whole, start, *periods = match.groups()
+    period = next(filter(None, periods))
+    whole = whole or "0"
     nines = "9" * len(period)
     zeros = "0" * len(start)
-    return f"({whole}{start}{period}-{whole}{start})/({nines}{zeros})"
+    return f"(({whole}+0.{start}0)+{period}/{nines}{zeros})"
+
+
+def degrees(match: re.Match) -> str:
+    return {"C": "@Celsius@", "F": "@Fahrenheit@"}.get(match[1], "°")
+
+
+def mixed_number(match: re.Match) -> str:
+    r"""2 3/4 -> (2+\frac{3}{4})"""
+    whole, *fraction = match.groups()
+    if len(fraction) == 2:
+        fraction = ["\\frac{%s}{%s}" % tuple(fraction)]
+    return f"({whole.replace(',', '')}+{fraction[0]})"
 
 
 # What a unit stands behind: a number, the end of a group, or another unit with its sign.
@@ -171,24 +280,53 @@ BEFORE_UNIT = re.compile(
 
 def unwrap_text(match: re.Match) -> str:
     r"""\text{...} and the like: letters and formulas go back into the formula, words and units
-    become one token between @ signs."""
+    become one token between @ signs; "3 and 4" is a list."""
     command = match[1]
     text = re.sub(r"[@\\]", " ", match[2]).strip()
     if text in FUNCTIONS or command.startswith("o"):
-        return f"\\{text} "
-    number = re.fullmatch(r"(-?\d[\d,./]*) ?([a-zA-Z][a-zA-Z ]*)", text)
-    if number:
-        return f" {number[1]} @{number[2]}@"
+        return "\\" + re.sub(r"[^a-zA-Z]", "", text) + " "
 
     # Behind a number a single letter is a unit as well, unless it is a constant or a choice.
-    is_unit = BEFORE_UNIT.search(match.string[: match.start()])
-    if is_unit and not re.fullmatch(r"[eiId]|\([A-F]\)", text):
-        is_word = re.search("[a-zA-Z]", text)
+    is_behind_number = bool(BEFORE_UNIT.search(match.string[: match.start()]))
+    pieces = []
+    for piece in BETWEEN_ITEMS.split(text):
+        pieces.append(unwrap_piece(piece, is_behind_number and not pieces))
+    return "".join(pieces)
+
+
+BETWEEN_ITEMS = re.compile(
+    r"(\s*(?:,(?!\d{3}\b)|\b(?:and|or)\b"
+    r"(?!\s*(?:more|less|fewer|greater|higher|lower|above|below|over|under|equal|at|not)\b))\s*)"
+)
+
+
+def unwrap_piece(piece: str, is_behind_number: bool) -> str:
+    text = piece.strip()
+    if text in ("and", "or", ","):
+        return f" {text} "
+    number = re.fullmatch(r"(-?\d[\d,./:]*) *([a-zA-Z][a-zA-Z ]*)", text)
+    if number:
+        return f" {number[1]} @{number[2]}@"
+    if is_behind_number and not re.fullmatch(r"[eiId]|\([A-F]\)", text):
+        is_word = re.search("[a-zA-Z]|[μΩ°%$]", text)
     else:
         is_word = re.search("[a-zA-Z]{2}", text)
     if is_word and text.strip(" ,") not in SYNONYMS:
         return f"@{text}@"
     return f" {text} "
+
+
+def words_alone(match: re.Match) -> str:
+    """dog bites man -> one token, Ann and Bob -> two"""
+    text = match[0].replace("@", "")
+    if set(re.findall("[a-zA-Z]{2,}", text)) <= set(NAMES.split("|")):
+        return match[0]
+    pieces = []
+    for piece in BETWEEN_ITEMS.split(text):
+        stripped = piece.strip()
+        is_word = stripped not in ("and", "or", ",", "")
+        pieces.append(f"@{stripped}@" if is_word and len(stripped) > 1 else f" {stripped} ")
+    return "".join(pieces)
 
 
 ATOMS = r"[\d.,^*/!\s]|\\(?:frac|sqrt|pi|times|cdot)(?![a-z])"
@@ -221,8 +359,10 @@ TEXT_COMMAND = (
     r"\s*{((?:[^{}]|\^\s*{-?\d+})*)}"
 )
 ABBREVIATED_UNIT = (
-    r"(?:[ckm]?m|m[lL]|min|in|ft|yd|sq|k?g|lbs?|oz|hr?s?|mph|k?Hz|k[JWN]|th|st|nd|rd"
-    r"|seconds?|minutes?)\b(?![({])(?:/[hs]\b)?"
+    r"(?:[ckmnd]?m|[mdc]?L|ml|mins?|in|ft|yd|mi|sq|[km]?g|lbs?|oz|hr?s?|mph|kph|kmh|[kMG]?Hz|k[JWNV]"
+    r"|kWh|k?Pa|[kMG]?eV|mol|k?cal|rpm|atm|th|st|nd|rd|secs?|seconds?|minutes?"
+    r"|USD|EUR|GBP|JPY|INR|RMB|CNY|[ap]m)\b(?![({])"
+    r"(?:\^{?\d}?)?(?:/(?:[ckm]?m|s|h|hr|min|sec|L|k?g|mol|day)\b(?:\^{?\d}?)?)*"
 )
 LOWER_CASE_WORD = rf"(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b"
 UNIT = (
@@ -264,6 +404,17 @@ REWRITES = [
         r"\\\\",
         example=(r"1 \\\\ 2", r"1 \\ 2"),
     ),
+    Rewrite(
+        r"\\\\\s*$",
+        "",
+        example=("4\\\\", "4"),
+    ),
+    # A product of vectors does not commute.
+    Rewrite(
+        r"\\times(?=\s*{?\s*\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)(?![a-z])\s*{?\s*[a-zA-Z])",
+        r"\\crossproduct ",
+        example=(r"\vec{a}\times\vec{b}", r"\vec{a}\crossproduct \vec{b}"),
+    ),
     # Layout without meaning.
     Rewrite(
         r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])",
@@ -284,14 +435,51 @@ REWRITES = [
         ),
     ),
     Rewrite(
-        r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?",
-        " ",
-        example=(r"\left(1, 2\right)", "(1, 2 )"),
+        r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?\s*",
+        "",
+        example=(r"\left(1, 2\right)", "(1, 2)"),
     ),
     Rewrite(
-        r"\\(?:displaystyle|limits|boldsymbol|vec|hat|math(?:bf|it|sf|cal)|bf|rm)(?![a-zA-Z])",
+        r"\\(?:displaystyle|textstyle|scriptstyle|n?o?limits|tiny|small|normalsize|large|Large|LARGE"
+        r"|huge|Huge|centering|bf|rm|it|boldsymbol|bm|math(?:bf|it|sf|tt|cal|normal)|mathopen|mathclose)"
+        r"(?![a-zA-Z])",
         " ",
         example=(r"\displaystyle 2", "2"),
+    ),
+    Rewrite(
+        r"\\(?:vec|hat|bar)\s*(?:{\s*(\\?[a-zA-Z]+)\s*}|(\\[a-zA-Z]+|[a-zA-Z]))",
+        single_letter,
+        example=(r"\vec{v}", "{v}"),
+    ),
+    Rewrite(
+        r"\\(?:text)?color\s*{\s*\w+\s*}|\\phantom\s*{[^{}]*}|\\underline(?=\s*{\s*[-\d.,/]+\s*})",
+        " ",
+        example=(r"\textcolor{blue}{13}", "{13}"),
+    ),
+    Rewrite(
+        r"{\s*([-+])\s*}",
+        r"\1",
+        example=("{-}4", "-4"),
+    ),
+    Rewrite(
+        r"(?:\\(?:checkmark|blacksquare|square|Box|qed|qquad|quad)|[✓✔■□∎])\s*[.}$]*$",
+        "",
+        example=(r"4\checkmark", "4"),
+    ),
+    Rewrite(
+        r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|px|mu|pc|bp)\s*\]",
+        r"\\\\",
+        example=(r"1 \\[4pt] 2", r"1 \\ 2"),
+    ),
+    Rewrite(
+        r"\\l(?:brack|brace)(?![a-z])|\\r(?:brack|brace)(?![a-z])",
+        bracket_sign,
+        example=(r"\lbrack 1, 2\rbrack", "[ 1, 2]"),
+    ),
+    Rewrite(
+        r"(^|\\cup\s*|\\in\s*|=\s*)([\]\[])([^\[\]()]+,[^\[\]()]+)([\[\]])(?=\s*(?:$|\\cup|\$))",
+        outward_brackets,
+        example=("]1, 2[", "(1, 2)"),
     ),
     Rewrite(
         r"\\!\s*|{}(?=\s*\^)|(?<=\d)\\,(?=\d{3}(?!\d))|\b(?:np|numpy|math)\.(?=[a-z])",
@@ -303,6 +491,28 @@ REWRITES = [
     large_number("thousand", 3),
     large_number("million", 6),
     large_number("billion", 9),
+    large_number("trillion", 12),
+    Rewrite(
+        rf"\\text(?:bf)?\s*{{\s*((?:\\\$|[{MORE_CURRENCIES}])\s*[\d.,]*)\s*}}",
+        r"\1",
+        example=(r"\text{\$36}", r"\$36"),
+    ),
+    Rewrite(
+        rf"(\\\$|\\(?:pounds|euro|yen)(?![a-z])|[{MORE_CURRENCIES}])\s*"
+        r"(\d(?:[\d,]*\d)?(?:\.\d+)?(?:\*10\^\d+)?)",
+        currency,
+        example=("€36", "36@euro@"),
+    ),
+    Rewrite(
+        rf"(?<=[\d}}])\s*(\\(?:pounds|euro|yen|cent)(?![a-z])|[{MORE_CURRENCIES}])()",
+        currency,
+        example=("36 €", "36@euro@"),
+    ),
+    Rewrite(
+        r"\\(?:pounds|euro|yen)(?![a-z])",
+        " ",
+        example=(r"x = \pounds y", "x = y"),
+    ),
     Rewrite(
         r"(?<=\d)\s*x\s*(?=10\s*\^)",
         "*",
@@ -314,9 +524,9 @@ REWRITES = [
         example=("10:00 a.m.", "10 a.m."),
     ),
     Rewrite(
-        r"(?i)(?<=\d)\s*(\\text\s*{)?\s*\b([ap])\.?m\b\.?",
+        r"(?i)(?<=\d)\s*(\\text\s*{)?\s*\b([ap])\.?m\b\.?(\s*})?",
         half_of_the_day,
-        example=(r"3:45\text{ P.M.}", r"3:45 \text{pm}"),
+        example=(r"3:45\text{ P.M.}", "3:45@pm@"),
     ),
     # Markdown, program notation, signs with several names.
     Rewrite(
@@ -353,6 +563,26 @@ REWRITES = [
         r"{([^{}]*)\\choose(?![a-z])([^{}]*)}",
         r"\\binom{\1}{\2}",
         example=(r"{n\choose k}", r"\binom{n}{ k}"),
+    ),
+    # Any integer k.
+    Rewrite(
+        r"[,;.\s]*(?:\\q?quad|\\[ ,;])*\s*\(?\s*(?:\\text\s*{\s*)?(?:\b(?:for|where|with|and|when)\b)?"
+        r"(?: (?:some|any|all|every|each))?\s*}?\s*\(?\s*(?<![a-zA-Z\\{])([a-z](?:\s*,\s*[a-z])*)\s*"
+        r"(?:\\in\s*(?:\\math(?:bb|bf)\s*{?\s*Z\s*}?|\\?Z\b|\\text\s*{\s*Z\s*})"
+        r"|\s*(?:\\text\s*{)?\s*(?:is|are) (?:an |any )?integers?\s*}?)\s*\)?$",
+        r", \1\\in \\mathbb{Z}",
+        example=(r"k\pi\ (k \in \mathbb{Z})", r"k\pi, k\in \mathbb{Z}"),
+    ),
+    Rewrite(
+        r"[,;.\s]*(?:\\text\s*{\s*|\()?\b(?:for|where|with) (?:some |any |all |every |each )?integers?"
+        r"[\s}$]*([a-z])[\s)}]*$",
+        r", \1\\in \\mathbb{Z}",
+        example=(r"k\pi\text{ for any integer }k", r"k\pi, k\in \mathbb{Z}"),
+    ),
+    Rewrite(
+        r"^(?:\\text\s*{\s*)?(?i:all real)(?: numbers?| values)?(?: of x| x)?\s*}?$",
+        r"\\mathbb{R}",
+        example=("all real numbers", r"\mathbb{R}"),
     ),
     # "For all real x" at the end, and the small words of systems and cases.
     Rewrite(
@@ -405,6 +635,11 @@ REWRITES = [
         " ",
         example=(r"$5\,m\quad$", "5 m"),
     ),
+    Rewrite(
+        r"(?<![\d.,\w^_/{}] )(?<![\w.,^_{}/])\d{1,3}(?: \d{3})+(?![\w/]| \d)(?=[^ ]|$| [^\d])",
+        without_blanks,
+        example=("14 916", "14916"),
+    ),
     # A modulus is a condition, kept like a unit: 3 (mod 7) may be answered by 3, not by 3 (mod 8).
     Rewrite(
         r"\\pmod\s*({(?:[^{}]|{\w*})*}|\w+)",
@@ -423,13 +658,28 @@ REWRITES = [
     ),
     # Fractions, roots, functions, indices.
     Rewrite(
+        r"(?<=\d)_\s*{?\s*\(\s*(\d+)\s*\)\s*}?",
+        r"_{\1}",
+        example=(r"42_{(5)}", "42_{5}"),
+    ),
+    Rewrite(
+        r"(?<![\w.}])(?:{}\s*)?[_^]\s*{?(\d+)}?\s*C\s*_?{?(\d+)}?(?!\w)",
+        r"\\binom{\1}{\2}",
+        example=("{}_5C_2", r"\binom{5}{2}"),
+    ),
+    Rewrite(
+        r"(?<![\w.}^_{])(\d+)C(\d+)(?!\w)",
+        r"\\binom{\1}{\2}",
+        example=("5C2", r"\binom{5}{2}"),
+    ),
+    Rewrite(
         r"\\[dtc](frac|binom)(?![a-z])",
         r"\\\1",
         example=(r"\dfrac{1}{2}", r"\frac{1}{2}"),
     ),
     Rewrite(
-        r"\\frac\s*(\d)\s*(\d+)",
-        r"\\frac{\1}{\2}",
+        r"\\(frac|binom)\s*(\d)\s*(\d+)",
+        r"\\\1{\2}{\3}",
         example=(r"\frac12", r"\frac{1}{2}"),
     ),
     Rewrite(
@@ -455,9 +705,9 @@ REWRITES = [
     # Degrees and ordinals.
     Rewrite(
         r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z])|°)"
-        r"(?:\s*(?:\\(?:text|mathrm)\s*{\s*)?[CF]\b}?)?",
-        "°",
-        example=(r"25^{\circ}\mathrm{C}", "25°"),
+        r"(?:\s*(?:\\(?:text|mathrm)\s*{\s*)?([CF])\b}?)?",
+        degrees,
+        example=(r"25^{\circ}\mathrm{C}", "25@Celsius@"),
     ),
     Rewrite(
         r"\^\s*{?\s*(?:\\(?:text|mathrm|mbox)\s*{(?:th|st|nd|rd)}|th\b)\s*}?",
@@ -475,7 +725,7 @@ REWRITES = [
         example=(r"\mathbb{R}", r"(-\infty,\infty)"),
     ),
     Rewrite(
-        r"\^\s*({[^{}]*}|\w)\s*_\s*({[^{}]*}|\w)",
+        r"\^\s*({[^{}]*}|\w|\\[a-z]+)\s*_\s*({[^{}]*}|\w)",
         r"_\2^\1",
         example=("x^2_1", "x_1^2"),
     ),
@@ -486,18 +736,19 @@ REWRITES = [
         example=("2:4:6", "(1,(4)/(2),(6)/(2))"),
     ),
     Rewrite(
-        r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*{(\d{1,20})}",
+        r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)(?:\s*{(\d{1,20})}|\s*(\d))|\((\d{1,20})\))"
+        r"(?:\.\.\.|\\dots\b)?(?!\d)",
         repeating_decimal,
-        example=(r"0.1\overline{6}", "(016-01)/(90)"),
+        example=(r"0.1\overline{6}", "((0+0.10)+6/90)"),
     ),
     Rewrite(
-        r"(?<![\w.^}/*])(\d+) +(\d+)/(\d+)",
-        r"\1\\frac{\2}{\3}",
-        example=("2 3/4", r"2\frac{3}{4}"),
+        r"(?<![\w.,^}/*])(\d[\d,]*) +(\d+)/(\d+)",
+        mixed_number,
+        example=("2 3/4", r"(2+\frac{3}{4})"),
     ),
     Rewrite(
-        r"(?<![\w.^}])(\d+)\s*(\\frac\s*{\d+}\s*{\d+})",
-        r"(\1+\2)",
+        r"(?<![\w.,^}])(\d[\d,]*)\s*(\\frac\s*{\d+}\s*{\d+})",
+        mixed_number,
         example=(r"2\frac{3}{4}", r"(2+\frac{3}{4})"),
     ),
     Rewrite(
@@ -518,6 +769,22 @@ REWRITES = [
     ),
     # Words and units.
     Rewrite(
+        r"\\[dt]?frac\s*{\s*\\(?:text|mathrm|rm)\s*{([^{}]*)}\s*}"
+        r"\s*{\s*\\(?:text|mathrm|rm)\s*{([^{}]*)}\s*(\^\s*{?\d}?\s*)?}",
+        r"\\text{\1/\2\3}",
+        example=(r"5\frac{\mathrm{m}}{\mathrm{s}}", r"5\text{m/s}"),
+    ),
+    Rewrite(
+        r"(?<=[\d}])\s*\(\s*(\\(?:text|mathrm)\s*{[^{}]*}\s*(?:\^\s*{?-?\d}?)?)\s*\)",
+        r"\1",
+        example=(r"10(\text{cm})", r"10\text{cm}"),
+    ),
+    Rewrite(
+        r"(?<=\d)\s*\(([a-zA-Z]{2,}(?:\^?\d|[ /][a-zA-Z]+)*)\)$",
+        r"\\text{\1}",
+        example=("180 (days)", r"180\text{days}"),
+    ),
+    Rewrite(
         TEXT_COMMAND,
         unwrap_text,
         example=(r"5\text{ cm}", "5@cm@"),
@@ -526,6 +793,12 @@ REWRITES = [
         UNIT,
         mark_unit,
         example=("60 miles per hour", "60@miles per hour@"),
+    ),
+    # A text of words alone.
+    Rewrite(
+        r"^(?=[^@]*[a-zA-Z]{3})(?=[^@]* )[a-zA-Z](?:[a-zA-Z ,.'-]|@[a-zA-Z ,.'-]*@)*$",
+        words_alone,
+        example=("dog bites man", "@dog bites man@"),
     ),
 ]
 COMPILED = [(re.compile(rule.pattern), rule.replacement) for rule in REWRITES]
@@ -552,7 +825,7 @@ def clean(text: str) -> str:
     Raises Unparsed if the text is too long.
     """
     # Characters beyond ASCII.
-    text = text[: 2 * MAX_CHARS]
+    text = INVISIBLE.sub("", text[: 2 * MAX_CHARS])
     text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS))
@@ -564,28 +837,27 @@ def clean(text: str) -> str:
         text = apply(pattern, replacement, text)
 
     # The exponents of units, and the signs between them: kg * m / s is one unit.
-    text = re.sub(r"(@[a-z])?@\s*\^\s*{?(-?\d+)}?", unit_with_exponent, text)
-    text = re.sub(r"@\s*(?:[/*]|\\cdot)?\s*@", " ", text)
+    text = re.sub(r"@([^@]+)@\s*\^\s*{?\s*(-?\d+)\s*}?", r"@\1^\2@", text)
+    text = re.sub(r"@\s*(?:\*|\\cdot|\\times)?\s*@", " ", text)
+    text = re.sub(r"@\s*/\s*@", "/", text)
 
-    # What stands at the ends without a meaning.
+    # What stands at the ends without a meaning, and braces that nobody has opened.
     text = text.strip(" =")
-    text = re.sub(r"^\\(?:approx|simeq)\b", "", text)
-    return text.rstrip(".,: ")
+    text = re.sub(r"^\\(?:approx|simeq|approxeq|sim)(?![a-zA-Z])\s*", "", text)
+    while text.endswith("}") and text.count("}") > text.count("{"):
+        text = text[:-1]
+    return text.rstrip(".,: \\")
 
 
-def unit_with_exponent(match: re.Match) -> str:
-    """4 m^2 is not 4 m. Exponents of longer units, as in cm^2, are dropped."""
-    letter, exponent = match.groups()
-    if letter:
-        return f"{letter}^{exponent}@"
-    return "@@@"
-
+# Characters without a width, and the mark of a byte order.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 
 NUMBER = (
     # 1,234 with commas, unless it stands in a bracket, where commas separate.
     r"[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?(?![^(\[]{0,99}[)\]])"
     r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?!\d))?"
 )
+DIFFERENTIAL = r"d ?(?:[xyztuvwrs]|\\(?:theta|phi|varphi|tau|mu|rho|omega)(?![a-z]))(?![a-zA-Z])"
 LONG_FUNCTIONS = "|".join(name for name in FUNCTIONS if len(name) > 2)
 TOKEN = re.compile(
     r"\s*(?:"
@@ -594,7 +866,7 @@ TOKEN = re.compile(
     # a word: four letters or more that end like one and have a vowel
     r"|(?=[a-zA-Z]{4})([A-Z]?[a-z]{0,20}[aeiou][a-z]{0,20}(?![a-zA-Z]))"
     # all others: a number, a unit or word between @, a relation, an index, a sign
-    rf"|({NUMBER}|@[^@]*@|\\.|[<>!]=|_\s*(?:{{(?:[^{{}}]|{{[^{{}}]*}})*}}|\\?[a-zA-Z]+|.)|\S)"
+    rf"|({NUMBER}|@[^@]*@|\\.|[<>!]=|!!|{DIFFERENTIAL}|_\s*(?:{{(?:[^{{}}]|{{[^{{}}]*}})*}}|\\?[a-zA-Z]+|.)|\S)"
     r")"
 )
 
@@ -605,14 +877,19 @@ def tokenize(text: str) -> list[str]:
     bars = itertools.cycle([r"\lvert", r"\rvert"])
     for name, word, other in TOKEN.findall(text):
         if name:
+            is_command = name.startswith("\\")
             name = name.strip("\\")
             token = SYNONYMS.get(name, name)
+            if is_command:
+                token = COMMAND_SYNONYMS.get(name, token)
             if token.isalpha() and len(token) > 1:
                 token = "\\" + token
         elif word:
             token = "@" + word
         else:
             token = other
+            if re.fullmatch(DIFFERENTIAL, token):
+                token = "d " + token[1:].strip()
 
         # "2, and 3" has one separator.
         if token in (",", "&", ";") and tokens and tokens[-1] == ",":

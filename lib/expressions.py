@@ -1,0 +1,765 @@
+r"""
+Expressions and their values: when are two of them equal?
+
+An expression is a tree of Node. Its value at a point is exact as long as it is rational, else it
+has as many digits as are needed. Two expressions are equal if they are at a dozen points that
+depend on both texts of the comparison: so nobody can write a difference that is zero just there,
+and the same two texts always get the same verdict.
+
+What is not understood is a Node "name": its value is a random number that depends on its name and
+on the values of its parts. It equals nothing but the same name of equal parts.
+"""
+
+import functools
+import hashlib
+import math
+import operator
+from fractions import Fraction
+from typing import NamedTuple
+
+import mpmath
+
+from lib.latex import FUNCTIONS, Unparsed
+
+# An exact number with more bits is rounded; a number with a longer exponent is refused.
+MAX_BITS = 64_000
+MAX_EXPONENT_BITS = 60
+MAX_FACTORIAL = 4096
+# Bits of a first look, and the most that are ever used: of a constant, and at a point.
+FIRST_BITS = 256
+MAX_PRECISION = 20_000
+MAX_PRECISION_OF_POINT = 4000
+# Bits that may be lost to rounding without anybody noticing.
+SLACK = 64
+# Steps of one comparison, each of about 3 microseconds.
+MAX_STEPS = 150_000
+
+# A context of our own, so that nobody else's precision changes.
+mp = mpmath.MPContext()
+mp.prec = FIRST_BITS
+
+TWO = Fraction(2)
+
+
+class Node(NamedTuple):
+    """An operation on other nodes; for "number", "constant" and "name" the first part is what it
+    is called. A "name" has a text and any number of nodes."""
+
+    operation: str
+    parts: tuple
+
+
+class TooBig(Unparsed):
+    """Too costly to work out."""
+
+
+class Work:
+    """The comparison at hand: what its points are drawn from, the steps that it took, and the bits
+    that it turned out to need."""
+
+    salt = b""
+    steps = 0
+    needed = 0
+
+
+def begin(*texts: str):
+    """Starts a comparison of texts, in whatever order: its points depend on them alone."""
+    joined = "\n".join(sorted(texts)).encode("utf-8", "replace")
+    Work.salt = hashlib.blake2b(joined, digest_size=16).digest()
+    Work.steps = 0
+
+
+# --- making nodes ---
+
+
+def number(x: Fraction) -> Node:
+    return Node("number", (x,))
+
+
+def name(text: str, *parts: Node) -> Node:
+    """A variable, or anything that is not understood."""
+    return Node("name", (text, *parts))
+
+
+def letter(text: str) -> Node:
+    """A constant or a variable."""
+    if text in CONSTANTS:
+        return Node("constant", (text,))
+    return name(text)
+
+
+def operation(sign: str, *parts: Node) -> Node:
+    """sign: a key of TABLE. Long sums and products are kept flat, as trees may not be deep."""
+    if sign == "-" and len(parts) == 2:
+        return operation("+", parts[0], negative(parts[1]))
+    if sign in ("+", "*") and parts[0].operation == sign:
+        return Node(sign, parts[0].parts + parts[1:])
+    if sign not in TABLE:
+        raise Unparsed(sign)
+    return Node(sign, parts)
+
+
+def negative(node: Node) -> Node:
+    if node.operation == "number":
+        return number(-node.parts[0])
+    return Node("negative", (node,))
+
+
+def has_names(node: Node) -> bool:
+    """Does the value depend on the point?"""
+    if node.operation == "name":
+        return True
+    if node.operation in ("number", "constant"):
+        return False
+    return any(map(has_names, node.parts))
+
+
+# --- arithmetic: numbers are fractions where possible, else mpmath's ---
+
+
+def are_exact(*numbers) -> bool:
+    return all(isinstance(x, Fraction) for x in numbers)
+
+
+def bits(x) -> int:
+    """The length of a fraction in binary digits, zero for other numbers."""
+    if isinstance(x, Fraction):
+        return x.numerator.bit_length() + x.denominator.bit_length()
+    return 0
+
+
+def size(x) -> int:
+    """The binary exponent of a number that is not zero."""
+    if isinstance(x, Fraction):
+        return x.numerator.bit_length() - x.denominator.bit_length()
+    return mp.mag(x)
+
+
+def inexact(x):
+    return mp.convert(x)
+
+
+def need(precision: int):
+    """Notes that the result means nothing with fewer bits than these."""
+    Work.needed = max(Work.needed, precision)
+
+
+def add(*numbers):
+    """The sum. A difference that vanishes in all digits is zero: more digits confirm it later."""
+    total = numbers[0]
+    for x in numbers[1:]:
+        if are_exact(total, x):
+            total += x
+        else:
+            total = add_inexact(total, x)
+    return total
+
+
+def add_inexact(a, b):
+    if not a or not b or not (mp.isfinite(a) and mp.isfinite(b)):
+        return inexact(a) + inexact(b)
+    total = inexact(a) + inexact(b)
+    largest = max(size(a), size(b))
+    # Of 2^2023 + 1 the 1 needs 2023 bits.
+    need(largest - min(size(a), size(b)))
+    lost = mp.prec
+    if total:
+        lost = largest - size(total)
+    if lost > SLACK:
+        need(max(min(lost, mp.prec), bits(a), bits(b)))
+    if lost > mp.prec - 30:
+        return Fraction(0)
+    return total
+
+
+def multiply(*numbers):
+    product = numbers[0]
+    for x in numbers[1:]:
+        if are_exact(product, x) and bits(product) + bits(x) > MAX_BITS:
+            product = inexact(product)
+        # Zero times any finite number is zero, exactly.
+        product = product * x
+    return product
+
+
+def divide(a, b):
+    if not b:
+        raise ZeroDivisionError
+    if are_exact(a, b):
+        return a / b
+    return inexact(a) / inexact(b)
+
+
+def remainder(a, b):
+    return a - b * floor(divide(a, b))
+
+
+def power(base, exponent):
+    is_integer = isinstance(exponent, Fraction) and exponent.denominator == 1
+    if is_integer and base in (1, -1):
+        return base if exponent % 2 else base * base
+    if bits(exponent) > 2 * MAX_EXPONENT_BITS:
+        raise TooBig("exponent")
+    if is_integer and isinstance(base, Fraction):
+        if not base and exponent <= 0:
+            return Fraction(1) if exponent == 0 else divide(Fraction(1), base)
+        if abs(exponent) * bits(base) <= MAX_BITS:
+            return base ** int(exponent)
+    check_size(base, exponent)
+    if not base:
+        return Fraction(0) if mp.re(exponent) > 0 else mp.nan
+
+    # An odd root of a negative number is real: the cube root of -8 is -2.
+    is_odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2 == 1
+    if is_odd_root and not is_integer and not mp.im(base) and mp.re(base) < 0:
+        sign = -1 if exponent.numerator % 2 else 1
+        return sign * power(-base, exponent)
+    if isinstance(base, Fraction) and bits(base) > FIRST_BITS // 2:
+        need(2 * min(bits(base), MAX_BITS))
+    if isinstance(exponent, Fraction) and exponent.denominator == 2:
+        return exact_root(base, exponent)
+    if is_integer:
+        return mp.power(inexact(base), int(exponent))
+    return mp.power(inexact(base), inexact(exponent))
+
+
+def check_size(base, exponent):
+    """Raises TooBig if a power has too long an exponent to be written as a number."""
+    if not base or not mp.isfinite(base) or not mp.isfinite(exponent):
+        return
+    length = abs(inexact(exponent)) * (abs(size(base)) + 1)
+    if length > 2**MAX_EXPONENT_BITS:
+        raise TooBig("power")
+
+
+def exact_root(base, exponent: Fraction):
+    """A power whose exponent is a half of an odd number, exact where it is rational."""
+    if isinstance(base, Fraction) and base > 0:
+        numerator = math.isqrt(base.numerator)
+        denominator = math.isqrt(base.denominator)
+        if numerator**2 == base.numerator and denominator**2 == base.denominator:
+            return power(Fraction(numerator, denominator), Fraction(exponent.numerator))
+    return mp.power(mp.sqrt(inexact(base)), exponent.numerator)
+
+
+def root(x, degree=TWO):
+    return power(x, divide(Fraction(1), degree))
+
+
+@functools.lru_cache(64)
+def small_factorial(n: int) -> Fraction:
+    return Fraction(math.factorial(n))
+
+
+def factorial(n):
+    if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= MAX_FACTORIAL:
+        return small_factorial(int(n))
+    if not mp.isfinite(n) or abs(n) > 1e12:
+        raise TooBig("factorial")
+    return mp.gamma(inexact(n) + 1)
+
+
+def double_factorial(n):
+    r"""7!! = 7*5*3*1. Of other numbers by the formula that holds for even and odd ones."""
+    if isinstance(n, Fraction) and n.denominator == 1 and -1 <= n <= MAX_FACTORIAL:
+        return Fraction(math.prod(range(int(n), 0, -2)))
+    if not mp.isfinite(n) or abs(n) > 1e12:
+        raise TooBig("factorial")
+    return mp.fac2(inexact(n))
+
+
+def binomial(n, k):
+    if isinstance(k, Fraction) and k.denominator == 1 and 0 <= k <= 200:
+        value = Fraction(1)
+        for j in range(int(k)):
+            value = divide(multiply(value, add(n, Fraction(-j))), Fraction(j + 1))
+        return value
+    return divide(factorial(n), multiply(factorial(k), factorial(add(n, -k))))
+
+
+def floor(x):
+    if isinstance(x, Fraction):
+        return Fraction(math.floor(x))
+    if not mp.isfinite(x) or mp.im(x) or mp.mag(x) > mp.prec - SLACK:
+        raise TooBig("floor")
+    # A number that was rounded may lie a little below the integer that it is.
+    return Fraction(int(mp.floor(mp.re(x) + mp.ldexp(1, SLACK - mp.prec + max(0, mp.mag(x))))))
+
+
+def ceiling(x):
+    return -floor(-x)
+
+
+def gcd(*numbers):
+    numerator = math.gcd(*(x.numerator for x in numbers))
+    denominator = math.lcm(*(x.denominator for x in numbers))
+    return Fraction(numerator, denominator)
+
+
+def lcm(*numbers):
+    if not all(numbers):
+        return Fraction(0)
+    return 1 / gcd(*(1 / x for x in numbers))
+
+
+def check_real(*numbers):
+    if any(mp.im(x) for x in numbers):
+        raise ValueError("complex numbers have no order")
+
+
+def largest(*numbers):
+    check_real(*numbers)
+    return max(numbers)
+
+
+def smallest(*numbers):
+    check_real(*numbers)
+    return min(numbers)
+
+
+def determinant(*entries):
+    """entries: those of a square matrix, row by row. By elimination, exact for fractions."""
+    n = math.isqrt(len(entries))
+    if n * n != len(entries) or n > 12:
+        raise TooBig("determinant")
+    rows = [list(entries[start : start + n]) for start in range(0, len(entries), n)]
+    value = Fraction(1)
+    for column in range(n):
+        pivots = [row for row in range(column, n) if rows[row][column]]
+        if not pivots:
+            return Fraction(0)
+        if pivots[0] != column:
+            rows[column], rows[pivots[0]] = rows[pivots[0]], rows[column]
+            value = -value
+        pivot = rows[column][column]
+        value = multiply(value, pivot)
+        for row in range(column + 1, n):
+            ratio = divide(rows[row][column], pivot)
+            for k in range(column, n):
+                rows[row][k] = add(rows[row][k], -multiply(ratio, rows[column][k]))
+    return value
+
+
+def logarithm(x, base=None):
+    if not x:
+        raise ZeroDivisionError
+    if base is None:
+        return transcendental("log")(x)
+    return divide(logarithm(x), logarithm(base))
+
+
+def decimal_logarithm(x):
+    return logarithm(x, Fraction(10))
+
+
+def transcendental(function: str):
+    """mpmath's function of this name."""
+
+    def compute(x):
+        if not x and function in VANISHING:
+            return Fraction(0)
+        if not mp.isfinite(x):
+            return getattr(mp, function)(x)
+        length = abs(size(x)) if x else 0
+        if length > 3000 or (length > 60 and function not in ("log", "atan") and size(x) > 0):
+            raise TooBig(function)
+        # sin(1e-100) differs from 1e-100 in the 200th digit only.
+        if length > 60:
+            need(3 * length)
+        return getattr(mp, function)(inexact(x))
+
+    return compute
+
+
+VANISHING = ("sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh")
+
+
+def hyperbolic(name_of: str):
+    """cosh and others from powers of e, so that cosh 1000 and sinh 1000 are not equal."""
+
+    def compute(x):
+        grown = transcendental("exp")(x)
+        shrunk = transcendental("exp")(-x)
+        cosh = divide(add(grown, shrunk), TWO)
+        sinh = divide(add(grown, -shrunk), TWO)
+        if name_of == "cosh":
+            return cosh
+        return sinh if name_of == "sinh" else divide(sinh, cosh)
+
+    return compute
+
+
+def secant(function: str):
+    """1 over a function."""
+
+    def compute(x):
+        return divide(Fraction(1), transcendental(function)(x))
+
+    return compute
+
+
+def gamma(x):
+    return factorial(add(x, Fraction(-1)))
+
+
+def zeta(x):
+    if mp.im(x) or not abs(x) < 1000 or x == 1:
+        raise TooBig("zeta")
+    return mp.zeta(inexact(x))
+
+
+TABLE = {"\\" + function: transcendental(function) for function in FUNCTIONS}
+TABLE |= {
+    "+": add,
+    "negative": operator.neg,
+    "*": multiply,
+    "/": divide,
+    ":": divide,
+    "\\frac": divide,
+    "#": remainder,
+    "^": power,
+    "!": factorial,
+    "!!": double_factorial,
+    "\\sqrt": root,
+    "\\binom": binomial,
+    "\\abs": abs,
+    "\\lvert": abs,
+    "\\floor": floor,
+    "\\lfloor": floor,
+    "\\ceil": ceiling,
+    "\\lceil": ceiling,
+    "\\gcd": gcd,
+    "\\lcm": lcm,
+    "\\max": largest,
+    "\\min": smallest,
+    "\\log": logarithm,
+    "\\lg": decimal_logarithm,
+    "\\sinh": hyperbolic("sinh"),
+    "\\cosh": hyperbolic("cosh"),
+    "\\tanh": hyperbolic("tanh"),
+    "\\sec": secant("cos"),
+    "\\csc": secant("sin"),
+    "\\cot": secant("tan"),
+    "\\det": determinant,
+    "\\Gamma": gamma,
+    "\\zeta": zeta,
+}
+CONSTANTS = {
+    "i": lambda: mp.mpc(0, 1),
+    "e": lambda: +mp.e,
+    "\\pi": lambda: +mp.pi,
+    "\\infty": lambda: mp.inf,
+    "%": lambda: Fraction(1, 100),
+    "°": lambda: mp.pi / 180,
+}
+
+
+# --- points ---
+
+
+class Range(NamedTuple):
+    """Where the variables lie at one point: between low and high, and for those that stand for
+    integers between the other two. signs: "+", "-", or "±" for one of each."""
+
+    low: float
+    high: float
+    low_integer: int
+    high_integer: int
+    signs: str
+    integers_only: bool = False
+
+
+# Two neighbours have variables in opposite orders, and of opposite signs where they are mixed.
+RANGES = [
+    Range(1.2, 7, 2, 9, "+"),
+    Range(0.02, 1.1, 1, 8, "+"),
+    Range(0.3, 4, 2, 9, "±"),
+    Range(0.5, 9, 2, 9, "±"),
+    Range(20, 3000, 10, 40, "+"),
+    Range(0.2, 60, 5, 30, "+"),
+    Range(1e4, 1e7, 10**4, 10**6, "+"),
+    Range(1e4, 1e7, 10**4, 10**6, "±"),
+    Range(0.3, 6, 2, 9, "-"),
+    Range(1, 2, 10, 40, "+", integers_only=True),
+    Range(1, 2, 2, 9, "+", integers_only=True),
+    Range(1, 2, 2, 30, "-", integers_only=True),
+]
+# Letters of which everybody thinks as integers; the first three are as often even as odd together.
+INTEGERS = "nkmjlNKMᚠᚡᚢᚣᚤᚥ"
+
+
+class Point(NamedTuple):
+    """The values of all variables. index: that of its range."""
+
+    index: int
+
+    @property
+    def range(self) -> Range:
+        return RANGES[self.index]
+
+    @property
+    def is_positive(self) -> bool:
+        return self.range.signs == "+"
+
+    def value(self, text: str) -> Fraction:
+        """The value of a variable."""
+        # Draws are shared by two neighbours: one has the variables in the order of the draws, the
+        # other in the opposite order.
+        pair, is_second = divmod(self.index, 2)
+        draw = self.draw(f"{pair} {text}")
+        share = Fraction(draw % 4096, 4096)
+        if is_second:
+            share = 1 - share
+        bounds = self.range
+        is_integer = text[:1] in INTEGERS or bounds.integers_only
+        if is_integer:
+            x = self.integer(text, share, draw)
+        elif bounds.high > 100:
+            x = Fraction(
+                round(1024 * bounds.low * (bounds.high / bounds.low) ** float(share)), 1024
+            )
+        else:
+            x = Fraction(round(1024 * (bounds.low + (bounds.high - bounds.low) * share)), 1024)
+
+        is_negative = bounds.signs == "-"
+        if bounds.signs == "±":
+            is_negative = (draw >> 20) % 2 != is_second
+        return -x if is_negative else x
+
+    def integer(self, text: str, share: Fraction, draw: int) -> Fraction:
+        """An integer that is even at half of the points, for several letters independently."""
+        low = self.range.low_integer
+        high = self.range.high_integer
+        x = round(low + (high - low) * share)
+        rank = INTEGERS.find(text[:1])
+        is_odd = (self.index >> rank) % 2 if 0 <= rank < 3 else (draw >> 21) % 2
+        if self.index % 2 and not 0 <= rank < 3:
+            is_odd = not is_odd
+        if x % 2 != is_odd:
+            x += 1 if x < high else -1
+        return Fraction(x)
+
+    def draw(self, text: str) -> int:
+        digest = hashlib.blake2b(text.encode("utf-8", "replace"), key=Work.salt, digest_size=6)
+        return int.from_bytes(digest.digest())
+
+
+ANYWHERE = Point(0)
+
+
+# --- evaluation ---
+
+
+def evaluate(node: Node, point: Point = ANYWHERE):
+    """The value at a point: a fraction or a number of mpmath; NaN where there is none.
+
+    Raises TooBig if it is too costly.
+    """
+    Work.steps += 1
+    if Work.steps > MAX_STEPS:
+        raise TooBig("too many steps")
+    kind = node.operation
+    if kind == "number":
+        return node.parts[0]
+    if kind == "constant":
+        return CONSTANTS[node.parts[0]]()
+    if kind == "name":
+        return value_of_name(node, point)
+
+    numbers = [evaluate(part, point) for part in node.parts]
+    for x in numbers:
+        if not isinstance(x, Fraction) and mp.isnan(x):
+            return mp.nan
+        if bits(x) > MAX_BITS:
+            raise TooBig(kind)
+    Work.steps += cost(kind, numbers)
+    try:
+        x = TABLE[kind](*numbers)
+    except (ArithmeticError, TypeError, ValueError, AttributeError):
+        return mp.nan
+
+    # A root of a negative variable depends on the branch: such points do not count.
+    if isinstance(x, mp.mpc):
+        is_branch = mp.im(x) and not any(mp.im(y) for y in numbers)
+        if is_branch and not point.is_positive and has_names(node):
+            return mp.nan
+        if not mp.im(x):
+            return mp.re(x)
+    return x
+
+
+def cost(kind: str, numbers: list) -> int:
+    """Steps that an operation takes: inexact functions are slow, and so are long numbers."""
+    longest = max(map(bits, numbers))
+    if are_exact(*numbers) and kind not in ("^", "\\sqrt", "!"):
+        return longest // 500
+    weight = 1 if kind in ("+", "*", "negative") else 12
+    return weight * (1 + mp.prec // 400) + longest // 500
+
+
+def value_of_name(node: Node, point: Point):
+    text, *parts = node.parts
+    if not parts:
+        return point.value(text)
+    texts = []
+    for part in parts:
+        x = evaluate(part, point)
+        if not isinstance(x, Fraction) and mp.isnan(x):
+            return mp.nan
+        texts.append(digits_of(x))
+    return point.value(f"{text}{texts}")
+
+
+def digits_of(x) -> str:
+    """A number as text, without the last digits, which may be wrong."""
+    if isinstance(x, Fraction):
+        return str(x)
+    decimals = int((mp.prec - SLACK) * 0.3)
+    if mp.isfinite(x) and not mp.im(x):
+        x = mp.re(x)
+        nearest = mp.nint(x)
+        if nearest and abs(x - nearest) < abs(x) * mp.ldexp(1, SLACK - mp.prec):
+            return str(int(nearest)) if mp.mag(x) < mp.prec else mp.nstr(x, decimals)
+    return mp.nstr(x, decimals)
+
+
+def constant(node: Node):
+    """The value of an expression without variables, None if it has some.
+
+    Raises TooBig if it is too costly.
+    """
+    if has_names(node):
+        return None
+    return at_precision(FIRST_BITS, node)
+
+
+def at_precision(precision: int, node: Node, point: Point = ANYWHERE):
+    """The value with so many bits."""
+    previous = mp.prec
+    mp.prec = precision
+    try:
+        return evaluate(node, point)
+    finally:
+        mp.prec = previous
+
+
+# --- equality ---
+
+
+def are_equal(a: Node, b: Node) -> bool:
+    """Are two expressions equal at all points at which both have a value, at least at two?"""
+    if a == b:
+        return True
+    if not has_names(a) and not has_names(b):
+        return agree_at(ANYWHERE, a, b) is True
+    agreements = 0
+    for index in range(points_for(a, b)):
+        verdict = agree_at(Point(index), a, b)
+        if verdict is False:
+            return False
+        agreements += verdict is True
+    return agreements >= 2
+
+
+def points_for(*nodes: Node) -> int:
+    """Integers alone matter only to what rounds or counts."""
+    if any(rounds(node) for node in nodes):
+        return len(RANGES)
+    return sum(not one.integers_only for one in RANGES)
+
+
+ROUNDING = ("\\floor", "\\lfloor", "\\ceil", "\\lceil", "#", "\\gcd", "\\lcm", "!", "!!")
+
+
+def rounds(node: Node) -> bool:
+    if node.operation in ROUNDING:
+        return True
+    return any(isinstance(part, Node) and rounds(part) for part in node.parts)
+
+
+def agree_at(point: Point, a: Node, b: Node) -> bool | None:
+    """Are they equal at a point? None if it cannot be said there.
+
+    Raises TooBig if a constant is too costly.
+    """
+    Work.needed = 0
+    try:
+        x = at_precision(FIRST_BITS, a, point)
+        y = at_precision(FIRST_BITS, b, point)
+    except TooBig:
+        if point is ANYWHERE or Work.steps > MAX_STEPS:
+            raise
+        return None
+    if are_exact(x, y):
+        return x == y
+    if mp.isnan(x) or mp.isnan(y):
+        # Where all variables are positive, both must have a value, or none.
+        is_one_sided = bool(mp.isnan(x)) != bool(mp.isnan(y))
+        return False if is_one_sided and point.is_positive else None
+    if not (mp.isfinite(x) and mp.isfinite(y)):
+        return bool(x == y)
+
+    # A first look at a few digits: most pairs differ in these.
+    if Work.needed < FIRST_BITS // 2:
+        error = abs(inexact(x) - inexact(y))
+        if error > mp.ldexp(max(abs(inexact(x)), abs(inexact(y)), mp.ldexp(1, -99)), -99):
+            return False
+    return agree_closely(point, a, b, max(bits(x), bits(y)))
+
+
+def agree_closely(point: Point, a: Node, b: Node, length: int) -> bool:
+    """The same with so many digits that no rounding can hide a difference.
+
+    What changes between two precisions is the rounding error of the lower one.
+    """
+    limit = MAX_PRECISION if point is ANYWHERE else MAX_PRECISION_OF_POINT
+    precision = 0
+    while precision < 2 * Work.needed + FIRST_BITS:
+        if 2 * max(Work.needed, length) + FIRST_BITS > limit:
+            if point is ANYWHERE:
+                raise TooBig("digits")
+            precision = limit
+        else:
+            precision = 2 * max(Work.needed, length) + FIRST_BITS
+        x_rough = at_precision(precision, a, point)
+        y_rough = at_precision(precision, b, point)
+        if precision == limit:
+            break
+    precision += FIRST_BITS
+    x = at_precision(precision, a, point)
+    y = at_precision(precision, b, point)
+    with mp.workprec(precision):
+        x_rough, y_rough, x, y = map(inexact, (x_rough, y_rough, x, y))
+        error = max(
+            abs(x - x_rough),
+            abs(y - y_rough),
+            mp.ldexp(abs(x), FIRST_BITS - precision),
+        )
+        return bool(abs(x - y) <= mp.ldexp(error, SLACK - FIRST_BITS))
+
+
+def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
+    """Is a/b the same number at all points, not zero, and if asked for positive?"""
+    ratio = operation("/", a, b)
+    first = None
+    seen = 0
+    for index in range(points_for(a, b)):
+        try:
+            x = at_precision(2 * FIRST_BITS, ratio, Point(index))
+        except TooBig:
+            if Work.steps > MAX_STEPS:
+                raise
+            continue
+        if mp.isnan(x):
+            continue
+        if not x or not mp.isfinite(x) or positive and (mp.im(x) or mp.re(x) < 0):
+            return False
+        seen += 1
+        if first is None:
+            first = x
+        if are_exact(x, first):
+            if x != first:
+                return False
+        elif abs(inexact(x) - inexact(first)) > abs(inexact(first)) * mp.ldexp(1, -FIRST_BITS // 2):
+            return False
+    return seen >= 2

@@ -1,0 +1,562 @@
+r"""
+What an answer means, and when two of them are equal: numbers with their units, lists, sets, tuples,
+intervals, matrices, equations, inequalities, and statements of which only the parts are understood.
+"""
+
+import contextlib
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+import sympy
+
+from lib import expressions, units
+from lib.expressions import (
+    FIRST_BITS,
+    Node,
+    are_equal,
+    bits,
+    constant,
+    has_names,
+    is_constant_ratio,
+    letter,
+    mp,
+    operation,
+)
+from lib.latex import Unparsed
+
+MAX_MEMBERS = 30
+
+
+class Value(NamedTuple):
+    """What a text means: a number, a collection, a relation, or a statement.
+
+    A number has a `node`, its expression; `digits`, the number of significant digits if it is
+    written as a decimal; and a `unit`: km h^-1, %, °. A unit that starts with _ must not be left
+    out (_8 is the base of 52_8), one with ≡ is a modulus.
+
+    A collection has `items` and `brackets`: "" (a list without brackets), "{}" (a set), "()", "[)",
+    ... (a tuple or an interval), "⟦⟧" (a matrix, or a row of one).
+
+    A relation has `signs`, the `sides` between which they stand, and the side that is its `name`:
+    the x of x = 5 and x < 5. If it gives its name a value, it has the fields of this value as well.
+
+    A statement has `signs` and `sides`, too; one of its signs is a word, or a sign of which nothing
+    is known. It has no name and no value.
+    """
+
+    node: Node | None = None
+    digits: int = 0
+    unit: str = ""
+    brackets: str | None = None
+    items: list | tuple = ()
+    signs: list | tuple = ()
+    sides: list | tuple = ()
+    name: "Value | None" = None
+
+
+NOTHING = Value()
+EMPTY_SET = Value(brackets="{}")
+
+
+def collection(items: list[Value], brackets: str = "") -> Value:
+    """A collection; but a single number in brackets is that number."""
+    if len(items) == 1 and not (brackets == "{}" and items[0].brackets == "{}"):
+        return items[0]
+    return Value(brackets=brackets, items=items)
+
+
+def members(value: Value) -> list[Value]:
+    """The members of a list or set; any other value is its own only member."""
+    if value.brackets == "{}":
+        found = []
+        for item in value.items:
+            found += members(item) if item.brackets == "" else [item]
+        return found
+    if value.brackets != "" or value.signs:
+        return [value]
+    found = []
+    for item in value.items:
+        found += members(item) if item.brackets == "" else [item]
+    return found
+
+
+def is_tuple(value: Value) -> bool:
+    return bool(value.brackets) and value.brackets[0] in "([⟦"
+
+
+def is_statement(value: Value) -> bool:
+    return bool(value.signs) and value.name is None
+
+
+def negative(value: Value) -> Value:
+    if value.signs or value.brackets == "{}":
+        raise Unparsed("minus a statement")
+    node = value.node and expressions.negative(value.node)
+    items = [negative(item) for item in value.items]
+    return value._replace(node=node, items=items)
+
+
+def with_factor(value: Value) -> Node | None:
+    """50% as 0.5, and 5 g as the product of 5 and g."""
+    if not value.unit or value.node is None:
+        return value.node
+    if len(value.unit) > 1:
+        return expressions.name(value.unit, value.node)
+    return operation("*", value.node, letter(value.unit))
+
+
+def compute(sign: str, *arguments: Value) -> Value:
+    """A function of numbers; a factor before a tuple multiplies its items."""
+    if sign == "*" and is_tuple(arguments[1]) and arguments[0].node is not None:
+        factor, vector = arguments
+        return vector._replace(items=[compute("*", factor, item) for item in vector.items])
+    if sign in ("+", "-") and all(map(is_matrix, arguments)):
+        return matrix_sum(sign, *arguments)
+    nodes = []
+    for argument in arguments:
+        if argument.signs or argument.node is None:
+            raise Unparsed("no number")
+        nodes.append(with_factor(argument))
+    return Value(operation(sign, *nodes))
+
+
+def is_matrix(value: Value) -> bool:
+    return value.brackets == "⟦⟧"
+
+
+def matrix_sum(sign: str, one: Value, other: Value) -> Value:
+    if len(one.items) != len(other.items):
+        raise Unparsed("matrices of different shapes")
+    items = [compute(sign, x, y) for x, y in zip(one.items, other.items)]
+    return one._replace(items=items)
+
+
+# --- relations ---
+
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "\\in")
+
+
+def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Value:
+    """sides, and their texts without blanks, with signs between them."""
+    if any(sign not in RELATIONS for sign in signs) or NOTHING in sides:
+        return Value(signs=tuple(signs), sides=tuple(sides))
+    named = [is_name(text) for text in texts]
+
+    # 3 > x is x < 3.
+    if signs[0].startswith(">"):
+        signs = [sign.replace(">", "<") for sign in reversed(signs)]
+        sides = sides[::-1]
+        named = named[::-1]
+
+    name = sides[0]
+    if True in named:
+        name = sides[named.index(True)]
+    value = value_of_name(sides, named, signs)
+    return value._replace(signs=signs, sides=sides, name=name)
+
+
+def is_name(text: str) -> bool:
+    """Can an equation give it a value: x, f(2), AB, |AB|, dy/dx, angle APC?"""
+    rest = re.sub(
+        r"_\s*(?:{[^{}]*}|.)|\^{-1}(?=\()|(?<=[a-zA-Z'}])\([^()]*\)|\\(?:lim|sum|int|prod).*",
+        "",
+        text,
+    )
+    if re.search(r"\\(?:pi|infty|sqrt|empty)", rest):
+        return False
+    return re.fullmatch(r"[a-zA-Zᚠ-ᛪ\s\\:/,(){}'@\[\]⟦⟧]*", rest) is not None
+
+
+def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Value:
+    """The value that a relation gives to its name, an empty one if it gives none."""
+    kinds = set(signs)
+    if kinds <= {"=", "~", "\\in"} and is_right(sides, named, signs):
+        return last_exact_side(sides, named, signs)
+    if named.count(True) != 1:
+        return NOTHING
+    k = named.index(True)
+
+    # x != 5 is all real numbers but 5.
+    if signs == ["!="]:
+        return combine("\\setminus", real_line(), sides[1 - k])
+
+    # 1 < x <= 2 is an interval, and x < 5 one without a lower end.
+    if kinds <= {"<", "<="}:
+        infinity = letter("\\infty")
+        ends = [Value(expressions.negative(infinity)), *sides, Value(infinity)]
+        signs = ["<", *signs, "<"]
+        opener = "(" if signs[k] == "<" else "["
+        closer = ")" if signs[k + 1] == "<" else "]"
+        return collection([ends[k], ends[k + 2]], opener + closer)
+    return NOTHING
+
+
+def real_line() -> Value:
+    infinity = letter("\\infty")
+    return collection([Value(expressions.negative(infinity)), Value(infinity)], "()")
+
+
+def is_right(sides: list[Value], named: list[bool], signs: list[str]) -> bool:
+    """An equation without a name must be right: 3 * 4 = 13 has no value."""
+    if True in named or "~" in signs:
+        return True
+    return all(equal(sides[-1], side) for side in sides)
+
+
+def last_exact_side(sides: list[Value], named: list[bool], signs: list[str]) -> Value:
+    r"""x = 1 + 1 = 2 and |AB| = 2 \approx 2.1 have the value 2: the last side before an
+    approximation that is not a name."""
+    exact = len(sides)
+    if "~" in signs:
+        exact = signs.index("~") + 1
+    values = [side for side, is_name in zip(sides[:exact], named) if not is_name]
+    return values[-1] if values else sides[-1]
+
+
+def joint(items: list[Value]) -> list[Value]:
+    """x > 2 and x < 5 as one set; but x < 2 and x > 5, which is nowhere, are meant as two."""
+    if len(items) < 2 or len(items) > MAX_MEMBERS:
+        return items
+    for item in items:
+        is_inequality = item.signs and set(item.signs) <= {"<", "<=", "!="}
+        if not is_inequality or is_statement(item) or not equal(item.name, items[0].name):
+            return items
+    with contextlib.suppress(Unparsed):
+        both = combine("\\cap", *items)
+        if both != EMPTY_SET and both.node is None:
+            return [both]
+    return items
+
+
+# --- sets ---
+
+SYMPY_SETS = {
+    "\\cup": sympy.Union,
+    "\\cap": sympy.Intersection,
+    "\\setminus": sympy.Complement,
+}
+
+
+def combine(sign: str, *sets: Value) -> Value:
+    """A union, intersection or difference.
+
+    Sets of real numbers are worked out by sympy: (0, 2) and [1, 3) unite to (0, 3). Of other sets
+    the members are compared.
+    """
+    if sum(len(members(one)) for one in sets) > MAX_MEMBERS:
+        raise Unparsed("sets too big")
+    originals = {}
+    try:
+        regions = [region(one, originals) for one in sets]
+        return value_of_region(SYMPY_SETS[sign](*regions), originals)
+    except Unparsed:
+        return combine_members(sign, sets)
+
+
+def region(value: Value, originals: dict) -> sympy.Set:
+    """A set of real numbers for sympy. originals: gets our value of each of sympy's numbers."""
+    if is_statement(value):
+        raise Unparsed("a statement is no set")
+    if value.brackets is not None and not is_tuple(value):
+        if any(item.brackets == "{}" for item in value.items):
+            raise Unparsed("a set of sets")
+        return sympy.Union(*[region(item, originals) for item in value.items])
+    if len(value.items) > 2:
+        raise Unparsed("not an interval")
+
+    ends = []
+    for item in value.items or [value]:
+        converted = real_number(item)
+        originals.setdefault(converted, item)
+        ends.append(converted)
+    if not value.items:
+        return sympy.FiniteSet(*ends)
+    if ends[0] > ends[-1]:
+        raise Unparsed("not an interval")
+    return sympy.Interval(*ends, value.brackets[0] == "(", value.brackets[1] == ")")
+
+
+def real_number(value: Value):
+    """A number for sympy."""
+    if value.node is None:
+        raise Unparsed("not a number")
+    x = constant(with_factor(value))
+    if x is None or mp.isnan(x) or bits(x) > expressions.MAX_BITS:
+        raise Unparsed("not a number")
+    if isinstance(x, Fraction):
+        return sympy.Rational(x.numerator, x.denominator)
+    if mp.im(x):
+        raise Unparsed("not a real number")
+    x = mp.re(x)
+    if mp.isinf(x):
+        return sympy.oo if x > 0 else -sympy.oo
+    if abs(mp.mag(x)) > FIRST_BITS // 2:
+        raise Unparsed("too big or small")
+    return sympy.Rational(mp.nstr(x, 60))
+
+
+def value_of_region(found: sympy.Set, originals: dict) -> Value:
+    """sympy's set as a value of ours. Raises Unparsed if it is of another kind."""
+    items = []
+    for part in sympy.Union.make_args(found):
+        if isinstance(part, sympy.Interval):
+            opener = "(" if part.left_open else "["
+            closer = ")" if part.right_open else "]"
+            ends = [originals[part.start], originals[part.end]]
+            items.append(collection(ends, opener + closer))
+        elif isinstance(part, sympy.FiniteSet):
+            items += [originals[x] for x in part]
+        elif part is not sympy.S.EmptySet:
+            raise Unparsed("a set that sympy does not work out")
+    if not items:
+        return EMPTY_SET
+    return collection(items)
+
+
+def combine_members(sign: str, sets: tuple[Value, ...]) -> Value:
+    """A union, intersection or difference of sets that are not sets of real numbers."""
+    first = members(sets[0])
+    others = []
+    for one in sets[1:]:
+        others += members(one)
+    if sign == "\\cup":
+        return collection(first + others)
+
+    # Z without {0} is a statement: equal if its parts are.
+    are_sets = all(one.brackets in ("", "{}") for one in sets)
+    if not are_sets or any(is_tuple(one) for one in first + others):
+        return Value(signs=(sign,) * (len(sets) - 1), sides=tuple(sets))
+    wanted = sign == "\\cap"
+    kept = [x for x in first if is_answered(x, others, STRICT) == wanted]
+    return collection(kept) if kept else EMPTY_SET
+
+
+# --- equality ---
+
+
+class Rules(NamedTuple):
+    """parity: the lenient reading of published tables. tolerance: an absolute error of numbers."""
+
+    parity: bool = False
+    tolerance: float | None = None
+
+
+STRICT = Rules()
+
+
+def equal(gold: Value, answer: Value, rules: Rules = STRICT) -> bool:
+    """Does the value `answer` answer `gold`?"""
+    if is_statement(gold) or is_statement(answer):
+        return statements_agree(gold, answer, rules)
+    if are_all_relations(gold) and are_all_relations(answer):
+        gold = as_assignments(gold)
+        answer = as_assignments(answer)
+    if gold.signs and answer.signs:
+        if relations_agree(gold, answer):
+            return True
+        if not equal(gold.name, answer.name):
+            return False
+    gold = gold._replace(signs=())
+    answer = answer._replace(signs=())
+    if gold.node is not None and answer.node is not None:
+        return quantities_agree(gold, answer, rules)
+    if is_tuple(gold) or is_tuple(answer):
+        return tuples_agree(gold, answer, rules)
+    return sets_agree(gold, answer, rules)
+
+
+def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
+    """The same signs and words, with equal sides between them, in the same order.
+
+    A value with a unit on both sides is equal to itself only. One side may be a list with one
+    member, said twice.
+    """
+    if not (is_statement(gold) and is_statement(answer)):
+        is_list = "" in (gold.brackets, answer.brackets) or "{}" in (gold.brackets, answer.brackets)
+        return is_list and sets_agree(gold, answer, rules)
+    if list(gold.signs) != list(answer.signs) or len(gold.sides) != len(answer.sides):
+        return False
+    for one, other in zip(gold.sides, answer.sides):
+        if NOTHING in (one, other):
+            if one != other:
+                return False
+        elif not equal(one, other, rules):
+            return False
+    return True
+
+
+def are_all_relations(value: Value) -> bool:
+    found = members(value)
+    return bool(found) and all(member.signs and not is_statement(member) for member in found)
+
+
+def as_assignments(value: Value) -> Value:
+    """(x, y) = (1, 2) as x = 1, y = 2; any other value as it is."""
+    if not value.name or not value.name.items or len(value.name.items) != len(value.items):
+        return value
+    # signs is a tuple, unlike that of relations which were read: so relations_agree does not hold
+    # between the two, and names and values are compared.
+    assignments = []
+    for name, item in zip(value.name.items, value.items):
+        assignments.append(item._replace(signs=("=",), sides=(name, item), name=name))
+    return collection(assignments)
+
+
+def relations_agree(gold: Value, answer: Value) -> bool:
+    """Equations up to a constant factor, inequalities up to a positive one, chains side by side."""
+    if gold.signs != answer.signs:
+        return False
+    if len(gold.signs) > 1:
+        return all(map(equal, gold.sides, answer.sides))
+    for side in [*gold.sides, *answer.sides]:
+        if side.node is None or side.signs:
+            return False
+
+    # left - right of both must have a constant ratio, and not be constant itself: 3 = 5.
+    gold_difference = compute("-", *gold.sides).node
+    answer_difference = compute("-", *answer.sides).node
+    if not has_names(gold_difference) or not has_names(answer_difference):
+        return False
+    is_inequality = gold.signs[0].startswith("<")
+    return is_constant_ratio(gold_difference, answer_difference, is_inequality)
+
+
+def quantities_agree(gold: Value, answer: Value, rules: Rules) -> bool:
+    """Numbers with their units. 50% is 0.5, and where one side only has a unit it is ignored."""
+    is_same_unit = gold.unit == answer.unit
+    if not is_same_unit and "°" not in (gold.unit, answer.unit):
+        is_percent = "%" in (gold.unit, answer.unit)
+        is_letter = len(gold.unit + answer.unit) == 1
+        if is_percent or is_letter:
+            gold_product = gold._replace(node=with_factor(gold), unit="")
+            answer_product = answer._replace(node=with_factor(answer), unit="")
+            if numbers_agree(gold_product, answer_product, rules):
+                return True
+    return units_agree(gold.unit, answer.unit) and numbers_agree(gold, answer, rules)
+
+
+def units_agree(gold_unit: str, answer_unit: str) -> bool:
+    """The same units, or a unit on one side only, unless it has a meaning.
+
+    >>> [units_agree("cm", "cm"), units_agree("cm", ""), units_agree("cm", "m")]
+    [True, True, False]
+
+    Bases and conditions, which start with _, and primes have a meaning: 52_8 is not 52.
+    """
+    if gold_unit == answer_unit:
+        return True
+    for unit in (gold_unit, answer_unit):
+        if "_" in unit or "'" in unit:
+            return False
+    if "≡" in gold_unit + answer_unit:
+        return not (gold_unit and answer_unit)
+    if not gold_unit or not answer_unit:
+        return True
+    if "°" in (gold_unit, answer_unit):
+        return {gold_unit, answer_unit} <= {"°", "celsius", "fahrenheit"}
+    return units.agree(gold_unit, answer_unit)
+
+
+def numbers_agree(gold: Value, answer: Value, rules: Rules) -> bool:
+    """Equal; but a decimal without variables may grant a margin."""
+    if are_equal(gold.node, answer.node):
+        return True
+    if not (gold.digits or answer.digits or rules.parity or rules.tolerance):
+        return False
+    x = constant(gold.node)
+    y = constant(answer.node)
+    if x is None or y is None or mp.isnan(x) or mp.isnan(y):
+        return False
+    return is_within_margin(x, y, gold, answer, rules)
+
+
+def is_within_margin(x, y, gold: Value, answer: Value, rules: Rules) -> bool:
+    """Is a number as near to the gold as the gold's digits, the rules or its own digits grant?
+
+    x, y: the numbers of gold and answer.
+    """
+    is_integer = isinstance(x, Fraction) and x.denominator == 1
+    error = abs(mp.convert(x) - mp.convert(y))
+    x = mp.convert(x)
+    y = mp.convert(y)
+
+    # A decimal gold is rounded: half a unit of its last digit. 0.33 grants 1/3.
+    half_digit = 0
+    if x and gold.digits > 1 and mp.isfinite(x):
+        exponent = mp.floor(mp.log10(abs(x))) + 1 - gold.digits
+        half_digit = mp.mpf(10) ** exponent / 2
+
+    # Any decimal gold grants 1e-4; an exact one only that an answer in 12 digits is rounded.
+    relative = mp.zero
+    if gold.digits or rules.parity:
+        relative = mp.mpf("1e-4")
+    elif answer.digits >= 12 and not is_integer:
+        relative = mp.mpf("1e-12")
+
+    margin = max(rules.tolerance or 0, half_digit, abs(x) * relative)
+    margin *= 1 + mp.mpf("1e-50")
+    if error <= margin < mp.inf:
+        return True
+    return rules.parity and is_percentage(x, y)
+
+
+def is_percentage(x, y) -> bool:
+    """Is one the other in percent, as the published graders have it?"""
+    scaled = [x * 100, x * mp.mpf("0.01")]
+    return any(abs(number - y) < abs(number) / 10000 for number in scaled)
+
+
+def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
+    """Tuples, intervals and matrices: in order, with the same brackets.
+
+    A list may stand for a tuple, and a matrix has any brackets.
+    """
+    if gold.brackets is None or answer.brackets is None:
+        # One of them is a number or a relation: a list may say it, once or twice.
+        return "" in (gold.brackets, answer.brackets) and sets_agree(gold, answer, rules)
+    is_list_of_tuples = "" in (gold.brackets, answer.brackets) and (
+        any(map(is_tuple, gold.items)) or any(map(is_tuple, answer.items))
+    )
+    if is_list_of_tuples and sets_agree(gold, answer, rules):
+        return True
+    brackets = {gold.brackets, answer.brackets} - {"⟦⟧"}
+    if len(brackets) > 1 and brackets != {"", "()"}:
+        return False
+    if not gold.items or len(gold.items) != len(answer.items):
+        return False
+    return all(equal(x, y, rules) for x, y in zip(gold.items, answer.items))
+
+
+def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
+    """Lists and sets in any order: each member of one is equal to one of the other."""
+    wanted = members(gold)
+    given = members(answer)
+    if wanted == [gold] and given == [answer]:
+        return False
+    if len(wanted) * len(given) > MAX_MEMBERS**2:
+        raise Unparsed("sets too big")
+    if not wanted or not given:
+        return not wanted and not given
+    if not all(is_answered(x, given, rules) for x in wanted):
+        return False
+    return all(is_wanted(y, wanted, rules) for y in given)
+
+
+def is_answered(gold: Value, answers: list[Value], rules: Rules) -> bool:
+    return any(equal(gold, answer, rules) for answer in answers)
+
+
+def is_wanted(answer: Value, golds: list[Value], rules: Rules) -> bool:
+    return any(equal(gold, answer, rules) for gold in golds)
+
+
+def joined_rows(rows: list[Value]) -> list[Value]:
+    """A system of equations, or the cases of a function, is a list; a matrix keeps its rows."""
+    if len(rows) < 2:
+        return rows
+    for row in rows:
+        last = row.items[-1] if is_matrix(row) and row.items else row
+        if not last.signs:
+            return rows
+    return [Value(brackets="", items=rows)]

@@ -5,27 +5,32 @@ The protocol, and the life of a child:
 
 1. `start` starts a file as a process of its own, a child. For programs that is
    lib/sandbox_child.py, in a box (bubblewrap or namespaces); grader.py starts itself, without one.
-2. The child's standard input is one end of a socket pair. After a first `ready`, each message is
-   JSON, with its length before it.
-3. The child loads its libraries, drops its rights, and sends `ready`.
+2. The child's standard input is one end of a socket pair. Each message is JSON, with its length
+   before it.
+3. The child loads its libraries, drops its rights, and tells what its caller has to know: its user,
+   its folder, and which defences this kernel does not have.
 4. `ask` sends a request, a list, and waits for the reply for a limited time.
 5. For each program the child forks a process; it never runs a program itself.
-6. A program with a test has two processes, and the test is a second message that only the test's
-   process reads: neither the child nor the program ever holds it.
+6. A program with a test has two processes, and the test is a second message, with a random token.
+   Only the test's process reads it: neither the child nor the program ever holds the test. The
+   test is passed only if this process gives the token back, which it does at its end.
 7. The child kills all that the program started, collects the output, and replies.
 8. Then it is idle, and is kept for the next request; a concurrent call starts another child.
 9. Before each request the child compares what programs could have changed (box_state lists it). If
    anything differs, it ends and the caller starts another.
-10. A child that is late, or dies, is killed with all that is in its box, and replaced.
+10. A child that is late, or dies, is killed with all that is in its box, and replaced. That costs
+    one program, also if it happens while the child starts.
 11. A child ends when its caller does, because its standard input is then closed.
 12. The caller compares outputs and values of functions: what is expected never enters a box.
     Assertions do, in the test's process only.
 """
 
+import atexit
 import contextlib
 import functools
 import json
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -33,12 +38,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.sandbox_child import PRELUDE, SCRATCH
+from lib.sandbox_child import PRELUDE, SCRATCH, TOO_LONG, family, remove_completely
 
 __all__ = [
     "PRELUDE",
@@ -50,6 +56,7 @@ __all__ = [
     "ask",
     "start",
     "isolation",
+    "describe_isolation",
     "run_python",
 ]
 
@@ -58,6 +65,10 @@ LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.
 START_SECONDS = 60
+# Seconds for which no child may start before that counts as a fault of the machine.
+NO_START_SECONDS = 600
+# Seconds that it may take to end what a child without namespaces has left.
+END_SECONDS = 5
 # Seconds after which a child that does not read a message counts as dead.
 SEND_SECONDS = 60
 # Seconds after which a child that stops in the middle of a reply is late.
@@ -111,6 +122,21 @@ class ChildTimeout(Exception):
     """A child did not reply in time; it has been killed."""
 
 
+# What is still open to programs where the kernel lacks a defence of lib/sandbox_child.py.
+OPEN = {
+    "files": "without Landlock (Linux 5.19) they can mount file systems in namespaces of their own",
+    "system calls": "without seccomp they can use all system calls",
+}
+# What is open beyond bubblewrap's box.
+OPEN_AT_LEVEL = {
+    "bubblewrap": "",
+    "namespaces": "they see the names of this machine's files",
+    "limits": "they see the names of this machine's files and processes, and can fill its disk",
+}
+# The same where files are not protected by Landlock.
+OPEN_FILES = "they can read this machine's files and write the user's"
+
+
 class RunResult(NamedTuple):
     """The outcome of a program; the return code is 128 + the signal if a signal ended it."""
 
@@ -122,16 +148,27 @@ class RunResult(NamedTuple):
 
 @dataclass
 class Child:
-    """A process that answers requests, and the caller's end of its pipe."""
+    """
+    A process that answers requests, and the caller's end of its pipe.
+
+    about: its first message (sandbox_child.enter). mark: a word in its environment, and in that of
+    all that it starts.
+    """
 
     process: subprocess.Popen
     pipe: connection.Connection
+    mark: str = ""
+    about: dict = field(default_factory=dict)
 
 
 # Idle children for programs: a list for each (level, interpreter).
 IDLE: dict[tuple[str, str], list[Child]] = {}
 # A fork of this process must not talk to its parent's children, nor keep their pipes open.
 os.register_at_fork(after_in_child=IDLE.clear)
+# For each (file, level) of which a child has started: since when none has, in seconds; or None.
+FAILING_SINCE: dict[tuple[str, str | None], float | None] = {}
+# What this kernel leaves open, for each level of which a child has started.
+LEFT_OPEN: dict[str, list[str]] = {}
 
 
 # --- Programs
@@ -159,8 +196,10 @@ def run_python(
     """
     level = level or isolation()
     messages = [[code, stdin, prelude, timeout, memory_mb, bool(test)]]
+    # Attack: a program ends its test's process in a way that looks like success.
+    token = secrets.token_hex(16) if test else ""
     if test:
-        messages.append(test)
+        messages.append({"test": test, "token": token})
 
     idle = IDLE.setdefault((level, sys.executable), [])
     seconds = timeout + GRACE_SECONDS
@@ -176,7 +215,13 @@ def run_python(
     except ChildDied:
         # The program has killed its child, or there was not enough memory for it.
         return RunResult("", "", 128 + signal.SIGKILL, False)
-    return RunResult(*reply)
+    *outcome, returned = reply
+    result = RunResult(*outcome)
+    if result.stderr == TOO_LONG:
+        warnings.warn(f"{len(stdin)} characters: {TOO_LONG.strip()}", stacklevel=2)
+    if returned != token and result.returncode == 0:
+        return result._replace(returncode=1)
+    return result
 
 
 @functools.cache
@@ -197,6 +242,22 @@ def isolation(sandbox: str | None = None) -> str:
                 os.environ["PRIME_SANDBOX"] = sandbox
                 return level
     raise RuntimeError(f"sandbox={sandbox!r} is not available on this machine")
+
+
+def describe_isolation(sandbox: str | None = None) -> str:
+    """
+    The level of `isolation`, and what programs can still do at it on this machine, in words.
+
+    Raises RuntimeError as `isolation` does.
+    """
+    level = isolation(sandbox)
+    left_open = LEFT_OPEN.get(level, [])
+    words = [OPEN[name] for name in left_open]
+    if level != "bubblewrap" and "files" in left_open:
+        words.append(OPEN_FILES)
+    words.append(OPEN_AT_LEVEL[level])
+    text = "; ".join(filter(None, words))
+    return f"{level} ({text})" if text else level
 
 
 # --- Children
@@ -256,30 +317,86 @@ def take_idle(idle: list[Child]) -> Child | None:
             child = idle.pop()
             if child.process.poll() is None:
                 return child
+            kill(child)
     return None
 
 
 def kill(child: Child):
     """Ends a child and all that is in its box."""
-    # The child leads a process group, to which bubblewrap and what it started belong. Without
-    # namespaces programs are in groups of their own, which the child's end does not reach.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.process.pid, signal.SIGKILL)
-    child.process.wait()
+    folder = child.about.get("folder")
+    if folder is not None:
+        kill_programs(child)
+    # The child leads a process group, to which bubblewrap and what it started belong. If it has
+    # been waited for, its number may be another's already.
+    if child.process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait()
     child.pipe.close()
+    if folder is not None:
+        remove_completely(folder)
+
+
+def kill_programs(child: Child):
+    """Attack: without namespaces, programs outlive their child, which they have stopped."""
+    user = child.about["user"]
+    if user is not None:
+        # All processes of the child's own user, at a time: a fork bomb cannot run away.
+        command = ["sh", "-c", "kill -9 -1"]
+        rights = {"user": user, "group": user, "extra_groups": []}
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL, **rights)
+        return
+
+    # Programs have our user. What descends from the child is theirs, and what has its mark.
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        found = marked(child.mark)
+        if child.process.returncode is None:
+            found |= {relative.pid for relative in family(child.process.pid)}
+        if not found:
+            break
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def remove_at_exit(folder: str, process: int):
+    """Removes a folder when this process ends; forks of it end earlier."""
+    if os.getpid() == process:
+        remove_completely(folder)
+
+
+def marked(mark: str) -> set[int]:
+    """The numbers of all processes that were started with this word in their environment."""
+    found = set()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.add(int(environment.parent.name))
+    return found
 
 
 def start(file: str, level: str | None) -> Child:
     """
     Starts a child that runs `file`, and waits until it is ready.
 
-    level: one of LEVELS, for programs; None for a child without a box, in this environment.
-    Raises GraderError if it does not start, twice.
+    level: one of LEVELS, for programs; None for a child without a box, in this environment. Raises
+    ChildDied if it does not start, twice: it was killed, or the machine is slow. Raises GraderError
+    instead if none has ever started, or none for ten minutes.
     """
+    kind = (os.path.abspath(file), level)
     for _ in range(2):
-        child = try_to_start(os.path.abspath(file), level)
+        child = try_to_start(*kind)
         if child is not None:
+            FAILING_SINCE[kind] = None
             return child
+
+    now = time.monotonic()
+    has_started = kind in FAILING_SINCE
+    since = FAILING_SINCE.get(kind) or now
+    if has_started and now - since < NO_START_SECONDS:
+        FAILING_SINCE[kind] = since
+        raise ChildDied("a child process has not started")
     raise GraderError(f"a child process ({file}, {level}) does not start")
 
 
@@ -287,15 +404,21 @@ def try_to_start(file: str, level: str | None) -> Child | None:
     """Starts a child; None if there is no such command, or the child is not ready in time."""
     ours, theirs = connection.Pipe()
     limit_waiting(ours)
+    mark = f"sandbox-{secrets.token_hex(16)}"
+    environment = os.environ
+    arguments = []
+    if level:
+        environment = ENVIRONMENT | {"PRIME_MARK": mark}
+        arguments = [level, *visible_paths(file)]
     try:
         # Attack: a program pushes keystrokes into the caller's terminal (TIOCSTI). A new session
         # has no terminal.
         process = subprocess.Popen(
-            [*box(level, file), sys.executable, file],
+            [*box(level, file), sys.executable, file, *arguments],
             stdin=theirs,
             stdout=subprocess.DEVNULL,
             cwd=tempfile.gettempdir(),
-            env=ENVIRONMENT if level else os.environ,
+            env=environment,
             start_new_session=True,
         )
     except OSError:
@@ -303,9 +426,14 @@ def try_to_start(file: str, level: str | None) -> Child | None:
     finally:
         theirs.close()
 
-    child = Child(process, ours)
-    with contextlib.suppress(OSError, EOFError):
-        if ours.poll(START_SECONDS) and ours.recv_bytes():
+    child = Child(process, ours, mark)
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        if ours.poll(START_SECONDS):
+            child.about = json.loads(receive(ours)) or {}
+            LEFT_OPEN[level] = child.about.get("open", [])
+            if child.about.get("folder"):
+                # The child may remove what is in its folder, but not the folder.
+                atexit.register(remove_at_exit, child.about["folder"], os.getpid())
             return child
     kill(child)
     return None

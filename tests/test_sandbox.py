@@ -70,7 +70,7 @@ def outer_level(request, monkeypatch):
 
 @pytest.fixture(params=[level for level in LEVELS if level != "limits"])
 def level(request, monkeypatch):
-    """For what limits alone do not promise: no network, no other process, no daemons."""
+    """For what limits alone do not promise: that other processes cannot be seen."""
     return use(request.param, monkeypatch)
 
 
@@ -260,8 +260,9 @@ def test_a_killed_template_is_replaced(any_level):
         child.process.wait()
     assert run("print(1)").stdout == "1\n"
 
+    # Without namespaces the signal is refused.
     result = run("import os; os.kill(os.getppid(), 9)")
-    assert result.returncode in (0, 137)
+    assert result.returncode in (0, 1, 137)
     assert not result.timed_out
     assert run("print(1)").stdout == "1\n"
 
@@ -284,16 +285,19 @@ def test_programs_share_no_memory_of_the_kernel(level):
 
 SPOILERS = {
     "file size": """
-        import os, resource
-        resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (10, 10))
+        import contextlib, os, resource
+        with contextlib.suppress(OSError):
+            resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (10, 10))
     """,
     "priority": """
-        import os
-        os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+        import contextlib, os
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
     """,
     "scheduler": """
-        import os
-        os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))
+        import contextlib, os
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))
     """,
     "folders that cannot be entered": """
         import os
@@ -362,10 +366,10 @@ def test_the_io_priority_of_the_template_is_kept(any_level):
     spoil = """
         import ctypes, os
         IDLE = 3 << 13
-        assert ctypes.CDLL(None).syscall(251, 1, os.getppid(), IDLE) == 0
+        print(ctypes.CDLL(None).syscall(251, 1, os.getppid(), IDLE))
     """
     fresh = run(look).stdout
-    assert run(spoil).returncode == 0
+    assert run(spoil).stdout == "-1\n"
     assert run(look).stdout == fresh
 
 
@@ -388,23 +392,32 @@ def test_programs_cannot_read_their_template(level, file):
     assert "PermissionError" in run(code).stderr
 
 
-@pytest.mark.slow
-def test_namespaces_of_its_own_do_not_protect_a_process(level):
-    """A program may make user and process namespaces; what runs there dies with it."""
-    word = f"nested-{os.getpid()}-{level}"
-    code = f"""
-        import ctypes, os, subprocess, sys, time
-        assert ctypes.CDLL(None).unshare(0x30020000) == 0
-        sleep = [sys.executable, "-c", "import time; time.sleep(60)", "{word}"]
-        subprocess.Popen(sleep, start_new_session=True)
-        input()
-        time.sleep(3)
+CHANGES = [
+    "os.nice(1)",
+    "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
+    "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})",
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, 10**9))",
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (50, 60))",
+    "open('left', 'w').close()",
+    "os.chmod('.', 0o500)",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_child_that_was_changed_knows_it(change, tmp_path):
+    """Also where the kernel has no filter of system calls, and outside namespaces."""
+    check = f"""
+        import os, resource, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from lib.sandbox_child import box_state
+        fresh = box_state()
+        assert box_state() == fresh
+        {change}
+        assert box_state() != fresh
     """
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(run, code, "\n")
-        assert wait_until(lambda: running(f"sleep(60)\0{word}"))
-    assert result.result().returncode == 0
-    assert wait_until(lambda: not running(word))
+    if "affinity" in change and len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("one core")
+    subprocess.run([INTERPRETER, "-c", dedent(check)], cwd=tmp_path, check=True)
 
 
 def test_clean_environment(outer_level, monkeypatch):
@@ -507,12 +520,10 @@ def test_a_gigabyte_of_output(outer_level):
 @pytest.mark.slow
 def test_background_processes_die_with_the_program(any_level):
     word = f"left-behind-{os.getpid()}-{any_level}"
-    # Limits do not promise that daemons die.
-    leave_group = "pass" if any_level == "limits" else "os.setsid()"
     code = dedent(f"""
         import os, subprocess, sys, time
         if os.fork() == 0:
-            {leave_group}
+            os.setsid()
             if os.fork() == 0:
                 subprocess.run([sys.executable, "-c", "import time; time.sleep(60)", "{word}"])
             os._exit(0)
@@ -555,7 +566,7 @@ def test_programs_die_with_a_killed_caller(any_level):
 
 
 @pytest.mark.slow
-def test_fork_bomb(level):
+def test_fork_bomb(any_level):
     counting = """
         import os, time
         n = 0
@@ -575,7 +586,9 @@ def test_fork_bomb(level):
             try: os.fork()
             except OSError: pass
     """
+    start = time.monotonic()
     assert run(bomb, timeout=1).timed_out
+    assert time.monotonic() - start < 5
     assert run("print(1)").stdout == "1\n"
 
 
@@ -593,7 +606,18 @@ def test_a_fork_that_fails_is_no_bug_of_ours(monkeypatch, tmp_path, number):
     assert os.listdir(tmp_path) == []
 
 
-def test_outside_files_cannot_be_read_or_written(bubblewrap, tmp_path):
+def landlock_version():
+    """The version of Landlock in this kernel; -1 if there is none."""
+    return sandbox_child.system_call(444, None, 0, 1)
+
+
+needs_landlock = pytest.mark.skipif(
+    landlock_version() < 2, reason="this kernel has no Landlock, or an old one"
+)
+
+
+@needs_landlock
+def test_outside_files_cannot_be_read_or_written(any_level, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("secret")
     secret.chmod(0o666)
@@ -609,8 +633,9 @@ def test_outside_files_cannot_be_read_or_written(bubblewrap, tmp_path):
     assert os.listdir(tmp_path) == ["secret"]
     assert not os.path.exists(f"/tmp/{name}")
 
-    upwards = "import os\nfor up in range(20): os.chdir('..')\nprint(os.listdir())"
-    assert "'sys'" not in run(upwards).stdout
+    if any_level == "bubblewrap":
+        upwards = "import os\nfor up in range(20): os.chdir('..')\nprint(os.listdir())"
+        assert "'sys'" not in run(upwards).stdout
 
 
 def test_mounts_cannot_be_undone(bubblewrap):
@@ -624,23 +649,6 @@ def test_mounts_cannot_be_undone(bubblewrap):
         print([p for p in os.listdir("/proc") if p.isdigit()] == ["1", str(os.getpid())])
     """
     assert run(code).stdout.splitlines() == ["[-1, -1, -1]", "-1 -1", "[-1, -1, -1]", "True"]
-
-
-def landlock_version():
-    """The version of Landlock in this kernel; -1 if there is none."""
-    return sandbox_child.system_call(444, None, 0, 1)
-
-
-@pytest.mark.skipif(landlock_version() < 2, reason="this kernel has no Landlock, or an old one")
-def test_nothing_can_be_mounted_in_namespaces_of_its_own(any_level):
-    code = """
-        import ctypes, os
-        libc = ctypes.CDLL(None)
-        libc.unshare(0x10020000)
-        os.mkdir("m")
-        print(libc.mount(b"x", b"m", b"tmpfs", 0, None))
-    """
-    assert run(code).stdout == "-1\n"
 
 
 def test_files_can_be_moved_between_folders(outer_level):
@@ -688,7 +696,7 @@ def test_programs_are_killed_first_when_memory_is_short(any_level):
     assert run("print(open('/proc/self/oom_score_adj').read())").stdout.strip() == "1000"
 
 
-def test_no_network(level):
+def test_no_network(any_level):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         for address in ("127.0.0.1", port), ("1.1.1.1", 53):
@@ -884,7 +892,7 @@ def counted(tmp_path, monkeypatch):
             if code == "die late": time.sleep(1.5)
             if code.startswith("die"): os._exit(1)
             if code == "eat": raise MemoryError
-            return [code, "", 0, False]
+            return [code, "", 0, False, ""]
 
         serve(answer)
     """

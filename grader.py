@@ -12,11 +12,9 @@ this for many responses at once, in child processes with deadlines.
 
 import collections
 import concurrent.futures
-import contextlib
 import json
 import math
 import os
-import re
 import sys
 import textwrap
 import threading
@@ -24,9 +22,9 @@ import time
 
 from configurator import UserError
 from lib import own_reward
-from lib.code_tests import read_tests
+from lib.code_tests import find_program, outputs_agree, read_tests, words
 from lib.extraction import extract_answer, golds
-from lib.mathexpr import Unparsed, judge
+from lib.mathexpr import judge
 from lib.sandbox import (
     PRELUDE,
     ChildDied,
@@ -47,8 +45,10 @@ __all__ += ["Grader", "Score", "GraderError", "RunResult", "isolation", "run_pyt
 CHILD_FILE = os.path.abspath(__file__)
 # Seconds that a child has to import the file of an own reward: it may load a model.
 LOAD_SECONDS = 300
-# Different complaints of an own reward that are printed.
+# Different complaints, of an own reward say, that are printed.
 MAX_COMPLAINTS = 20
+# If so many items in a row have had no child that works, none will: the run ends.
+MAX_BROKEN = 20
 # A program that fails this many tests from the first on is not run against the rest.
 FIRST_TESTS = 5
 # Characters of output beyond the expected ones that are looked at.
@@ -71,7 +71,8 @@ def verdict(
         try:
             if judge(answer, text, parity, tolerance):
                 return True, False
-        except Unparsed:
+        except Exception:
+            # Unparsed, as a rule. A bug of ours, or one of sympy's, costs this answer alone.
             unparsed = True
     return False, unparsed
 
@@ -111,8 +112,9 @@ def grade_math(
 class Score(float):
     """A grade in [0, 1]. failure: None, or why it is 0.0.
 
-    "timeouts": the deadline has passed. "crashes": the child process died. "unparsed": the text of
-    an answer could not be read. "reward": an own reward raised, or returned no number in [0, 1].
+    "timeouts": the deadline has passed. "crashes": the child process died, or did not start.
+    "unparsed": the text of an answer could not be read. "reward": an own reward raised, or returned
+    no number in [0, 1].
     """
 
     def __new__(cls, value: float, failure: str | None = None):
@@ -122,10 +124,14 @@ class Score(float):
 
 
 class ThreadsChild(threading.local):
-    """The child process of each thread: a list of one, or of none before the first item."""
+    """The child process of each thread: a list of one, or of none before the first item.
 
-    def __init__(self):
+    everybodys: gets the lists of all threads.
+    """
+
+    def __init__(self, everybodys: list[list]):
         self.idle = []
+        everybodys.append(self.idle)
 
 
 class Grader:
@@ -144,7 +150,9 @@ class Grader:
     which then grades everything; `problem` is the reference.
 
     failures counts items by Score.failure. The children are new interpreters, which is safe after
-    CUDA has started, and end with their parent. Raises UserError if there is no such reward.
+    CUDA has started, and end with the `with` block, or with their parent. One that breaks or does
+    not start costs its item; GraderError is raised only if that goes on for MAX_BROKEN items, or
+    for four per worker. Raises UserError if there is no such reward.
     """
 
     def __init__(
@@ -166,8 +174,13 @@ class Grader:
         self.lock = threading.Lock()
 
         # Each thread waits for one child.
-        self.threads = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
-        self.child = ThreadsChild()
+        workers = workers or os.cpu_count()
+        self.threads = concurrent.futures.ThreadPoolExecutor(workers)
+        self.children = []
+        self.child = ThreadsChild(self.children)
+        # Items in a row that had no child, and how many may be.
+        self.broken = 0
+        self.max_broken = max(MAX_BROKEN, 4 * workers)
 
         self.reward = None
         self.folder = os.getcwd()
@@ -180,8 +193,13 @@ class Grader:
         return self
 
     def __exit__(self, *_):
-        # Children end with the thread that has started them.
+        self.close()
+
+    def close(self):
+        """Waits for the items that are being graded, then ends all children."""
         self.threads.shutdown(cancel_futures=True)
+        for idle in self.children:
+            end_children(idle)
 
     @property
     def timeouts(self) -> int:
@@ -209,26 +227,46 @@ class Grader:
             raise ValueError(f"a reference needs the ability 'math' or 'code', not {ability!r}")
         return self.threads.submit(self.work, response, reference)
 
+    def compare(self, answer: str, gold, parity: bool = False) -> concurrent.futures.Future:
+        """A Future of is_equiv(answer, gold, parity=parity), False if the deadline passes."""
+        return self.threads.submit(self.ask_equal, answer, gold, parity)
+
     def work(self, response: str, reference: dict) -> Score:
         """One item, in a thread of the pool."""
-        if self.reward is not None:
-            score = self.ask_reward(response, reference)
-        elif reference["ability"] == "code":
-            tests = reference["ground_truth"]
-            score = grade_code(response, tests, self.timeout, self.code_timeout)
-        else:
-            score = self.ask_judge(response, reference)
+        try:
+            score = self.score(response, reference)
+            self.broken = 0
+        except GraderError as error:
+            self.count_broken(error)
+            score = Score(0.0, "crashes")
         if score.failure is not None:
             with self.lock:
                 self.failures[score.failure] += 1
         return score
+
+    def score(self, response: str, reference: dict) -> Score:
+        """One item. Raises GraderError if a child reports a bug, or does not start."""
+        if self.reward is not None:
+            return self.ask_reward(response, reference)
+        if reference["ability"] == "code":
+            tests = reference["ground_truth"]
+            return grade_code(response, tests, self.timeout, self.code_timeout)
+        return self.ask_judge(response, reference)
+
+    def count_broken(self, error: GraderError):
+        """Prints a bug of ours, once, or a child that does not start. Raises it if it goes on."""
+        self.complain(str(error).strip(), "grader")
+        with self.lock:
+            self.broken += 1
+            if self.broken >= self.max_broken:
+                raise error
 
     def ask_child(self, seconds: float, task: str, *arguments):
         """The reply of this thread's child (see answer_task)."""
         return ask(self.child.idle, CHILD_FILE, None, seconds, [task, *arguments])
 
     def ask_judge(self, response: str, reference: dict) -> Score:
-        gold = reference["ground_truth"]
+        gold = as_plain_json(reference["ground_truth"])
         tolerance = reference.get("tolerance")
         options = [self.fallback, self.parity, self.memory_mb]
         try:
@@ -239,6 +277,17 @@ class Grader:
             return Score(0.0, "crashes")
         return Score(*reply)
 
+    def ask_equal(self, answer: str, gold, parity: bool) -> bool:
+        # Beside an own reward there is no limit that would hold for both.
+        memory_mb = self.memory_mb if self.reward is None else None
+        try:
+            return self.ask_child(self.timeout, "equal", answer, gold, parity, memory_mb)
+        except (ChildTimeout, ChildDied):
+            return False
+        except GraderError as error:
+            self.count_broken(error)
+            return False
+
     def ask_reward(self, response: str, reference: dict) -> Score:
         # Loading has a time limit of its own; a child that has loaded the file replies at once.
         message = self.load_reward()
@@ -246,7 +295,7 @@ class Grader:
             self.complain(message)
             return Score(0.0, "reward")
 
-        problem = json.loads(json.dumps(reference, default=own_reward.as_json))
+        problem = as_plain_json(reference)
         try:
             arguments = [self.reward, response, problem, self.memory_mb]
             reply = self.ask_child(self.timeout, "reward", *arguments)
@@ -259,16 +308,11 @@ class Grader:
 
         value, message, is_out_of_memory = reply
         if is_out_of_memory:
-            self.end_child()
+            end_children(self.child.idle)
         if message is not None:
             self.complain(message)
             return Score(0.0, "reward")
         return Score(value)
-
-    def end_child(self):
-        """The next item of this thread gets a new child."""
-        while self.child.idle:
-            kill(self.child.idle.pop())
 
     def load_reward(self) -> str | None:
         """Has this thread's child import the own reward. Returns None, or what is wrong."""
@@ -285,10 +329,10 @@ class Grader:
         if os.path.isfile(self.reward):
             message = self.threads.submit(self.load_reward).result()
         if message is not None:
-            self.threads.shutdown()
+            self.close()
             raise UserError(f"reward: {message}")
 
-    def complain(self, message: str):
+    def complain(self, message: str, source: str = "reward"):
         """Prints a message, once, however many responses it concerns."""
         with self.lock:
             if message in self.complaints or len(self.complaints) > MAX_COMPLAINTS:
@@ -296,7 +340,18 @@ class Grader:
             self.complaints.add(message)
             if len(self.complaints) > MAX_COMPLAINTS:
                 message = "other messages like these are not shown"
-            print(f"reward: {message}", file=sys.stderr, flush=True)
+            print(f"{source}: {message}", file=sys.stderr, flush=True)
+
+
+def end_children(idle: list):
+    """Ends the children of a list; whoever wants one of it gets a new one."""
+    while idle:
+        kill(idle.pop())
+
+
+def as_plain_json(value):
+    """A value as a child gets it."""
+    return json.loads(json.dumps(value, default=own_reward.as_json))
 
 
 # --- in a child ---
@@ -306,6 +361,8 @@ def answer_task(task: str, *arguments):
     """The reply to a request of Grader.ask_child."""
     if task == "math":
         return judge_response(*arguments)
+    if task == "equal":
+        return judge_equal(*arguments)
     if task == "load":
         return own_reward.load(*arguments)
     return own_reward.call(*arguments)
@@ -323,6 +380,12 @@ def judge_response(
     return float(right), "unparsed" if unparsed else None
 
 
+def judge_equal(answer: str, gold, parity: bool, memory_mb: int | None) -> bool:
+    if memory_mb is not None:
+        own_reward.limit_memory(memory_mb << 20)
+    return is_equiv(answer, gold, parity=parity)
+
+
 # --- code rewards ---
 
 
@@ -331,17 +394,17 @@ def grade_code(response: str, tests, timeout: float = 10.0, total: float = math.
 
     tests: see read_tests, which raises ValueError if they have no known form. timeout: seconds per
     test. total: seconds for all; beyond them the score is 0.0. All tests count, unlike in PRIME's
-    own scorer; but if the first five fail, the rest is not run. Output is equal line by line and
-    word by word, integers exactly and other numbers within 1e-5 relative.
+    own scorer; but if the first five fail, the rest is not run. Output is compared line by line
+    and word by word, see outputs_agree().
 
     >>> grade_code("```python\nprint(int(input()) + 1)\n```", {"inputs": ["1"], "outputs": ["2"]})
     1.0
     """
     tests = read_tests(tests)
-    _, fence, block = response.rpartition("```python")
-    if not fence:
+    program = find_program(response)
+    if program is None:
         return Score(0.0)
-    code = textwrap.dedent(block.partition("\n")[2].partition("```")[0])
+    code = textwrap.dedent(program)
 
     deadline = time.monotonic() + total
     passed = 0
@@ -385,19 +448,24 @@ def prints(code: str, given, wanted, timeout: float) -> bool:
     return result.returncode == 0 and outputs_agree(words(result.stdout), words(wanted))
 
 
-def words(text: str) -> list[list[str]]:
-    """The words of each line that has any."""
-    return [line.split() for line in text.splitlines() if line.strip()]
-
-
 CALL = """import json
 from math import inf, nan
-solution = defined.get('Solution', type(None))()
-print(json.dumps(getattr(solution, {name!r}, defined.get({name!r}))(*{arguments!r})))"""
+
+def find(name):
+    if 'Solution' in defined:
+        try:
+            return getattr(defined['Solution'](), name)
+        except Exception:
+            # A class of this name may want arguments, and be there for something else.
+            if name not in defined:
+                raise
+    return defined[name]
+
+print(json.dumps(find({name!r})(*{arguments!r})))"""
 
 
 def returns(code: str, function: str, given, wanted, timeout: float) -> bool:
-    """Does a function, or method of class Solution, return `wanted`?
+    """Does a method of class Solution, or a function, return `wanted`?
 
     given: its arguments, or a text with the JSON of one argument per line; wanted can then be JSON
     as well. Raises ValueError if there is no JSON where it should be.
@@ -416,32 +484,6 @@ def returns(code: str, function: str, given, wanted, timeout: float) -> bool:
         return True
     is_text = isinstance(given, str) and isinstance(wanted, str)
     return is_text and outputs_agree(value, json.loads(wanted))
-
-
-def outputs_agree(got, wanted) -> bool:
-    """Equality of JSON values: integers exactly, other numbers within 1e-5 relative.
-
-    A number may be written as text, on both sides.
-    """
-    if isinstance(got, list) and isinstance(wanted, list):
-        return len(got) == len(wanted) and all(map(outputs_agree, got, wanted))
-    if isinstance(got, dict) and isinstance(wanted, dict):
-        if got.keys() != wanted.keys():
-            return False
-        return all(outputs_agree(got[key], wanted[key]) for key in got)
-
-    are_integers = is_integer(got) and is_integer(wanted)
-    if got == wanted or are_integers or isinstance(got, str) != isinstance(wanted, str):
-        return got == wanted
-    relative = 1e-9 if is_integer(wanted) else 1e-5
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        error = abs(float(got) - float(wanted))
-        return error < math.inf and error <= 1e-8 + abs(float(wanted)) * relative
-    return False
-
-
-def is_integer(value) -> bool:
-    return re.fullmatch(r"[-+]?\d+", str(value)) is not None
 
 
 if __name__ == "__main__":

@@ -538,17 +538,87 @@ def test_pool_survives_hostile_items(tricky):
         assert pool.grade([r"\boxed{5}"], [reference("5")]) == [1.0]
 
 
-def test_a_bug_is_an_error_and_not_a_reward(tricky):
+def test_a_bug_costs_its_item_and_is_shown(tricky, capsys):
+    boxes = [r"\boxed{5}", r"\boxed{BUG}", r"\boxed{5}", r"\boxed{BUG}"]
     with Grader(workers=1) as pool:
-        with pytest.raises(GraderError, match="a bug"):
-            pool.grade([r"\boxed{5}", r"\boxed{BUG}"], [reference("5")] * 2)
-        assert pool.grade([r"\boxed{5}"], [reference("5")]) == [1.0]
+        scores = pool.grade(boxes, [reference("5")] * 4)
+        assert scores == [1.0, 0.0, 1.0, 0.0]
+        assert [score.failure for score in scores] == [None, "crashes", None, "crashes"]
+        assert pool.crashes == 2
+    assert capsys.readouterr().err.count("KeyError: 'a bug'") == 1
 
 
-def test_a_child_that_cannot_start_is_an_error(monkeypatch):
+def test_children_that_never_start_end_the_run(monkeypatch, capsys):
+    """One costs its item; so many in a row are no accident."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Grader(workers=1) as pool, pytest.raises(GraderError):
-        pool.grade([r"\boxed{5}"], [reference("5")])
+    # Not those that have started in other tests.
+    monkeypatch.setattr("lib.sandbox.FAILING_SINCE", {}, raising=False)
+    with Grader(workers=2) as pool:
+        score = pool.submit(r"\boxed{5}", reference("5")).result()
+        assert score == 0.0
+        assert score.failure == "crashes"
+        with pytest.raises(GraderError):
+            pool.grade([r"\boxed{5}"] * 20, [reference("5")] * 20)
+    assert "does not start" in capsys.readouterr().err
+
+
+SLOW_START = """
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, {root!r})
+import grader
+
+log = pathlib.Path({log!r})
+log.write_text(log.read_text() + "started\\n")
+if log.read_text().count("started") <= {number}:
+    {mishap}
+grader.end_with_parent()
+grader.serve(grader.answer_task)
+"""
+
+
+@pytest.mark.parametrize(
+    "mishap",
+    [
+        "import os; os.kill(os.getpid(), 9)",
+        pytest.param("time.sleep(100)", marks=pytest.mark.slow),
+    ],
+)
+def test_children_that_are_slow_or_killed_while_they_start(mishap, tmp_path, monkeypatch):
+    """They cost the first item, at most."""
+    log = tmp_path / "log"
+    log.write_text("")
+    child = tmp_path / "child.py"
+    monkeypatch.setattr(grader, "CHILD_FILE", str(child))
+    monkeypatch.setattr("lib.sandbox.START_SECONDS", 5)
+    child.write_text(SLOW_START.format(root=str(ROOT), log=str(log), number=2, mishap=mishap))
+    with Grader(workers=1) as pool:
+        scores = pool.grade([r"\boxed{5}"] * 3, [reference("5")] * 3)
+    assert scores[1:] == [1.0, 1.0]
+    assert scores[0].failure in (None, "crashes")
+
+
+def test_nothing_is_left_of_a_pool_that_is_kept():
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    def own_children():
+        found = []
+        for path in pathlib.Path("/proc/self/task").glob("*/children"):
+            found += path.read_text().split()
+        return found
+
+    files = descriptors()
+    children = own_children()
+    kept = []
+    for _ in range(2):
+        with Grader(workers=2) as pool:
+            pool.grade([r"\boxed{5}"] * 20, [reference("5")] * 20)
+        kept.append(pool)
+    assert descriptors() == files
+    assert own_children() == children
 
 
 def test_a_child_that_died_while_idle_costs_nobody():

@@ -39,7 +39,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
-from lib.finite import NotFinite, names_not_finite
+from lib.finite import NotFinite, names_not_finite, row_list
 from lib.pretrained import model_config, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
@@ -342,16 +342,59 @@ def varlen_attention(q, k, v, cu_seq_lens, max_length, scale):
 
 
 def padded_attention(q, k, v, cu_seq_lens, max_length, scale):
-    """The same on any device: rows are padded on the right to the longest one.
+    """The same on any device: rows are padded on the right, in groups of similar length.
+
+    At most half of what is computed is padding: one long row does not make all others long.
+    """
+    lengths = cu_seq_lens.diff().tolist()
+    groups = similar_lengths(lengths)
+    if len(groups) == 1:
+        return padded_rows(q, k, v, lengths, scale)
+
+    # The numbers of the tokens of each group.
+    tokens = torch.arange(len(q), device=q.device).split(lengths)
+    order = [torch.cat([tokens[row] for row in rows]) for rows in groups]
+    parts = []
+    for rows, where in zip(groups, order):
+        of_group = (x.index_select(0, where) for x in (q, k, v))
+        parts.append(padded_rows(*of_group, [lengths[row] for row in rows], scale))
+
+    # Back into the order of the batch.
+    return torch.cat(parts).index_select(0, torch.cat(order).argsort())
+
+
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
+    """Row numbers in groups: padded to its longest row, a group at most doubles its tokens.
+
+    >>> similar_lengths([2, 9, 3, 8]), similar_lengths([2, 90, 3])
+    ([[0, 1, 2, 3]], [[1], [0, 2]])
+    """
+    groups = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True):
+        # The longest row opens a group, shorter ones join it while it is not half empty.
+        if groups:
+            padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]]
+            tokens += lengths[row]
+        if not groups or padded > 2 * tokens:
+            groups.append([])
+            tokens = lengths[row]
+        groups[-1].append(row)
+    return [sorted(rows) for rows in groups]
+
+
+def padded_rows(q, k, v, lengths: list[int], scale):
+    """Attention inside rows of these lengths, all padded to the longest: [T, H, D].
 
     The causal mask alone keeps the padding, which lies behind a row, out of every valid token.
     """
-    lengths = cu_seq_lens.diff().long()  # [B]
+    longest = max(lengths)
+    lengths = torch.tensor(lengths, device=q.device)  # [B]
     row = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)  # [T]
-    column = torch.arange(len(q), device=q.device) - cu_seq_lens[row]  # [T]
+    starts = lengths.cumsum(0) - lengths
+    column = torch.arange(len(q), device=q.device) - starts[row]  # [T]
 
     def pad(x):
-        empty = x.new_zeros(len(lengths), max_length, *x.shape[1:])
+        empty = x.new_zeros(len(lengths), longest, *x.shape[1:])
         return empty.index_put((row, column), x).transpose(1, 2)  # [B, H or G, L, D]
 
     out = F.scaled_dot_product_attention(
@@ -540,10 +583,12 @@ def optimizer_step(
     learning_rate: float,
     grad_clip: float,
     loss: torch.Tensor | float = 0.0,
+    rows: list[int] | None = None,
 ) -> float:
     """Clip the gradients, step, drop the gradients. Returns their norm before clipping. Collective.
 
-    grad_clip: the largest norm; 0: no clipping. loss: this process's part of the loss.
+    grad_clip: the largest norm; 0: no clipping. loss: this process's part of the loss. rows: the
+    numbers of the rows that the gradients are of, for the message.
     Raises NotFinite on all ranks if the norm or the loss is not finite on one of them. The weights
     and Adam's state are then what they were before.
     """
@@ -559,9 +604,12 @@ def optimizer_step(
 
     if not math.isfinite(norm_sum) or not math.isfinite(loss_sum):
         optimizer.zero_grad(set_to_none=True)
+        message = f"the norm of the gradient is {norm_sum}"
         if not math.isfinite(loss_sum):
-            raise NotFinite(f"the loss is {loss_sum}")
-        raise NotFinite(f"the norm of the gradient is {norm_sum}")
+            message = f"the loss is {loss_sum}"
+        if rows:
+            message += f" in a mini-batch of {row_list(rows)}"
+        raise NotFinite(message, rows)
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -454,7 +454,7 @@ from math import inf, nan
 def find(name):
     if 'Solution' in defined:
         try:
-            return getattr(defined['Solution'](), name)
+            return getattr(Solution(), name)
         except Exception:
             # A class of this name may want arguments, and be there for something else.
             if name not in defined:

@@ -1229,7 +1229,7 @@ def answer_expressions(code, prelude, test):
 
 def plain_kinds():
     """The types that travel as JSON {name: content}: containers, complex, exceptions; Remote."""
-    bases = (list, tuple, set, frozenset, dict, complex, Exception)
+    bases = (list, tuple, set, frozenset, dict, bytes, bytearray, range, complex, Exception)
     kinds = {"Remote": Remote}
     for name, kind in vars(builtins).items():
         if isinstance(kind, type) and issubclass(kind, bases):
@@ -1258,6 +1258,8 @@ def pack(value, objects):
             continue
         if issubclass(kind, (complex, Exception)):
             return {name: str(value)}
+        if kind is range:
+            value = (value.start, value.stop, value.step)
         items = value.items() if kind is dict else value
         return {name: [pack(item, objects) for item in items]}
     objects.append(value)
@@ -1267,6 +1269,8 @@ def pack(value, objects):
 def unpack(pair):
     """The inverse of pack for one JSON object, {name: content}; KeyError if it is no such kind."""
     ((name, content),) = pair.items()
+    if name == "range":
+        return range(*content)
     return KINDS[name](content)
 
 

@@ -52,6 +52,9 @@ KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
 # Tokens whose logits exist at a time.
 CHUNK = 2048
 
+# Numbers of micro-batches that are tried one after the other.
+TRIES = 16
+
 GB = 2**30
 
 
@@ -104,29 +107,73 @@ def micro_batches(lengths: list[int], budget: int, world_size: int) -> list[list
     >>> micro_batches([4, 3, 2, 1], budget=5, world_size=1)
     [[[0, 3], [1, 2]]]
     """
-    total = sum(min(length, budget) for length in lengths)
-    count = max(1, math.ceil(total / (budget * world_size)))
-    bins = deal(lengths, count * world_size)
-    while any(overfull(rows, lengths, budget) for rows in bins):
-        count += 1
-        bins = deal(lengths, count * world_size)
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    fewest, enough = bounds(lengths, order, budget)
+    fewest = math.ceil(fewest / world_size)
+    enough = math.ceil(enough / world_size)
+
+    # The first count that is enough: the bounds are close to each other and to it.
+    for count in range(fewest, min(enough, fewest + TRIES)):
+        bins = deal(lengths, order, budget, count * world_size)
+        if bins:
+            return [bins[rank::world_size] for rank in range(world_size)]
+
+    # With very many rows: halve what is left of the range, of which the upper end is enough.
+    too_few = min(enough, fewest + TRIES) - 1
+    bins = deal(lengths, order, budget, enough * world_size)
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
+        better = deal(lengths, order, budget, count * world_size)
+        if better:
+            enough = count
+            bins = better
+        else:
+            too_few = count
     return [bins[rank::world_size] for rank in range(world_size)]
 
 
-def deal(lengths: list[int], count: int) -> list[list[int]]:
-    """Deal row numbers to bins: the longest row first, each to the bin with the fewest tokens."""
-    bins = [[] for _ in range(count)]
-    emptiest = [(0, number) for number in range(count)]  # a heap of (tokens, bin number)
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True):
+def bounds(lengths: list[int], order: list[int], budget: int) -> tuple[int, int]:
+    """(a number of bins below which no deal() can succeed, one with which it does).
+
+    order: the row numbers, the longest row first.
+    """
+    fewest = 1
+    enough = 1
+    before = 0
+    for number, row in enumerate(order, start=1):
+        length = max(1, min(lengths[row], budget))
+
+        # `number` rows are at least so long, and a bin can have so many of them.
+        fewest = max(fewest, math.ceil(number / (budget // length)))
+
+        # The emptiest bin has at most the mean of what was dealt before: does this row fit on top?
+        # If not, there has to be a bin without a row.
+        needed = number
+        if length < budget:
+            needed = min(needed, math.ceil(before / (budget - length)))
+        enough = max(enough, needed)
+        before += length
+    return max(fewest, math.ceil(before / budget)), enough
+
+
+def deal(lengths: list[int], order: list[int], budget: int, count: int) -> list[list[int]] | None:
+    """Deal row numbers to `count` bins, in this order, each to the bin with the fewest tokens.
+
+    None if a bin would get several rows with more than `budget` tokens.
+    """
+    # The longest rows open a bin each.
+    first = order[:count]
+    bins = [[row] for row in first] + [[] for _ in range(count - len(first))]
+    emptiest = [(lengths[row], number) for number, row in enumerate(first)]
+    heapq.heapify(emptiest)  # a heap of (tokens, bin number)
+
+    for row in order[count:]:
         tokens, number = emptiest[0]
+        if tokens + lengths[row] > budget:
+            return None
         bins[number].append(row)
         heapq.heapreplace(emptiest, (tokens + lengths[row], number))
     return bins
-
-
-def overfull(rows: list[int], lengths: list[int], budget: int) -> bool:
-    """Do several rows have more tokens than a pass may have?"""
-    return len(rows) > 1 and sum(lengths[row] for row in rows) > budget
 
 
 def my_micro_batches(

@@ -20,7 +20,7 @@ from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import Request, read_answers, sample_seed
 from lib.own_reward import reward_name
-from lib.pretrained import load_tokenizer, positions, render_prompt
+from lib.pretrained import load_tokenizer, positions, render_prompt, vocabulary_size
 from lib.problems import Problem, load_problems
 from lib.responses import grade_again, judge_columns, stored_judge, write_rows
 from lib.run import announce_sandbox, check_limits, pick_device, print0, write_run_config
@@ -84,8 +84,8 @@ def main():
 
     # What can be wrong shows before any work.
     torch_device, torch_dtype = pick_device(device, dtype)
-    problems = read_problems()
     tokenizer = load_tokenizer(model, chat_template)
+    problems = read_problems(tokenizer)
     runs_programs = tir or any(problem.ability == "code" for problem in problems)
     announce_sandbox(sandbox, runs_programs)
     write_run_config(out_dir, values(globals()))
@@ -133,9 +133,9 @@ def print_memory() -> None:
     )
 
 
-def read_problems() -> list:
-    """The problems of the settings, with the teacher's system prompt."""
-    return load_problems(
+def read_problems(tokenizer) -> list[Problem]:
+    """The problems of the settings, with the teacher's system prompt; none stands there twice."""
+    problems = load_problems(
         data,
         split,
         data_config,
@@ -145,7 +145,15 @@ def read_problems() -> list:
         max_problems=max_problems,
         max_bad_share=max_bad_share,
         own_reward=reward is not None,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary_size(model),
     )
+
+    # The same problem again has the same seeds, and so the same answers.
+    unlike = {(str(problem.id), problem.text): problem for problem in reversed(problems)}
+    if len(unlike) < len(problems):
+        print0(f"{len(problems) - len(unlike)} problems stand there twice: they are asked once")
+    return list(unlike.values())[::-1]
 
 
 def open_engine(tokenizer, torch_device, torch_dtype):

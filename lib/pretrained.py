@@ -1,12 +1,12 @@
 """What a model's folder or hub id holds beside weights: configuration, tokenizer, end tokens."""
 
 import contextlib
+import functools
 import json
 import math
+import re
 import tempfile
 from pathlib import Path
-
-import jinja2
 
 from configurator import UserError
 from lib.run import print0
@@ -46,6 +46,11 @@ def check_positions(path, tokens: int) -> None:
             f"max_prompt_tokens + max_tokens = {tokens}, but {path} has {longest} positions: "
             "lower one of the two settings"
         )
+
+
+def vocabulary_size(path) -> int:
+    """How many tokens a model knows. path: as for model_config()."""
+    return model_config(path).get_text_config().vocab_size
 
 
 def spread_gpus(path, gpus: int) -> int:
@@ -305,6 +310,64 @@ def encode(tokenizer, text: str) -> list[int]:
     return begin + ids
 
 
+def encode_after(tokenizer, before: str, text: str) -> list[int]:
+    """Token ids of a text that goes on after another one.
+
+    A SentencePiece tokenizer would put a blank before it, as if it were the beginning of all.
+    """
+    alone = tokenizer(text, add_special_tokens=False).input_ids
+    if not text or not marks_beginning(tokenizer):
+        return alone
+
+    # If a token would reach over the border, the text is taken as that of a new line.
+    for context in (before, "\n"):
+        head = tokenizer(context, add_special_tokens=False).input_ids
+        whole = tokenizer(context + text, add_special_tokens=False).input_ids
+        if whole[: len(head)] == head:
+            return whole[len(head) :]
+    return alone
+
+
+@functools.lru_cache(maxsize=8)
+def marks_beginning(tokenizer) -> bool:
+    """Has a text other ids at the beginning than after a new line?"""
+    first, both, second = tokenizer(["1\n", "1\n1", "1"], add_special_tokens=False).input_ids
+    return both != first + second
+
+
+def encode_words(tokenizer, before: str, text: str) -> list[int]:
+    """encode_after() of somebody's words, in which no text is a special token: not "<|im_end|>"."""
+    ids = []
+    for piece in split_special_tokens(tokenizer, text):
+        ids += encode_after(tokenizer, before, piece)
+        before += piece
+    return ids
+
+
+def split_special_tokens(tokenizer, text: str) -> list[str]:
+    """The text in pieces of which none has a special token, nor an added one such as <think>.
+
+    "a<|im_end|>b" becomes "a<" and "|im_end|>b".
+    """
+    pattern = special_tokens_pattern(tokenizer)
+    pieces = []
+    while pattern and (found := pattern.search(text)):
+        pieces.append(text[: found.start() + 1])
+        text = text[found.start() + 1 :]
+    return [*pieces, text]
+
+
+@functools.lru_cache(maxsize=8)
+def special_tokens_pattern(tokenizer) -> re.Pattern | None:
+    """Finds the tokens that only a template should write; None if there are none."""
+    names = []
+    for token in tokenizer.added_tokens_decoder.values():
+        name = str(token)
+        if len(name) > 1 and (token.special or name[0] in "<["):
+            names.append(re.escape(name))
+    return re.compile("|".join(names)) if names else None
+
+
 def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Token ids of the conversation so far, ready for the assistant to continue.
 
@@ -312,11 +375,35 @@ def render_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except jinja2.TemplateError as error:
+    except Exception as error:
+        # A template can do anything.
         raise UserError(
             f"the chat template takes no conversation like {str(messages)[:200]}: {error}"
         ) from None
     return encode(tokenizer, text)
+
+
+def prompt_trouble(tokenizer, messages: list[dict], vocabulary: int | None = None) -> str | None:
+    """Why render_prompt() and a model of so many tokens cannot take a conversation; None: they can.
+
+    vocabulary: None leaves out the tokens, which take most of the time.
+    """
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:
+        return f"the chat template does not take it: {str(error)[:100]}"
+    if not text.strip():
+        return "the chat template makes nothing of it"
+    if vocabulary is not None:
+        last = max(encode(tokenizer, text), default=0)
+        if last >= vocabulary:
+            return f"token {last}, the model knows {vocabulary}"
+    return None
+
+
+def top_token(tokenizer) -> int:
+    """The largest token id."""
+    return max(tokenizer.get_vocab().values())
 
 
 def stop_tokens(tokenizer, path: str) -> list[int]:

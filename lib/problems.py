@@ -1,22 +1,20 @@
 """Files and hub data sets -> problems to sample, and token rows to fine-tune on."""
 
-import csv
-import gzip
-import json
+import collections
 import os
 import re
-import sys
+import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 
 from configurator import UserError
-from lib.answers import TOOL_STOP
+from lib.answers import TOOL_END, TOOL_STOP
 from lib.code_tests import read_tests
-from lib.pretrained import encode
-from lib.run import print0
+from lib.pretrained import encode, encode_after, encode_words, prompt_trouble, top_token
+from lib.rows import check_text, is_missing, read_rows, report_bad, without_none
+from lib.run import local_rank, print0
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "instruction", "Problem")
 ANSWER_COLUMNS = (
@@ -28,6 +26,10 @@ ANSWER_COLUMNS = (
     "Answer",
 )
 ID_COLUMNS = ("problem_id", "id", "unique_id", "task_id")
+# Who may speak; a template leaves out others, or takes them for somebody else, without a word.
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+# Rows that all processes tokenize before they exchange them.
+ROWS_PER_EXCHANGE = 32768
 
 
 @dataclass
@@ -62,117 +64,6 @@ class Problem:
 
 
 # ----------------------------------------------------------------------------------------------
-# rows
-
-
-def read_rows(
-    source: str, split: str = "train", config: str | None = None, max_bad_share: float = 0.01
-) -> list[tuple[str, dict]]:
-    """List of (where, row) of a file, a folder of .parquet files, or a hub data set.
-
-    Files: .jsonl, .jsonl.gz, .json, .csv, .parquet. `where` names the row ("file.jsonl line 7").
-    Rows that are not JSON objects are reported and skipped.
-    Raises UserError if there is nothing to read, or too many rows are bad.
-    """
-    name = os.fspath(source)
-    try:
-        rows = read_any(name, split, config)
-    except Exception as error:
-        # `datasets` raises a dozen kinds: not found, no network, no such split.
-        raise UserError(
-            f"cannot load the data set {name!r} (split {split!r}): {error!s:.200}"
-        ) from None
-    if not rows:
-        raise UserError(f"{name} has no rows")
-
-    bad = [where for where, row in rows if not isinstance(row, dict)]
-    what = "not a JSON object"
-    if name.endswith(".csv"):
-        what = "more or fewer fields than the header"
-    report_bad(bad, len(rows), max_bad_share, what)
-    return [(where, row) for where, row in rows if isinstance(row, dict)]
-
-
-def read_any(name: str, split: str, config: str | None) -> list[tuple[str, object]]:
-    """What read_rows() returns, before anything is checked."""
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return read_json_lines(name)
-    if name.endswith(".csv"):
-        return read_csv(name)
-    if name.endswith(".json"):
-        # Not by `datasets`, which turns strings like 2020-01-01 into dates.
-        table = json.loads(Path(name).read_bytes())
-    elif os.path.isfile(name) and not name.endswith(".parquet"):
-        raise ValueError("known kinds of files are .jsonl, .jsonl.gz, .json, .csv and .parquet")
-    else:
-        table = read_table(name, split, config)
-    return [(f"{name} row {number}", row) for number, row in enumerate(table)]
-
-
-def read_table(name: str, split: str, config: str | None):
-    """A `datasets` table of a .parquet file, a folder of them, or a hub data set."""
-    from datasets import Dataset, load_dataset
-
-    if name.endswith(".parquet"):
-        return Dataset.from_parquet(name)
-    parts = sorted(str(path) for path in Path(name).glob("*.parquet"))
-    if parts:
-        return Dataset.from_parquet(parts)
-    return load_dataset(name, config, split=split)
-
-
-def read_json_lines(name: str) -> list[tuple[str, object]]:
-    """A row per line; None for a line that is no JSON."""
-    open_file = gzip.open if name.endswith(".gz") else open
-    rows = []
-    with open_file(name, "rt", encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            rows.append((f"{name} line {number}", row))
-    return rows
-
-
-def read_csv(name: str) -> list[tuple[str, object]]:
-    """A row per record, all values strings; None for a record with more or fewer fields.
-
-    Raises ValueError if two columns have one name, csv.Error for an open quote.
-    """
-    # The default limit, 131,072 characters, is less than the tests of some programming problems.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    rows = []
-    with open(name, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-        columns = reader.fieldnames or []
-        if len(set(columns)) < len(columns):
-            raise ValueError(f"two columns have the same name: {', '.join(columns)}")
-
-        # DictReader collects surplus fields under None, and fills missing ones with None.
-        for number, row in enumerate(reader, 1):
-            complete = None not in row and None not in row.values()
-            rows.append((f"{name} record {number}", row if complete else None))
-    return rows
-
-
-def report_bad(bad: list[str], total: int, max_share: float, what: str) -> None:
-    """Print how many rows are skipped; `bad` has their places.
-
-    Raises UserError if they are more than max_share of the total, or all.
-    """
-    line = f"{len(bad)} of {total} rows skipped ({what}): {', '.join(bad[:4])}"
-    if len(bad) > max_share * total or len(bad) == total:
-        raise UserError(
-            f"{line}; more than max_bad_share={max_share} is not accepted: fix the file"
-        )
-    if bad:
-        print0(line)
-
-
-# ----------------------------------------------------------------------------------------------
 # problems
 
 
@@ -190,30 +81,23 @@ def load_problems(
     max_bad_share: float = 0.01,
     rows: list[tuple[str, dict]] | None = None,
     own_reward: bool = False,
+    tokenizer=None,
+    vocabulary: int | None = None,
 ) -> list[Problem]:
     """The problems of a file or data set; knows NuminaMath, GSM8K and Eurus-2-RL-Data.
 
     system_prompt replaces the row's own; None leaves it, "" removes it. user_suffix is appended
     to the problem; code_suffix takes its place for code. rows: those of read_rows(source), if
     they have been read. own_reward: any ability will do, and an answer column is not needed.
+    tokenizer, vocabulary: prompts that this tokenizer's chat template does not take, or that have
+    tokens which a model of so many does not know, make a row unusable. Then it is collective.
     Raises UserError for a missing column, and if too many rows are unusable.
     """
     if rows is None:
         rows = read_rows(source, split, config, max_bad_share)
-    columns = rows[0][1].keys()
-    prompt_key = problem_column or first_of(PROMPT_COLUMNS, columns)
-    answer_key = answer_column or first_of(ANSWER_COLUMNS, columns)
+    prompt_key, answer_key = find_columns(source, rows, problem_column, answer_column, own_reward)
 
-    needed = {prompt_key: "--problem_column"}
-    if not own_reward:
-        needed[answer_key] = "--answer_column"
-    missing = {column: setting for column, setting in needed.items() if column not in columns}
-    if missing:
-        raise UserError(
-            f"{source} has no column {' and no '.join(sorted(missing))}; "
-            f"it has {', '.join(sorted(columns))}: set {' and '.join(sorted(missing.values()))}"
-        )
-
+    places = []
     problems = []
     bad = []
     for index, (where, row) in enumerate(rows[:max_problems]):
@@ -228,18 +112,50 @@ def load_problems(
             suffix = code_suffix
         problem.messages = with_prompts(problem.messages, system_prompt, suffix)
         problems.append(problem)
+        places.append(where)
+
+    if tokenizer is not None:
+        troubles = prompt_troubles(problems, tokenizer, vocabulary)
+        bad += [f"{where}: {trouble}" for where, trouble in zip(places, troubles) if trouble]
+        problems = [problem for problem, trouble in zip(problems, troubles) if not trouble]
 
     what = f"no usable {prompt_key!r}, {answer_key!r} or 'ability'"
     report_bad(bad, len(bad) + len(problems), max_bad_share, what)
     return problems
 
 
-def first_of(names, columns) -> str:
-    """The first of the names that is a column; the first name if none is."""
+def find_columns(
+    source: str, rows: list, problem_column: str | None, answer_column: str | None, own_reward: bool
+) -> tuple[str, str]:
+    """The names of the columns of problems and of ground truths.
+
+    Raises UserError if no row has one of them.
+    """
+    counts = collections.Counter()
+    for _, row in rows:
+        counts.update(key for key, value in row.items() if not is_missing(value))
+    prompt_key = problem_column or common_column(PROMPT_COLUMNS, counts, len(rows))
+    answer_key = answer_column or common_column(ANSWER_COLUMNS, counts, len(rows))
+
+    columns = {key for _, row in rows for key in row}
+    needed = {prompt_key: "--problem_column"}
+    if not own_reward:
+        needed[answer_key] = "--answer_column"
+    missing = {column: setting for column, setting in needed.items() if column not in columns}
+    if missing:
+        raise UserError(
+            f"{source} has no column {' and no '.join(sorted(missing))}; "
+            f"it has {', '.join(sorted(columns))}: set {' and '.join(sorted(missing.values()))}"
+        )
+    return prompt_key, answer_key
+
+
+def common_column(names, counts: dict[str, int], rows: int) -> str:
+    """The first of the names that at least half of the rows have a value for, or else most."""
     for name in names:
-        if name in columns:
+        if counts[name] and 2 * counts[name] >= rows:
             return name
-    return names[0]
+    return max(names, key=lambda name: counts[name])
 
 
 def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_reward: bool):
@@ -248,24 +164,19 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
     if isinstance(messages, str):
         messages = [dict(role="user", content=messages)]
     messages = [dict(role=m["role"], content=m["content"]) for m in messages]
-    if not all(message["role"] and message["content"].strip() for message in messages):
-        raise ValueError("an empty message")
-    if messages[-1]["role"] == "system":
-        raise ValueError("no problem after the system prompt")
+    check_messages(messages)
 
     ability = str(row.get("ability") or "math")
-    truth = read_truth(row.get(answer_key))
+    truth = read_truth(row.get(answer_key), ability, own_reward)
     if not own_reward:
         check_truth(ability, truth)
 
     problem_id = index
     for name in reversed(ID_COLUMNS):
-        if row.get(name) not in (None, ""):
+        if not is_missing(row.get(name)):
             problem_id = row[name]
 
-    if truth is not None and not isinstance(truth, (list, dict)):
-        truth = str(truth)
-    return Problem(
+    problem = Problem(
         id=problem_id,
         text=messages[-1]["content"],
         messages=messages,
@@ -274,17 +185,47 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
         row=row,
         own_reward=own_reward,
     )
+    # All that is tokenized, graded or written.
+    check_text([problem.messages, problem.ability, problem.ground_truth, problem.id])
+    if own_reward:
+        check_text(row)
+    return problem
 
 
-def read_truth(truth):
-    """The ground truth in what a data set has for it.
+def check_messages(messages: list[dict]) -> None:
+    """Raise ValueError if these are not the messages of somebody who waits for an answer."""
+    if any(is_missing(message["content"]) for message in messages):
+        raise ValueError("an empty message")
+    check_roles(messages)
+    if messages[-1]["role"] in ("system", "developer", "assistant"):
+        raise ValueError("no problem at the end")
+
+
+def check_roles(messages: list[dict]) -> None:
+    """Raise ValueError for a role that chat templates do not know, or a content that is no text."""
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str):
+            raise ValueError(f"a content that is {type(content).__name__}, no text")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"an unknown role, {message.get('role')!r}")
+
+
+def read_truth(truth, ability: str = "math", own_reward: bool = False):
+    """The ground truth in what a data set has for it: a text, or a list or dict of tests or texts.
 
     Eurus-2-RL-Data wraps it in a dict, GSM8K's solutions end in "#### 1,234", and the answers of
-    the AMC problems on the hub are floats: 36.0.
+    the AMC problems on the hub are floats: 36.0. Of several answers those count that are there.
     """
     if isinstance(truth, dict):
         # Without the key it is a dict of tests.
+        truth = without_none(truth)
         truth = truth.get("ground_truth", truth)
+    if isinstance(truth, list) and ability != "code" and not own_reward:
+        return [read_truth(one) for one in truth if not is_missing(one)]
+    if truth is None or isinstance(truth, (list, dict)):
+        return truth
+
     if isinstance(truth, str):
         # At the end only: elsewhere #### is a heading.
         last_line = re.search(r"#### *(-?[\d.,]+)\s*$", truth)
@@ -292,17 +233,47 @@ def read_truth(truth):
             truth = last_line[1].replace(",", "")
     if isinstance(truth, float) and truth.is_integer():
         truth = int(truth)
-    return truth
+    return truth if is_missing(truth) else str(truth)
 
 
 def check_truth(ability: str, truth) -> None:
     """Raise ValueError if the built-in judges cannot use this ground truth."""
-    if truth in (None, "", []):
+    if is_missing(truth):
         raise ValueError("no ground truth")
     if ability == "code":
         read_tests(truth)
     elif ability != "math":
         raise ValueError(f"ability {ability!r} needs an own reward")
+    elif not all(isinstance(text, str) for text in as_list(truth)):
+        raise ValueError("a ground truth that is no text")
+
+
+def as_list(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def prompt_troubles(problems: list[Problem], tokenizer, vocabulary: int | None) -> list[str | None]:
+    """What is wrong with each problem's prompt, or None. Collective: each rank looks at its share.
+
+    Rendering is all that costs time, some 10,000 prompts a second and rank: tokens are only looked
+    at if the tokenizer has some that the model does not know.
+    """
+    if vocabulary is not None and top_token(tokenizer) < vocabulary:
+        vocabulary = None
+    talks = [problem.messages for problem in problems]
+    return share_work(lambda talk: prompt_trouble(tokenizer, talk, vocabulary), talks)
+
+
+def share_work(function, items: list) -> list:
+    """[function(item), ...], with processes that are joined each doing its share. Collective."""
+    if not dist.is_initialized():
+        return [function(item) for item in items]
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    mine = [function(item) for item in items[rank::world_size]]
+    by_rank = [None] * world_size
+    dist.all_gather_object(by_rank, mine)
+    return [by_rank[i % world_size][i // world_size] for i in range(len(items))]
 
 
 def with_prompts(messages: list[dict], system_prompt: str | None, suffix: str) -> list[dict]:
@@ -324,8 +295,9 @@ def tokenize_messages(
 ) -> tuple[list[int], list[bool]]:
     """A conversation -> (tokens, scored): which tokens the loss counts.
 
-    The assistant's words and its end token are scored; a template without end token gets one.
-    With mask_prompt the rest of the conversation is not, with mask_output a tool's words are not:
+    The assistant's words and its end token are scored; a template without end token gets one at
+    the end. With mask_prompt the rest of the conversation is not, with mask_output a tool's words
+    are not:
 
         user "1+1?", assistant "2"    ->    <user>1+1?<assistant> 2 <end>,  scored 0 ... 0 1 1
 
@@ -333,6 +305,12 @@ def tokenize_messages(
     Raises ValueError for a conversation without an assistant, and if the chat template does not
     render a conversation as the beginning of a longer one.
     """
+    messages = as_messages(messages)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("no assistant message")
+    if answers[0] == 0:
+        raise ValueError("the assistant begins: nothing is there to answer")
     tokens = []
     scored = []
 
@@ -340,39 +318,68 @@ def tokenize_messages(
         tokens.extend(ids)
         scored.extend([score] * len(ids))
 
-    def ids_of(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
-
+    end_token = tokenizer.eos_token
     rendered = ""  # the conversation up to and with the last turn that was added
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = tokenizer.apply_chat_template(
-            messages[:i], add_generation_prompt=True, tokenize=False
-        )
-        full = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+    for i in answers:
+        prompt, full = render_turn(tokenizer, messages[: i + 1])
         if not (prompt.startswith(rendered) and full.startswith(prompt)):
             raise ValueError(
                 "the chat template does not render a conversation as the beginning of a longer one"
             )
 
         # What stands before the assistant's words.
-        if tokens:
-            add(ids_of(prompt[len(rendered) :]), not mask_prompt)
-        else:
+        context = prompt[len(rendered) :]
+        if not tokens:
             add(encode(tokenizer, prompt), not mask_prompt)
+        else:
+            add(encode_after(tokenizer, rendered, context), not mask_prompt)
 
         # The words up to the end token; what a template writes behind it belongs to the next turn.
-        end = full.rfind(tokenizer.eos_token, len(prompt))
-        rendered = full if end < 0 else full[: end + len(tokenizer.eos_token)]
-        answer = rendered[len(prompt) :].removesuffix(tokenizer.eos_token)
-        for piece, from_tool in split_tool_output(answer):
-            add(ids_of(piece), not (from_tool and mask_output))
-        add([tokenizer.eos_token_id], True)
+        end = full.rfind(end_token, len(prompt))
+        rendered = full if end < 0 else full[: end + len(end_token)]
+        answer = rendered[len(prompt) :]
+        while answer.endswith(end_token):
+            answer = answer.removesuffix(end_token)
 
-    if not tokens:
-        raise ValueError("no assistant message")
+        before = prompt
+        for piece, from_tool in split_tool_output(answer):
+            if from_tool:
+                add(encode_words(tokenizer, TOOL_STOP, piece), not mask_output)
+                before = TOOL_END
+            else:
+                add(encode_after(tokenizer, before, piece), True)
+
+        # Between the turns of a longer talk a prompt has no end token but the template's.
+        if end >= 0 or i == answers[-1]:
+            add([tokenizer.eos_token_id], True)
     return tokens, scored
+
+
+def render_turn(tokenizer, messages: list[dict]) -> tuple[str, str]:
+    """A conversation that ends with an answer, as text: (up to the answer, with the answer)."""
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=False
+    )
+    return prompt, tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def as_messages(messages) -> list[dict]:
+    """The messages of a row in one form, whatever kind of file it came from.
+
+    Raises ValueError for a role that templates do not know, or a content that is no text.
+    """
+    if isinstance(messages, dict):
+        # What `datasets` makes of a sequence of dicts: a dict of lists.
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
+    messages = without_none(messages)
+    check_roles(messages)
+    check_text(messages)
+
+    # An answer that writes lines ending in \r\n would never stop for its tool.
+    for message in messages:
+        if message["role"] == "assistant":
+            message["content"] = re.sub("\r\n?", "\n", message["content"])
+    return messages
 
 
 def split_tool_output(text: str) -> list[tuple[str, bool]]:
@@ -399,22 +406,21 @@ def load_sft_rows(
     """List of (tokens int32 [T], scored bool [T]) of the `messages` rows of a file or data set.
 
     overlong: "truncate" cuts rows at max_length tokens, "drop" leaves them out. Collective: each
-    rank tokenizes its share, every rank gets all rows in the order of the table.
+    rank tokenizes its share, every rank gets all rows in the order of the table. The processes of
+    a node share the memory of the arrays.
     Raises UserError if there is no column `messages`, too many rows are bad, or none is left.
     """
     table = read_rows(source, split, max_bad_share=max_bad_share)
-    columns = table[0][1].keys()
+    columns = {key for _, row in table for key in row}
     if "messages" not in columns:
         raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(columns))}")
 
-    pairs = tokenize_table(tokenizer, table, mask_prompt, mask_output)
-    good = [pair for pair in pairs if not isinstance(pair, str)]
-    bad = [f"{where}: {pair}" for (where, _), pair in zip(table, pairs) if isinstance(pair, str)]
+    pairs, bad = tokenize_table(tokenizer, table, mask_prompt, mask_output)
     report_bad(bad, len(table), max_bad_share, "unusable messages")
 
     rows = []
     beyond = 0
-    for tokens, scored in good:
+    for tokens, scored in pairs:
         too_long = len(tokens) > max_length
         beyond += too_long
         cut = (tokens[:max_length], scored[:max_length])
@@ -430,32 +436,93 @@ def load_sft_rows(
     print0(
         f"{source}: {len(rows)} rows, {total} tokens, {total_scored} with loss; "
         f"{beyond} rows beyond {max_length} tokens ({overlong}), "
-        f"of which {len(good) - len(rows)} dropped"
+        f"of which {len(pairs) - len(rows)} dropped"
     )
     return rows
 
 
-def tokenize_table(tokenizer, table: list, mask_prompt: bool, mask_output: bool) -> list:
-    """tokenize_row() of all rows of a table, in its order. Collective: each rank does its share."""
-    rank = dist.get_rank()
-    world_size = dist.get_world_size()
-    mine = []
-    for _, row in table[rank::world_size]:
-        mine.append(tokenize_row(tokenizer, row, mask_prompt, mask_output))
+def tokenize_table(
+    tokenizer, table: list, mask_prompt: bool, mask_output: bool
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
+    """(tokens, scored) of the usable rows of a table, in its order, and what is wrong with others.
 
-    by_rank = [None] * world_size
-    dist.all_gather_object(by_rank, mine)
-    return [by_rank[i % world_size][i // world_size] for i in range(len(table))]
+    Collective. What the ranks make is exchanged in parts, and the first process of each node writes
+    it to files that all processes of the node map into memory: 700,000 rows are gigabytes.
+    """
+
+    with tempfile.TemporaryDirectory() as folder:
+        # Each process knows its own folder; what counts is that of the node's first.
+        folders = [None] * dist.get_world_size()
+        dist.all_gather_object(folders, folder)
+        folder = folders[dist.get_rank() - local_rank()]
+        tokens_path = os.path.join(folder, "tokens")
+        scored_path = os.path.join(folder, "scored")
+        writes = local_rank() == 0
+        try:
+            with (
+                open(tokens_path if writes else os.devnull, "wb") as tokens_file,
+                open(scored_path if writes else os.devnull, "wb") as scored_file,
+            ):
+                lengths, bad = write_table(
+                    tokenizer, table, mask_prompt, mask_output, tokens_file, scored_file
+                )
+        except OSError as error:
+            raise UserError(
+                f"the tokens of {len(table)} rows cannot be kept in {folder}: {error}; "
+                "TMPDIR names another folder"
+            ) from None
+
+        # The files are complete on all nodes; once mapped they need no name.
+        dist.barrier()
+        pairs = map_rows(tokens_path, scored_path, lengths)
+        dist.barrier()
+    return pairs, bad
+
+
+def write_table(
+    tokenizer, table: list, mask_prompt: bool, mask_output: bool, tokens_file, scored_file
+) -> tuple[list[int], list[str]]:
+    """Write the usable rows of a table -> (lengths, what is wrong with the others). Collective."""
+
+    def tokenize(place_and_row):
+        return tokenize_row(tokenizer, place_and_row[1], mask_prompt, mask_output)
+
+    lengths = []
+    bad = []
+    for first in range(0, len(table), ROWS_PER_EXCHANGE):
+        part = table[first : first + ROWS_PER_EXCHANGE]
+        for (where, _), pair in zip(part, share_work(tokenize, part)):
+            if isinstance(pair, str):
+                bad.append(f"{where}: {pair}")
+                continue
+            lengths.append(len(pair[0]))
+            tokens_file.write(pair[0].tobytes())
+            scored_file.write(pair[1].tobytes())
+        if len(table) > ROWS_PER_EXCHANGE:
+            print0(f"tokenized {first + len(part)} of {len(table)} rows")
+    return lengths, bad
+
+
+def map_rows(tokens_path: str, scored_path: str, lengths: list[int]) -> list[tuple]:
+    """The rows of two files, mapped into memory; a process that writes to them has its own copy."""
+    if not lengths:
+        return []
+    tokens = np.asarray(np.memmap(tokens_path, np.int32, "c"))
+    scored = np.asarray(np.memmap(scored_path, bool, "c"))
+    pairs = []
+    end = 0
+    for length in lengths:
+        start = end
+        end += length
+        pairs.append((tokens[start:end], scored[start:end]))
+    return pairs
 
 
 def tokenize_row(tokenizer, row: dict, mask_prompt: bool, mask_output: bool):
     """(tokens int32 [T], scored bool [T]) of a row with `messages`, or what is wrong with it."""
     try:
-        for message in row["messages"]:
-            if not isinstance(message["content"], str):
-                raise ValueError(f"a content that is {type(message['content']).__name__}, no text")
         tokens, scored = tokenize_messages(tokenizer, row["messages"], mask_prompt, mask_output)
     except Exception as error:
         # Ours, or one of the template's.
-        return str(error)
+        return f"{error!s:.200}" or type(error).__name__
     return np.array(tokens, np.int32), np.array(scored, bool)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from lib.answers import TOOL_END, TOOL_STOP, Answer, Request
+from lib.pretrained import encode_words
 from lib.problems import Problem
 from lib.sandbox import REPLAY, run_python
 
@@ -32,7 +33,7 @@ IMPORTS = "import math\nimport numpy as np\nimport sympy as sp\n"
 # Characters that a model is shown of its program's output.
 SHOWN_CHARACTERS = 200
 
-FENCED_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+FENCED_BLOCK = re.compile(r"```(\w*)\r?\n(.*?)```", re.DOTALL)
 
 
 @dataclass
@@ -83,6 +84,7 @@ def run_tool(
         shown = result.stdout.strip()
     else:
         shown = result.stderr.strip()
+    shown = re.sub("\r\n?", "\n", shown)
 
     if len(shown) > SHOWN_CHARACTERS:
         shown = shown[:SHOWN_CHARACTERS] + " ... (output truncated)"
@@ -376,7 +378,7 @@ def converse(
 
         for conversation in calls:
             shown = conversation.output()
-            words = tokenizer(shown + TOOL_END, add_special_tokens=False).input_ids
+            words = encode_words(tokenizer, TOOL_STOP, shown + TOOL_END)
             conversation.write_output(words)
 
         # The order decides who shares a batch, and so the last digits: the latest first.
@@ -408,7 +410,8 @@ def stream_answers(
     tokens = 0
     rows = graded_rows(engine, grader, tokenizer, jobs, tool)
     bar = tqdm(rows, total=len(jobs), unit="answer", smoothing=0.05)
-    with open(path, "a", encoding="utf-8", buffering=1) as file:
+    # What has no UTF-8, half a surrogate pair, becomes an escape that JSON knows.
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         for count, row in enumerate(bar, 1):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

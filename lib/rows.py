@@ -1,0 +1,205 @@
+"""Files and hub data sets -> rows: dicts, each with the place where it stands."""
+
+import csv
+import gzip
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from configurator import UserError
+from lib.run import print0
+
+JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+KINDS = (*JSON_LINES, ".json", ".csv", ".parquet")
+# Python makes no numbers of more digits than 4,300.
+MOST_DIGITS = 4000
+
+
+def read_rows(
+    source: str, split: str = "train", config: str | None = None, max_bad_share: float = 0.01
+) -> list[tuple[str, dict]]:
+    """List of (where, row) of a file, a folder of .parquet files, or a hub data set.
+
+    Files: .jsonl or .ndjson, also with .gz; .json, .csv, .parquet. `where` names the row
+    ("file.jsonl line 7"). Rows that are not JSON objects are reported and skipped.
+    Raises UserError if there is nothing to read, or too many rows are bad.
+    """
+    name = os.fspath(source)
+    try:
+        rows = read_any(name, split, config)
+    except Exception as error:
+        # `datasets` raises a dozen kinds: not found, no network, no such split.
+        raise UserError(
+            f"cannot load the data set {name!r} (split {split!r}): {error!s:.200}"
+        ) from None
+    if not rows:
+        raise UserError(f"{name} has no rows")
+
+    bad = []
+    for where, row in rows:
+        if isinstance(row, UnicodeError):
+            bad.append(f"{where}: not UTF-8")
+        elif not isinstance(row, dict):
+            bad.append(where)
+    what = "not a JSON object"
+    if name.lower().endswith(".csv"):
+        what = "more or fewer fields than the header"
+    report_bad(bad, len(rows), max_bad_share, what)
+    return [(where, row) for where, row in rows if isinstance(row, dict)]
+
+
+def report_bad(bad: list[str], total: int, max_share: float, what: str) -> None:
+    """Print how many rows are skipped; `bad` has their places.
+
+    Raises UserError if they are more than max_share of the total, or all.
+    """
+    line = f"{len(bad)} of {total} rows skipped ({what}): {', '.join(bad[:4])}"
+    if len(bad) > max_share * total or len(bad) == total:
+        raise UserError(
+            f"{line}; more than max_bad_share={max_share} is not accepted: fix the file"
+        )
+    if bad:
+        print0(line)
+
+
+# ----------------------------------------------------------------------------------------------
+# kinds of files
+
+
+def read_any(name: str, split: str, config: str | None) -> list[tuple[str, object]]:
+    """What read_rows() returns, before anything is checked."""
+    kind = name.lower()
+    if kind.endswith(JSON_LINES):
+        return read_json_lines(name)
+    if kind.endswith(".csv"):
+        return read_csv(name)
+    if kind.endswith(".json"):
+        # Not by `datasets`, which turns strings like 2020-01-01 into dates.
+        table = json.loads(Path(name).read_bytes(), parse_int=read_int)
+    elif kind.endswith(".parquet"):
+        table = read_parquet([name])
+    elif os.path.isfile(name):
+        raise ValueError(f"known kinds of files are {', '.join(KINDS)}")
+    else:
+        table = read_table(name, split, config)
+    return [(f"{name} row {number}", row) for number, row in enumerate(table)]
+
+
+def read_table(name: str, split: str, config: str | None):
+    """The rows of a folder of .parquet files, or of a hub data set."""
+    # Path.glob() takes the name as it is: it may have brackets.
+    parts = sorted(str(path) for path in Path(name).glob("*.parquet"))
+    if parts:
+        return read_parquet(parts)
+
+    from datasets import load_dataset
+
+    return load_dataset(name, config, split=split)
+
+
+def read_parquet(names: list[str]) -> Iterator[dict]:
+    """The rows of .parquet files. Not by `datasets`, which takes a file's name as a pattern."""
+    from pyarrow.parquet import ParquetFile
+
+    for name in names:
+        for batch in ParquetFile(name).iter_batches():
+            yield from batch.to_pylist()
+
+
+def read_json_lines(name: str) -> list[tuple[str, object]]:
+    """A row per line; an exception for a line that is no JSON."""
+    open_file = gzip.open if name.lower().endswith(".gz") else open
+    rows = []
+    with open_file(name, "rt", encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            # Files that were joined may have several byte order marks.
+            line = line.lstrip("\ufeff")
+            if line.strip():
+                rows.append((f"{name} line {number}", read_json_line(line)))
+    return rows
+
+
+def read_json_line(line: str):
+    """What a line of JSON says, or the exception if it says nothing."""
+    try:
+        # Bytes that are no UTF-8 are surrogates here.
+        line.encode()
+        return json.loads(line, parse_int=read_int)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def read_int(digits: str) -> int | str:
+    """A number of a JSON file; one with more digits than Python takes stays a text."""
+    return int(digits) if len(digits) <= MOST_DIGITS else digits
+
+
+def read_csv(name: str) -> list[tuple[str, object]]:
+    """A row per record, all values strings; None for a record with more or fewer fields.
+
+    Raises ValueError if two columns have one name, csv.Error for an open quote.
+    """
+    # The default limit, 131,072 characters, is less than the tests of some programming problems.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    rows = []
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+        columns = reader.fieldnames or []
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"two columns have the same name: {', '.join(columns)}")
+
+        # DictReader collects surplus fields under None, and fills missing ones with None.
+        for number, row in enumerate(reader, 1):
+            complete = None not in row and None not in row.values()
+            rows.append((f"{name} record {number}", row if complete else None))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------
+# values
+
+
+def is_missing(value) -> bool:
+    """Is this what files have in place of a value: None, NaN, a blank text, [], {}?
+
+    A list or dict of such values is missing, too.
+    """
+    if isinstance(value, str):
+        # Zero-width signs and byte order marks are not printable.
+        return not any(sign.isprintable() and not sign.isspace() for sign in value)
+    if isinstance(value, dict):
+        return all(is_missing(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_missing(item) for item in value)
+    # NaN is the only number that is not itself.
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def without_none(value):
+    """A value without the keys that are None, at any depth.
+
+    Tables of Arrow, .parquet and the hub's, have every key in every row, None where it is absent.
+    """
+    if isinstance(value, dict):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_none(item) for item in value]
+    return value
+
+
+def check_text(value) -> None:
+    """Raise UnicodeEncodeError if a text in this value, at any depth, has half a surrogate pair.
+
+    No tokenizer takes it, and no file.
+    """
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key)
+            check_text(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_text(item)

@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
 from lib.finite import NotFinite, names_not_finite, row_list
-from lib.pretrained import model_config, stop_tokens
+from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
 from lib.safe_checkpoint import load_checkpoint_files, names_in_checkpoint
@@ -743,7 +743,8 @@ def save_model(
 
     Collective. The folder is complete or not there at all. source: the folder or hub id that the
     model came from; the end tokens of its generation_config join that of the tokenizer.
-    Raises NotFinite, and writes nothing, if a weight is not finite in `dtype`.
+    Raises NotFinite, and writes nothing, if a weight is not finite in `dtype`. Raises UserError if
+    the tokenizer is another one when it is opened again.
     """
     check_weights(model, path, dtype)
 
@@ -773,7 +774,10 @@ def write_model(model, weights: dict, tokenizer, path: str, dtype: torch.dtype, 
     model.config.dtype = dtype
     model.config.save_pretrained(unfinished)
 
-    tokenizer.save_pretrained(unfinished)
+    # What was written is read back: the names and shapes of weights, and the ids of texts.
+    save_tokenizer(tokenizer, unfinished)
+    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
+    check_fit(unfinished, weight_files(unfinished), shapes, tied=False)
     put_in_place(path)
 
 

@@ -28,7 +28,7 @@ MAX_FACTORIAL = 4096
 # Bits of a first look, and the most that are ever used: of a constant, and at a point.
 FIRST_BITS = 256
 MAX_PRECISION = 20_000
-MAX_PRECISION_OF_POINT = 4000
+MAX_PRECISION_OF_POINT = 1024
 # Bits that may be lost to rounding without anybody noticing.
 SLACK = 64
 # Steps of one comparison, each of about 3 microseconds.
@@ -60,6 +60,8 @@ class Work:
     salt = b""
     steps = 0
     needed = 0
+    # What has been drawn for each variable at each point.
+    values = {}
 
 
 def begin(*texts: str):
@@ -67,6 +69,7 @@ def begin(*texts: str):
     joined = "\n".join(sorted(texts)).encode("utf-8", "replace")
     Work.salt = hashlib.blake2b(joined, digest_size=16).digest()
     Work.steps = 0
+    Work.values = {}
 
 
 # --- making nodes ---
@@ -477,13 +480,20 @@ RANGES = [
     Range(0.5, 9, 2, 9, "±"),
     Range(20, 3000, 10, 40, "+"),
     Range(0.2, 60, 5, 30, "+"),
-    Range(1e4, 1e7, 10**4, 10**6, "+"),
+    Range(1e4, 1e7, 10**4, 10**6, "±"),
     Range(1e4, 1e7, 10**4, 10**6, "±"),
     Range(0.3, 6, 2, 9, "-"),
     Range(1, 2, 10, 40, "+", integers_only=True),
     Range(1, 2, 2, 9, "+", integers_only=True),
     Range(1, 2, 2, 30, "-", integers_only=True),
 ]
+# Where a function has kinks or steps, variables are also drawn from many narrow ranges that cover
+# this one, and those that stand for integers take all values from 1 to the number of ranges.
+KINKS = 32
+KINK_RANGE = Range(-12, 12, 1, KINKS, "+")
+# One more point, at which variables that may be complex are.
+COMPLEX = len(RANGES) + KINKS
+COMPLEX_LETTERS = "zw"
 # Letters of which everybody thinks as integers; the first three are as often even as odd together.
 INTEGERS = "nkmjlNKMᚠᚡᚢᚣᚤᚥ"
 
@@ -495,14 +505,19 @@ class Point(NamedTuple):
 
     @property
     def range(self) -> Range:
-        return RANGES[self.index]
+        return RANGES[self.index % len(RANGES)]
 
     @property
     def is_positive(self) -> bool:
-        return self.range.signs == "+"
+        return self.index < len(RANGES) and self.range.signs == "+"
 
-    def value(self, text: str) -> Fraction:
+    def value(self, text: str):
         """The value of a variable."""
+        if self.index == COMPLEX and text[:1] in COMPLEX_LETTERS:
+            draw = self.draw(text)
+            return mp.mpc(2 + draw % 4096 / mp.mpf(1024), 1 + (draw >> 12) % 4096 / mp.mpf(4096))
+        if len(RANGES) <= self.index < COMPLEX:
+            return self.value_among_kinks(text)
         # Draws are shared by two neighbours: one has the variables in the order of the draws, the
         # other in the opposite order.
         pair, is_second = divmod(self.index, 2)
@@ -525,6 +540,16 @@ class Point(NamedTuple):
         if bounds.signs == "±":
             is_negative = (draw >> 20) % 2 != is_second
         return -x if is_negative else x
+
+    def value_among_kinks(self, text: str) -> Fraction:
+        """A value in the narrow range that this point has for this variable."""
+        draw = self.draw(f"kinks {text}")
+        place = ((self.index - len(RANGES)) * (2 * draw + 1) + (draw >> 8)) % KINKS
+        if text[:1] in INTEGERS:
+            return Fraction(1 + place)
+        share = Fraction(self.draw(f"{self.index} {text}") % 1024, 1024)
+        low, high = KINK_RANGE[:2]
+        return low + (high - low) * (place + share) / KINKS
 
     def integer(self, text: str, share: Fraction, draw: int) -> Fraction:
         """An integer that is even at half of the points, for several letters independently."""
@@ -600,7 +625,10 @@ def cost(kind: str, numbers: list) -> int:
 def value_of_name(node: Node, point: Point):
     text, *parts = node.parts
     if not parts:
-        return point.value(text)
+        key = (text, point.index)
+        if key not in Work.values:
+            Work.values[key] = point.value(text)
+        return Work.values[key]
     texts = []
     for part in parts:
         x = evaluate(part, point)
@@ -653,28 +681,37 @@ def are_equal(a: Node, b: Node) -> bool:
     if not has_names(a) and not has_names(b):
         return agree_at(ANYWHERE, a, b) is True
     agreements = 0
-    for index in range(points_for(a, b)):
-        verdict = agree_at(Point(index), a, b)
+    for point in points_for(a, b):
+        verdict = agree_at(point, a, b)
         if verdict is False:
             return False
         agreements += verdict is True
     return agreements >= 2
 
 
-def points_for(*nodes: Node) -> int:
-    """Integers alone matter only to what rounds or counts."""
-    if any(rounds(node) for node in nodes):
-        return len(RANGES)
-    return sum(not one.integers_only for one in RANGES)
+def points_for(*nodes: Node) -> list[Point]:
+    """More points for what has steps or kinks: these may lie between others."""
+    operations = set()
+    for node in nodes:
+        operations |= operations_of(node)
+    if not operations & (STEPS | KINKED):
+        return [Point(index) for index, one in enumerate(RANGES) if not one.integers_only]
+    points = [Point(index) for index in range(len(RANGES) + KINKS)]
+    if operations & KINKED:
+        points.append(Point(COMPLEX))
+    return points
 
 
-ROUNDING = ("\\floor", "\\lfloor", "\\ceil", "\\lceil", "#", "\\gcd", "\\lcm", "!", "!!")
+STEPS = {"\\floor", "\\lfloor", "\\ceil", "\\lceil", "#", "\\gcd", "\\lcm", "!", "!!", "\\binom"}
+KINKED = {"\\abs", "\\lvert", "\\max", "\\min"}
 
 
-def rounds(node: Node) -> bool:
-    if node.operation in ROUNDING:
-        return True
-    return any(isinstance(part, Node) and rounds(part) for part in node.parts)
+def operations_of(node: Node) -> set[str]:
+    found = {node.operation}
+    for part in node.parts:
+        if isinstance(part, Node):
+            found |= operations_of(part)
+    return found
 
 
 def agree_at(point: Point, a: Node, b: Node) -> bool | None:
@@ -699,11 +736,13 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
     if not (mp.isfinite(x) and mp.isfinite(y)):
         return bool(x == y)
 
-    # A first look at a few digits: most pairs differ in these.
+    # A first look at 30 digits: most pairs differ in these. At two points all digits are compared.
     if Work.needed < FIRST_BITS // 2:
         error = abs(inexact(x) - inexact(y))
         if error > mp.ldexp(max(abs(inexact(x)), abs(inexact(y)), mp.ldexp(1, -99)), -99):
             return False
+        if point.index > 1:
+            return True
     return agree_closely(point, a, b, max(bits(x), bits(y)))
 
 
@@ -743,9 +782,9 @@ def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
     ratio = operation("/", a, b)
     first = None
     seen = 0
-    for index in range(points_for(a, b)):
+    for point in points_for(a, b):
         try:
-            x = at_precision(2 * FIRST_BITS, ratio, Point(index))
+            x = at_precision(2 * FIRST_BITS, ratio, point)
         except TooBig:
             if Work.steps > MAX_STEPS:
                 raise

@@ -141,6 +141,10 @@ COMMAND_SIGNS = {
     "×": "times",
     "·": "times",
     "⋅": "times",
+    "⩾": "ge",
+    "≧": "ge",
+    "⩽": "le",
+    "≦": "le",
     "≤": "le",
     "≥": "ge",
     "≠": "ne",
@@ -232,6 +236,11 @@ def outward_brackets(match: re.Match) -> str:
     return before + opener + content + closer
 
 
+def code_of_currency(match: re.Match) -> str:
+    signs = {"USD": "\\$", "EUR": "€", "GBP": "£", "CNY": "¥", "RMB": "¥"}
+    return signs.get(match[0].strip(), "₹")
+
+
 def without_blanks(match: re.Match) -> str:
     return match[0].replace(" ", "")
 
@@ -260,15 +269,23 @@ def repeating_decimal(match: re.Match) -> str:
     return f"(({whole}+0.{start}0)+{period}/{nines}{zeros})"
 
 
+WORDS = "two three four five six seven eight nine ten eleven twelve"
+NUMBER_WORDS = WORDS.split()
+
+
+def base_in_words(match: re.Match) -> str:
+    return f"_{{{NUMBER_WORDS.index(match[1]) + 2}}}"
+
+
 def degrees(match: re.Match) -> str:
-    return {"C": "@Celsius@", "F": "@Fahrenheit@"}.get(match[1], "°")
+    return {"C": "@Celsius@", "F": "@Fahrenheit@"}.get(match[1] or match[2], "°")
 
 
 def mixed_number(match: re.Match) -> str:
     r"""2 3/4 -> (2+\frac{3}{4})"""
     whole, *fraction = match.groups()
     if len(fraction) == 2:
-        fraction = ["\\frac{%s}{%s}" % tuple(fraction)]
+        fraction = [f"\\frac{{{fraction[0]}}}{{{fraction[1]}}}"]
     return f"({whole.replace(',', '')}+{fraction[0]})"
 
 
@@ -355,7 +372,7 @@ def mark_unit(match: re.Match) -> str:
 
 
 TEXT_COMMAND = (
-    r"\\(text(?:bf|it|rm|normal|sf)?|mbox|mathrm|operatorname\*?|emph)"
+    r"\\(text(?:bf|it|rm|normal|sf|tt|sc|up|md)?|mbox|mathrm|operatorname\*?|emph)"
     r"\s*{((?:[^{}]|\^\s*{-?\d+})*)}"
 )
 ABBREVIATED_UNIT = (
@@ -440,7 +457,7 @@ REWRITES = [
         example=(r"\left(1, 2\right)", "(1, 2)"),
     ),
     Rewrite(
-        r"\\(?:displaystyle|textstyle|scriptstyle|n?o?limits|tiny|small|normalsize|large|Large|LARGE"
+        r"\\(?:displaystyle|textstyle|scriptstyle|n?o?limits|ensuremath|tiny|small|normalsize|large|Large|LARGE"
         r"|huge|Huge|centering|bf|rm|it|boldsymbol|bm|math(?:bf|it|sf|tt|cal|normal)|mathopen|mathclose)"
         r"(?![a-zA-Z])",
         " ",
@@ -452,12 +469,12 @@ REWRITES = [
         example=(r"\vec{v}", "{v}"),
     ),
     Rewrite(
-        r"\\(?:text)?color\s*{\s*\w+\s*}|\\phantom\s*{[^{}]*}|\\underline(?=\s*{\s*[-\d.,/]+\s*})",
+        r"\\(?:text)?color(?:box)?\s*{\s*\w+\s*}|\\phantom\s*{[^{}]*}|\\underline(?=\s*{\s*[-\d.,/]+\s*})",
         " ",
         example=(r"\textcolor{blue}{13}", "{13}"),
     ),
     Rewrite(
-        r"{\s*([-+])\s*}",
+        r"(?:\\text\s*)?{\s*([-+])\s*}",
         r"\1",
         example=("{-}4", "-4"),
     ),
@@ -493,12 +510,27 @@ REWRITES = [
     large_number("billion", 9),
     large_number("trillion", 12),
     Rewrite(
-        rf"\\text(?:bf)?\s*{{\s*((?:\\\$|[{MORE_CURRENCIES}])\s*[\d.,]*)\s*}}",
+        rf"\\text(?:bf|rm)?\s*{{\s*((?:\\\$|Rs\b\.?|[{MORE_CURRENCIES}])?\s*[-+]?\s*[\d.,]*)\s*}}(?=.)",
         r"\1",
-        example=(r"\text{\$36}", r"\$36"),
+        example=(r"\text{-}4", "-4"),
     ),
     Rewrite(
-        rf"(\\\$|\\(?:pounds|euro|yen)(?![a-z])|[{MORE_CURRENCIES}])\s*"
+        r"(?<![a-zA-Z])(?:Rs\b\.?|USD|EUR|GBP|INR|CNY|RMB)\s*(?=\d)",
+        code_of_currency,
+        example=("Rs. 36", "₹36"),
+    ),
+    Rewrite(
+        r"(?<=\d)['’](?=\d{3}(?!\d))",
+        "",
+        example=("14'916", "14916"),
+    ),
+    Rewrite(
+        r"\\?\blog(2|10)\s*\(",
+        r"\\log_{\1}(",
+        example=("log10(2)", r"\log_{10}(2)"),
+    ),
+    Rewrite(
+        rf"(?:\b(?:US|AU|CA|NZ|HK|A|C|S))?(\\\$|\\(?:pounds|euro|yen)(?![a-z])|[{MORE_CURRENCIES}])\s*"
         r"(\d(?:[\d,]*\d)?(?:\.\d+)?(?:\*10\^\d+)?)",
         currency,
         example=("€36", "36@euro@"),
@@ -631,7 +663,7 @@ REWRITES = [
         example=(r"\mathbb{R} - \{0\}", r"\mathbb{R} \setminus \{0\}"),
     ),
     Rewrite(
-        r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~|\\?[$€£]|\\[()\[\]]",
+        r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|null)(?![a-z])|\\hspace\s*{[^{}]*}|~|\\?[$€£]|\\[()\[\]]",
         " ",
         example=(r"$5\,m\quad$", "5 m"),
     ),
@@ -658,6 +690,11 @@ REWRITES = [
     ),
     # Fractions, roots, functions, indices.
     Rewrite(
+        rf"(?<=\d)_\s*{{?\s*\\text\s*{{\s*({'|'.join(NUMBER_WORDS)})\s*}}\s*}}?",
+        base_in_words,
+        example=(r"54_{\text{six}}", "54_{6}"),
+    ),
+    Rewrite(
         r"(?<=\d)_\s*{?\s*\(\s*(\d+)\s*\)\s*}?",
         r"_{\1}",
         example=(r"42_{(5)}", "42_{5}"),
@@ -673,7 +710,7 @@ REWRITES = [
         example=("5C2", r"\binom{5}{2}"),
     ),
     Rewrite(
-        r"\\[dtc](frac|binom)(?![a-z])",
+        r"\\(?:[dtcs]|nice|flat)(frac|binom)(?![a-z])",
         r"\\\1",
         example=(r"\dfrac{1}{2}", r"\frac{1}{2}"),
     ),
@@ -705,7 +742,7 @@ REWRITES = [
     # Degrees and ordinals.
     Rewrite(
         r"(?:\^\s*{?\s*\\circ\s*}?|\\degrees?(?![a-z])|°)"
-        r"(?:\s*(?:\\(?:text|mathrm)\s*{\s*)?([CF])\b}?)?",
+        r"(?:\s*\\(?:text|mathrm)\s*{\s*([CF])\s*}|\s*([CF])\b)?",
         degrees,
         example=(r"25^{\circ}\mathrm{C}", "25@Celsius@"),
     ),
@@ -752,7 +789,7 @@ REWRITES = [
         example=(r"2\frac{3}{4}", r"(2+\frac{3}{4})"),
     ),
     Rewrite(
-        r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*[a-zA-Z\\(])",
+        r"(?<![\w.^}/])(\d+)/(\d+)(?=\s*(?!and\b|or\b)[a-zA-Z\\(])",
         r"\\frac{\1}{\2}",
         example=("1/2x", r"\frac{1}{2}x"),
     ),
@@ -775,7 +812,7 @@ REWRITES = [
         example=(r"5\frac{\mathrm{m}}{\mathrm{s}}", r"5\text{m/s}"),
     ),
     Rewrite(
-        r"(?<=[\d}])\s*\(\s*(\\(?:text|mathrm)\s*{[^{}]*}\s*(?:\^\s*{?-?\d}?)?)\s*\)",
+        r"(?<=[\d}])\s*\(((?:\s|\\(?:text|mathrm)\s*{[^{}]*}|\^\s*{?-?\d}?|/|\\cdot)+)\)",
         r"\1",
         example=(r"10(\text{cm})", r"10\text{cm}"),
     ),
@@ -826,6 +863,7 @@ def clean(text: str) -> str:
     """
     # Characters beyond ASCII.
     text = INVISIBLE.sub("", text[: 2 * MAX_CHARS])
+    text = text.replace("\\&", ", ")
     text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS))
@@ -834,7 +872,9 @@ def clean(text: str) -> str:
         raise Unparsed("too long")
 
     for pattern, replacement in COMPILED:
-        text = apply(pattern, replacement, text)
+        replaced = pattern.sub(replacement, text)
+        if replaced != text:
+            text = single_blanks(replaced)
 
     # The exponents of units, and the signs between them: kg * m / s is one unit.
     text = re.sub(r"@([^@]+)@\s*\^\s*{?\s*(-?\d+)\s*}?", r"@\1^\2@", text)

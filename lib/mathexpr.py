@@ -74,21 +74,19 @@ LEVELS |= dict.fromkeys(itertools.chain(*CLOSERS.values()), END)
 LEVELS |= dict.fromkeys((*SEPARATORS, *RELATIONS, "\\over"), END)
 
 # Commands that are letters.
-LETTERS = set(
-    r"""
-    \alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \pi \rho
-    \sigma \tau \upsilon \phi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Upsilon
-    \Phi \Psi \Omega \ell \hbar \infty \aleph \Re \Im
-    """.split()
-)
+LETTER_NAMES = r"""
+\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \pi \rho
+\sigma \tau \upsilon \phi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Upsilon
+\Phi \Psi \Omega \ell \hbar \infty \aleph \Re \Im
+"""
+LETTERS = set(LETTER_NAMES.split())
 # Commands with one argument that make one name of the letters in it.
-DECORATIONS = set(
-    r"""
-    \overline \bar \underline \overrightarrow \overleftarrow \overleftrightarrow \vec \hat \widehat
-    \tilde \widetilde \dot \ddot \mathbb \mathfrak \mathscr \mathcal \angle \triangle \overset
-    \underset \measuredangle \widearc \overarc \overparen \square
-    """.split()
-)
+DECORATION_NAMES = r"""
+\overline \bar \underline \overrightarrow \overleftarrow \overleftrightarrow \vec \hat \widehat
+\tilde \widetilde \dot \ddot \mathbb \mathfrak \mathscr \mathcal \angle \triangle \overset
+\underset \measuredangle \widearc \overarc \overparen \square
+"""
+DECORATIONS = set(DECORATION_NAMES.split())
 # Signs of which all parts are read and kept in place: \sum_{k=1}^n k.
 BINDERS = {"\\sum", "\\prod", "\\int", "\\oint", "\\lim", "\\bigcup", "\\bigcap"}
 # f(2x) is never a product; of other letters, x(y + 1) is one.
@@ -130,6 +128,8 @@ MALFORMED = re.compile(
     r"(?<![\w.^}])[\d.]+ [\d.]|(?<![\w^_}])[\d.]+ [(\[]\s*-?[\d.]+\s*[)\]]"
     # 2023-01-05 and 03/04
     r"|\b\d+[-/]0\d|\b0\d+\s*[-/]\s*\d|^\d{4}-\d\d?-\d\d?$"
+    # N 30 E
+    r"|\b[NS] ?\d[\d.]*\s*(?:°|\^\S+)?\s*[EW]\b"
     # (1)(3)
     r"|^\(\d+\)(?:\s*\(\d+\))+$"
 )
@@ -206,9 +206,31 @@ class Parser:
             items = joined_rows(items)
         if opener in TABLE:
             return compute(opener, *items)
-        return collection(items, opener[-1:] + closer[-1:])
+        if opener == "\\{":
+            return Value(brackets="{}", items=items)
+        found = collection(items, opener[-1:] + closer[-1:])
+        if ";" in separators and found.brackets == "":
+            return found._replace(unit="∪")
+        return found
 
     def relation(self) -> Value:
+        """An expression, an equation, or a statement: some of these with unknown signs between."""
+        parts = []
+        signs = []
+        while True:
+            start = self.position
+            parts.append(self.chain())
+            if not is_unknown(self.peek()):
+                break
+            sign = self.take()
+            signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
+        if signs:
+            return Value(signs=tuple(signs), sides=tuple(parts))
+        if parts[0] == NOTHING or start == self.position:
+            raise Unparsed("no operand")
+        return parts[0]
+
+    def chain(self) -> Value:
         """An expression, or several with signs of relation between them."""
         sides = []
         texts = []
@@ -217,13 +239,10 @@ class Parser:
             start = self.position
             sides.append(self.side())
             texts.append("".join(self.tokens[start : self.position]))
-            if self.peek() not in RELATIONS and not is_unknown(self.peek()):
+            if self.peek() not in RELATIONS:
                 break
-            sign = self.take()
-            signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
+            signs.append(self.take())
         if not signs:
-            if sides[0] == NOTHING:
-                raise Unparsed("no operand")
             return sides[0]
         return make_relation(sides, texts, signs)
 
@@ -276,8 +295,10 @@ class Parser:
         if value.unit.startswith("≡"):
             raise Unparsed("more after a modulus")
         if level in (FUNCTION, IMPLIED):
-            # x2 and 3..5 are no products.
-            if re.match(r"[\d.]", token) or self.tokens[self.position - 1].endswith("."):
+            # 3..5 is no product.
+            before = self.tokens[self.position - 1]
+            is_number = re.match(r"\.?\d", before) and re.match(r"[\d.]", token)
+            if is_number or before.endswith("."):
                 raise Unparsed("a number behind an operand")
             return compute("*", value, self.expression(level))
 
@@ -307,8 +328,6 @@ class Parser:
         """
         token = self.take()
         if token in ("+", "-"):
-            if self.peek() in ("+", "-"):
-                raise Unparsed("two signs")
             value = self.expression(max(lowest, PRODUCT))
             return negative(value) if token == "-" else value
         if token and token in CLOSERS:
@@ -353,6 +372,9 @@ class Parser:
             raise Unparsed("no derivative")
         if re.fullmatch(r"{?(?:d|\\partial)(?:\^{?\d}?)?}?", above):
             raise Unparsed("an operator without its operand")
+        first = re.fullmatch(r"{d ([a-z])}{d x}", above + below)
+        if first:
+            return Value(letter(first[1] + "'"))
         return Value(name(f"\\frac{above}{below}"))
 
     def group(self) -> str:
@@ -529,7 +551,10 @@ class Parser:
             if self.tokens[position] == "{":
                 position = self.tokens.index("}", position)
             position += 1
-        if self.tokens[min(position, len(self.tokens) - 1)] != "(" or head in CONSTANTS:
+        opener = self.tokens[min(position, len(self.tokens) - 1)]
+        if head in ("E", "P") and opener == "[":
+            return True
+        if opener != "(" or head in CONSTANTS:
             return False
         if head in FUNCTION_LETTERS or text.endswith("'"):
             return True
@@ -552,8 +577,7 @@ class Parser:
         if self.peek() == "^":
             self.take()
             text += "^" + re.sub(r"[{}]", "", self.group())
-        self.take()
-        arguments = self.bracket("(")
+        arguments = self.bracket(self.take())
         nodes = [node_of(item) for item in arguments.items or [arguments]]
         if text in TABLE and len(nodes) == 1:
             return Value(operation(text, *nodes))

@@ -36,7 +36,8 @@ class Value(NamedTuple):
     out (_8 is the base of 52_8), one with ≡ is a modulus.
 
     A collection has `items` and `brackets`: "" (a list without brackets), "{}" (a set), "()", "[)",
-    ... (a tuple or an interval), "⟦⟧" (a matrix, or a row of one).
+    ... (a tuple or an interval), "⟦⟧" (a matrix, or a row of one). A list that is a union, or has
+    "or" between its items, has the unit ∪.
 
     A relation has `signs`, the `sides` between which they stand, and the side that is its `name`:
     the x of x = 5 and x < 5. If it gives its name a value, it has the fields of this value as well.
@@ -61,7 +62,7 @@ EMPTY_SET = Value(brackets="{}")
 
 def collection(items: list[Value], brackets: str = "") -> Value:
     """A collection; but a single number in brackets is that number."""
-    if len(items) == 1 and not (brackets == "{}" and items[0].brackets == "{}"):
+    if len(items) == 1:
         return items[0]
     return Value(brackets=brackets, items=items)
 
@@ -115,6 +116,9 @@ def compute(sign: str, *arguments: Value) -> Value:
         return matrix_sum(sign, *arguments)
     nodes = []
     for argument in arguments:
+        if argument.brackets == "{}" and len(argument.items) == 1:
+            # Braces may be brackets: {1 + 2}{3 - 4}.
+            argument = argument.items[0]
         if argument.signs or argument.node is None:
             raise Unparsed("no number")
         nodes.append(with_factor(argument))
@@ -181,6 +185,12 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
     if signs == ["!="]:
         return combine("\\setminus", real_line(), sides[1 - k])
 
+    # |x| > 2 are two intervals.
+    if kinds <= {"<", "<="} and len(sides) == 2:
+        letter_of = absolute_letter(sides[k].node)
+        if letter_of is not None:
+            return value_of_absolute(Value(letter_of), sides[1 - k], signs[0], is_upper=k == 0)
+
     # 1 < x <= 2 is an interval, and x < 5 one without a lower end.
     if kinds <= {"<", "<="}:
         infinity = letter("\\infty")
@@ -190,6 +200,26 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
         closer = ")" if signs[k + 1] == "<" else "]"
         return collection([ends[k], ends[k + 2]], opener + closer)
     return NOTHING
+
+
+def absolute_letter(node: Node | None) -> Node | None:
+    """The x of |x|, if it is a letter for a real number."""
+    if node is None or node.operation not in ("\\lvert", "\\abs"):
+        return None
+    inner = node.parts[0]
+    is_letter = inner.operation == "name" and len(inner.parts) == 1
+    return inner if is_letter and inner.parts[0] not in expressions.COMPLEX_LETTERS else None
+
+
+def value_of_absolute(x: Value, bound: Value, sign: str, is_upper: bool) -> Value:
+    """The x with |x| < bound, or with |x| > bound."""
+    opposite = negative(bound)
+    if is_upper:
+        inner = make_relation([opposite, x, bound], ["0", "x", "0"], [sign, sign])
+        return inner._replace(signs=(), sides=(), name=None)
+    below = make_relation([x, opposite], ["x", "0"], [sign])
+    above = make_relation([bound, x], ["0", "x"], [sign])
+    return combine("\\cup", below._replace(signs=()), above._replace(signs=()))
 
 
 def real_line() -> Value:
@@ -311,7 +341,12 @@ def value_of_region(found: sympy.Set, originals: dict) -> Value:
             raise Unparsed("a set that sympy does not work out")
     if not items:
         return EMPTY_SET
-    return collection(items)
+    return union(items)
+
+
+def union(items: list[Value]) -> Value:
+    """A list that has come from a union or an "or"."""
+    return collection(items)._replace(unit="∪") if len(items) > 1 else items[0]
 
 
 def combine_members(sign: str, sets: tuple[Value, ...]) -> Value:
@@ -321,11 +356,13 @@ def combine_members(sign: str, sets: tuple[Value, ...]) -> Value:
     for one in sets[1:]:
         others += members(one)
     if sign == "\\cup":
-        return collection(first + others)
+        return union(first + others)
 
     # Z without {0} is a statement: equal if its parts are.
     are_sets = all(one.brackets in ("", "{}") for one in sets)
     if not are_sets or any(is_tuple(one) for one in first + others):
+        if sign == "\\cap":
+            sets = sorted(sets, key=repr)
         return Value(signs=(sign,) * (len(sets) - 1), sides=tuple(sets))
     wanted = sign == "\\cap"
     kept = [x for x in first if is_answered(x, others, STRICT) == wanted]
@@ -347,6 +384,9 @@ STRICT = Rules()
 
 def equal(gold: Value, answer: Value, rules: Rules = STRICT) -> bool:
     """Does the value `answer` answer `gold`?"""
+    if is_statement(gold) != is_statement(answer):
+        gold = conclusion(gold)
+        answer = conclusion(answer)
     if is_statement(gold) or is_statement(answer):
         return statements_agree(gold, answer, rules)
     if are_all_relations(gold) and are_all_relations(answer):
@@ -384,6 +424,14 @@ def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         elif not equal(one, other, rules):
             return False
     return True
+
+
+def conclusion(value: Value) -> Value:
+    """x = 4 of "2x = 8, so x = 4"; any other value as it is."""
+    is_chain = is_statement(value) and set(value.signs) <= {"\\Rightarrow", "\\to", "so"}
+    if is_chain and value.sides[-1].signs:
+        return value.sides[-1]
+    return value
 
 
 def are_all_relations(value: Value) -> bool:
@@ -514,12 +562,21 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """
     if gold.brackets is None or answer.brackets is None:
         # One of them is a number or a relation: a list may say it, once or twice.
-        return "" in (gold.brackets, answer.brackets) and sets_agree(gold, answer, rules)
-    is_list_of_tuples = "" in (gold.brackets, answer.brackets) and (
+        return bool({"", "{}"} & {gold.brackets, answer.brackets}) and sets_agree(
+            gold, answer, rules
+        )
+    is_list_of_tuples = {"", "{}"} & {gold.brackets, answer.brackets} and (
         any(map(is_tuple, gold.items)) or any(map(is_tuple, answer.items))
     )
     if is_list_of_tuples and sets_agree(gold, answer, rules):
         return True
+    if {gold.brackets, answer.brackets} == {"[]", "{}"}:
+        # [1, 1] is {1}.
+        interval, others = (gold, answer) if gold.brackets == "[]" else (answer, gold)
+        ends = interval.items
+        if len(others.items) != 1 or len(ends) != 2 or not equal(*ends):
+            return False
+        return equal(others.items[0], ends[0])
     brackets = {gold.brackets, answer.brackets} - {"⟦⟧"}
     if len(brackets) > 1 and brackets != {"", "()"}:
         return False
@@ -538,9 +595,26 @@ def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         raise Unparsed("sets too big")
     if not wanted or not given:
         return not wanted and not given
+    if ("∪" in gold.unit) != ("∪" in answer.unit) and all(map(is_point, wanted + given)):
+        # (1, 2), (3, 4) are two points, and no union of intervals.
+        return False
+    if gold.brackets == answer.brackets == "{}" and count_sets(wanted) != count_sets(given):
+        # The set {x} is no x.
+        return False
     if not all(is_answered(x, given, rules) for x in wanted):
         return False
     return all(is_wanted(y, wanted, rules) for y in given)
+
+
+def is_point(value: Value) -> bool:
+    """May (1, 2) be a point? Not if it ends at infinity."""
+    if value.brackets != "()" or value.unit:
+        return False
+    return all("infty" not in repr(item.node) for item in value.items)
+
+
+def count_sets(values: list[Value]) -> int:
+    return sum(value.brackets == "{}" for value in values)
 
 
 def is_answered(gold: Value, answers: list[Value], rules: Rules) -> bool:

@@ -218,7 +218,7 @@ def test_equality_is_symmetric(a, b):
 
 
 def spaces_around_signs(text):
-    if re.search(r"@|\d,\d{3}|[a-z]-[a-z]|10\*\*|\d[eE]", text):
+    if re.search(r"@|\d,(?:\\!)?\d{3}|[a-z]-[a-z]|10\*\*|\d[eE]", text):
         return text
     return re.sub(r"(?<!\\)([-+=,])", r" \1 ", text)
 

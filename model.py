@@ -44,10 +44,7 @@ from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
 from lib.safe_checkpoint import load_checkpoint_files, names_in_checkpoint
-from lib.weights import check_fit, read_files, weight_files
-
-# The kinds of models that are computed here as transformers computes them.
-KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
+from lib.weights import KINDS, check_fit, read_files, weight_files
 
 # Tokens whose logits exist at a time.
 CHUNK = 2048
@@ -518,6 +515,8 @@ def check_kind(path: str, config) -> None:
             f"{path}: a model of type {config.model_type}. Supported are {', '.join(KINDS)}, "
             "without sliding windows and without positions that change with the length"
         )
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{path}: its weights are quantized: take the model it was made from")
 
 
 def weights_folder(path: str) -> str:

@@ -40,6 +40,7 @@ from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import sample_seed
 from lib.estimators import check_groups, dr_grpo, grpo, reinforce, suffix_sum
+from lib.finite import check_finite, stops_if_not_finite
 from lib.pretrained import check_positions, load_tokenizer
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
@@ -501,7 +502,10 @@ def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
             loss_sum += loss.detach()
         idle_passes(models.prm, idle, torch_device)
 
-        norms.append(optimizer_step(models.prm, models.prm_optimizer, lr, prm_grad_clip))
+        norm = optimizer_step(
+            models.prm, models.prm_optimizer, lr, prm_grad_clip, loss_sum, minibatch
+        )
+        norms.append(norm)
         losses.append(all_sum(loss_sum, torch_device))
 
     dist.all_reduce(logprobs_of_all)
@@ -550,6 +554,7 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
     norms = []
 
     for minibatch in minibatches(N, step):
+        loss_sum = torch.zeros((), dtype=torch.float64, device=torch_device)
         mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens, minibatch)
         for rows in mine:
             mask = batch.mask[rows]
@@ -561,10 +566,12 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
 
             # The mean over the mini-batch's rows. FSDP divides gradients by world_size: undo that.
             (loss * len(rows) / len(minibatch) * world_size).backward()
+            loss_sum += loss.detach()
             stats["policy_loss"] = loss.detach()
             means.add(stats, len(rows))
         idle_passes(policy, idle, torch_device)
-        norms.append(optimizer_step(policy, models.optimizer, lr, grad_clip))
+        norm = optimizer_step(policy, models.optimizer, lr, grad_clip, loss_sum, minibatch)
+        norms.append(norm)
 
     return dict(means.over_ranks(), grad_norm=max(norms), lr=lr)
 
@@ -821,44 +828,50 @@ def main():
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
 
-            # 2. Log-probabilities of the policy before its update, and of the reference.
-            clock.start("old")
-            old_logprobs, entropies = score(
-                models.policy, batch, micro_batch_tokens, temperature, entropy=True
-            )
-            metrics = batch_metrics(batch, old_logprobs, entropies)
-            check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
-            clock.start("ref")
-            ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
+            with stops_if_not_finite(out_dir, clock, batch.describe):
+                # 2. Log-probabilities of the policy before its update, and of the reference.
+                # A number that is not finite ends the run before it reaches a weight.
+                clock.start("old")
+                old_logprobs, entropies = score(
+                    models.policy, batch, micro_batch_tokens, temperature, entropy=True
+                )
+                metrics = batch_metrics(batch, old_logprobs, entropies)
+                check_finite("log-probabilities of the policy", old_logprobs)
+                check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
+                clock.start("ref")
+                ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
+                check_finite("log-probabilities of the reference", ref_logprobs)
 
-            # 3. The implicit PRM: its log-ratio to the reference is the reward of a token (Eq. 3),
-            # learned from outcomes alone (Eq. 4).
-            clock.start("prm")
-            with on_device(torch_device, offload, models.prm, models.prm_optimizer):
-                prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
-            metrics |= stats
-            process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
+                # 3. The implicit PRM: its log-ratio to the reference is the reward of a token
+                # (Eq. 3), learned from outcomes alone (Eq. 4).
+                clock.start("prm")
+                with on_device(torch_device, offload, models.prm, models.prm_optimizer):
+                    prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
+                metrics |= stats
+                check_finite("log-probabilities of the PRM", prm_logprobs)
+                process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
 
-            # 4. Leave-one-out returns of outcome and process rewards, added and whitened (Eq. 5).
-            A = advantages(
-                batch.outcomes,
-                process,
-                batch.mask,
-                samples_per_prompt,
-                outcome_coef,
-                process_coef,
-                outcome_gamma,
-                process_gamma,
-                whiten,
-                ESTIMATORS[estimator],
-                stats=metrics,  # gets outcome_return and process_return
-            )
-            weights = importance_weights(old_logprobs, batch)
+                # 4. Leave-one-out returns of outcome and process rewards, added and whitened
+                # (Eq. 5).
+                A = advantages(
+                    batch.outcomes,
+                    process,
+                    batch.mask,
+                    samples_per_prompt,
+                    outcome_coef,
+                    process_coef,
+                    outcome_gamma,
+                    process_gamma,
+                    whiten,
+                    ESTIMATORS[estimator],
+                    stats=metrics,  # gets outcome_return and process_return
+                )
+                weights = importance_weights(old_logprobs, batch)
 
-            # 5. PPO.
-            clock.start("policy")
-            with on_device(torch_device, offload, models.optimizer):
-                metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
+                # 5. PPO.
+                clock.start("policy")
+                with on_device(torch_device, offload, models.optimizer):
+                    metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
 
             # 6. The new weights go to the engine. It takes its room then: measure before.
             metrics["peak_memory_gb"] = peak_memory_gb(torch_device)

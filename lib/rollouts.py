@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -171,6 +171,17 @@ class Batch:
     mask: torch.Tensor
     outcomes: torch.Tensor
     engine_logprobs: torch.Tensor
+
+    def describe(self) -> Iterator[dict]:
+        """What is written of each row of a step that went wrong."""
+        for i, tokens in enumerate(self.tokens):
+            valid = self.mask[i]
+            yield dict(
+                tokens=tokens,
+                scored=self.scored[i],
+                outcome=self.outcomes[i].item(),
+                engine_logprobs=self.engine_logprobs[i][valid].tolist(),
+            )
 
 
 def make_batch(groups: list[Group], device: torch.device) -> Batch:

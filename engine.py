@@ -7,13 +7,17 @@ What is left out on purpose: engines in other processes or on other machines.
 """
 
 import contextlib
+import glob
 import importlib.metadata
 import importlib.util
 import itertools
 import logging
+import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -21,6 +25,7 @@ from configurator import UserError
 from lib.answers import Answer, Request
 from lib.pretrained import check_positions, model_config, spread_gpus, stop_tokens
 from lib.run import print0
+from lib.weights import INDEX, ONE_FILE, check_model_folder, has_weights, weight_files
 
 # An engine works on at most so many requests at a time.
 WINDOW = 4096
@@ -81,9 +86,12 @@ def make_engine(
     divide its heads), its share of each GPU's memory, and whether it shares process and GPU with a
     trainer.
     Raises UserError for another kind, if vLLM is asked for and not installed for this device, if
-    the model has fewer positions than max_model_len, and for what vLLM refuses.
+    the model has fewer positions than max_model_len, for what vLLM refuses, and if the weights in
+    the model's folder are not finite or not those of its config.json.
     """
     check_positions(path, max_model_len)
+    # Where there is a trainer, it looks at the weights when it loads them.
+    check_model_folder(path, finite=not colocated)
     installed = importlib.util.find_spec("vllm") is not None
     suits = installed and vllm_device() == device.type
     if kind == "auto":
@@ -105,6 +113,16 @@ def make_engine(
     raise UserError(
         f"engine={kind!r}: 'auto', 'hf', or 'vllm' after pip install -r requirements-gpu.txt"
     )
+
+
+def check_logprobs(answer: Answer) -> None:
+    """Raise UserError if a log-probability is no number: then the tokens mean nothing either."""
+    if any(math.isnan(logprob) for logprob in answer.logprobs):
+        raise UserError(
+            "the model's log-probabilities are nan, so that its answers mean nothing: "
+            "its numbers became too large for this dtype, or its weights are damaged",
+            rank_local=True,
+        )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -154,8 +172,9 @@ class VLLMEngine(Engine):
         with same_compile_threads(), refusals_in_a_line(path):
             from vllm import LLM
 
+            self.folder = FolderForVLLM(path)
             self.llm = LLM(
-                path,
+                self.folder.path,
                 dtype=dtype,
                 max_model_len=max_model_len,
                 seed=0,
@@ -184,7 +203,9 @@ class VLLMEngine(Engine):
 
             for output in engine.step():
                 if output.finished:
-                    yield int(output.request_id), read_vllm_answer(output.outputs[0])
+                    answer = read_vllm_answer(output.outputs[0])
+                    check_logprobs(answer)
+                    yield int(output.request_id), answer
 
     def _add(self, number: int, request: Request) -> None:
         """Put a request into vLLM's queue, under its number."""
@@ -235,6 +256,38 @@ class VLLMEngine(Engine):
     def close(self) -> None:
         # This also destroys torch's process group: it is the last thing that a script does.
         self.llm.llm_engine.engine_core.shutdown()
+        self.folder.close()
+
+
+class FolderForVLLM:
+    """A model's folder in which vLLM reads the same files as transformers, until it is closed.
+
+    vLLM takes the folder's name for a pattern, and all *.safetensors in it if there is no index.
+    Where that would be wrong, `path` is a folder of links to the right files.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.links = None
+        if not has_weights(path):
+            return
+        everything = {str(file) for file in Path(path).glob("*.safetensors")}
+        needed = set(weight_files(path))
+        if everything == needed and glob.escape(path) == path:
+            return
+
+        self.links = tempfile.TemporaryDirectory(prefix="model_")
+        self.path = self.links.name
+        for file in Path(path).iterdir():
+            # An index beside the one file is of an earlier save.
+            stale = file.name == INDEX and str(Path(path, ONE_FILE)) in needed
+            if file.is_file() and not stale and str(file) not in everything - needed:
+                os.symlink(file.resolve(), Path(self.path, file.name))
+
+    def close(self) -> None:
+        """Remove the links."""
+        if self.links is not None:
+            self.links.cleanup()
 
 
 def vllm_device() -> str:
@@ -354,6 +407,8 @@ class HFEngine(Engine):
             window = numbers[first : first + WINDOW]
             for batch in self._batches(requests, window):
                 answers = self._answer([requests[number] for number in batch])
+                for answer in answers:
+                    check_logprobs(answer)
                 yield from zip(batch, answers)
 
     def _batches(self, requests: list[Request], numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -414,14 +414,15 @@ def similar_lengths(lengths: list[int]) -> list[list[int]]:
     ([[0, 1, 2, 3]], [[1], [0, 2]])
     """
     groups = []
+    longest = 0
+    tokens = 0  # of the rows in the last group
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True):
-        # The longest row opens a group, shorter ones join it while it is not half empty.
-        if groups:
-            padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]]
-            tokens += lengths[row]
-        if not groups or padded > 2 * tokens:
+        # The longest row opens a group; shorter ones join it as long as it is half full.
+        tokens += lengths[row]
+        if not groups or (len(groups[-1]) + 1) * longest > 2 * tokens:
             groups.append([])
-            tokens = lengths[row]
+            longest = lengths[row]
+            tokens = longest
         groups[-1].append(row)
     return [sorted(rows) for rows in groups]
 

@@ -24,7 +24,7 @@ import configurator
 from configurator import UserError
 from lib import memory
 from lib.finite import NotFinite, check_finite, stops_if_not_finite
-from lib.pretrained import load_tokenizer
+from lib.pretrained import check_tokenizer_can_be_saved, load_tokenizer
 from lib.problems import load_sft_rows
 from lib.report import Stopwatch
 from lib.run import (
@@ -203,6 +203,12 @@ def check_settings() -> None:
         schedule=("linear", "cosine", "constant"),
         overlong=("truncate", "drop"),
     )
+    for name in ("warmup", "beta1", "beta2"):
+        value = globals()[name]
+        if not 0 <= value <= 1 or (value == 1 and name != "warmup"):
+            raise UserError(f"{name}={value}: a share, from 0 to 1")
+    if not math.isfinite(learning_rate):
+        raise UserError(f"learning_rate={learning_rate}: a finite number")
 
 
 def print_memory() -> None:
@@ -324,6 +330,7 @@ def main():
 
     # Processes, data, model.
     text_tokenizer = load_tokenizer(tokenizer or model, chat_template)
+    check_tokenizer_can_be_saved(text_tokenizer, model)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
     memory.check_disk(out_dir, torch_dtype, [model], [model], keep_checkpoints, save_interval)
@@ -337,6 +344,9 @@ def main():
     steps = math.ceil(epochs * steps_per_epoch)
     if max_steps is not None:
         steps = min(steps, max_steps)
+    # The rate of the first step of a warm-up is 0. A run of one step has none: it would train
+    # nothing.
+    warmup_steps = min(math.ceil(warmup * steps), steps - 1)
 
     # Go on after the newest checkpoint, if there is one.
     trained = dict(model=(net, optimizer))
@@ -369,7 +379,7 @@ def main():
             # Update.
             clock.start("update", step)
             began = time.time()
-            lr = learning_rate_at(step, steps, learning_rate, schedule, math.ceil(warmup * steps))
+            lr = learning_rate_at(step, steps, learning_rate, schedule, warmup_steps)
             loss, norm = update(net, optimizer, batch, lr, torch_device)
             seconds = time.time() - began
 

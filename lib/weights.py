@@ -1,7 +1,6 @@
 """The weights in a model's folder: which files are read, what is in them, and whether they fit."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from configurator import UserError
+from lib.pretrained import model_config
+
+# Kinds of models whose files have the weights under the names of transformers' layers.
+KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
 
 # The names that transformers looks for, in this order.
 ONE_FILE = "model.safetensors"
@@ -28,7 +31,7 @@ def weight_files(folder: str) -> list[str]:
     if one.is_file():
         return [str(one)]
     index = Path(folder, INDEX)
-    if not index.is_file():
+    if not has_weights(folder):
         raise UserError(
             f"{folder} has no *.safetensors file that is a model: neither {ONE_FILE} nor {INDEX}. "
             "Convert it with from_pretrained(...).save_pretrained(folder)"
@@ -43,6 +46,11 @@ def weight_files(folder: str) -> list[str]:
         if not file.is_file():
             raise UserError(f"{file}, which {INDEX} names, is not there: copy the model again")
     return [str(file) for file in files]
+
+
+def has_weights(path: str) -> bool:
+    """Is this a folder with a model in safetensors files?"""
+    return Path(path, ONE_FILE).is_file() or Path(path, INDEX).is_file()
 
 
 def open_weights(file: str):
@@ -123,24 +131,44 @@ def weights_not_finite(folder: str) -> list[str]:
         with open_weights(file) as weights:
             names = weights.keys()
             for name in names:
-                if not weights.get_tensor(name).isfinite().all():
+                tensor = weights.get_tensor(name)
+                if tensor.dtype.itemsize == 1:
+                    # Of 8 bits torch knows no isfinite().
+                    tensor = tensor.float()
+                if not tensor.isfinite().all():
                     bad.append(name)
     return bad
 
 
-def check_weights_of(path: str) -> None:
-    """Raise UserError if a model's folder has weights that are not finite.
+def check_model_folder(path: str, finite: bool = True) -> None:
+    """Raise UserError if the weights in a model's folder are not those of its config.json.
 
-    A hub id is not looked at.
+    finite: also if one of them is not finite, which reads all of them. A hub id is not looked at,
+    nor are weights in another format than safetensors.
     """
-    if not os.path.isdir(path):
+    if not has_weights(path):
         return
-    bad = weights_not_finite(path)
+    config = model_config(path)
+    if config.model_type in KINDS and not getattr(config, "quantization_config", None):
+        check_fit(path, weight_files(path), shapes_by(config), config.tie_word_embeddings)
+    bad = weights_not_finite(path) if finite else []
     if bad:
         raise UserError(
-            f"{path} has weights that are not finite, such as {bad[0]} ({len(bad)} in all): what "
-            "trained it went wrong. Take the model of an earlier checkpoint"
+            f"{path} has {len(bad)} weights that are not finite, such as {bad[0]}: what trained it "
+            "went wrong. Take another model, or train it again"
         )
+
+
+def shapes_by(config) -> dict[str, list[int]]:
+    """{name: shape} of the weights of a model of this configuration, as its files have them."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).state_dict()
+    if config.tie_word_embeddings:
+        # The head is the embedding matrix: the files need it once.
+        del weights["lm_head.weight"]
+    return {name: list(tensor.shape) for name, tensor in weights.items()}
 
 
 class TheseFiles(FileSystem):

@@ -410,8 +410,8 @@ def padded_attention(q, k, v, cu_seq_lens, max_length, scale):
 def similar_lengths(lengths: list[int]) -> list[list[int]]:
     """Row numbers in groups: padded to its longest row, a group at most doubles its tokens.
 
-    >>> similar_lengths([2, 9, 3, 8]), similar_lengths([2, 90, 3])
-    ([[0, 1, 2, 3]], [[1], [0, 2]])
+    >>> similar_lengths([2, 9, 3, 8]), similar_lengths([2, 90, 3, 2])
+    ([[0, 1, 2, 3]], [[1, 2], [0, 3]])
     """
     groups = []
     longest = 0

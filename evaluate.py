@@ -17,14 +17,16 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from configurator import UserError, run, values
 from engine import Engine, make_engine
-from grader import Grader, extract_answer, golds, is_equiv
+from grader import Grader, extract_answer, golds
 from lib import memory, tables
 from lib.answers import Request, sample_seed
 from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
+from lib.code_tests import find_program
 from lib.contamination import find_contamination, print_contamination
 from lib.own_reward import reward_name
 from lib.pretrained import load_tokenizer, positions, render_prompt
@@ -216,37 +218,48 @@ def graded_alike(row: dict, job: Job) -> bool:
 
 
 def find_answer(response: str, ability: str) -> str | None:
-    """What a response answers: of code the last program and what follows, else the boxed answer."""
+    """What a response answers: the program if that is asked for, else what it has boxed."""
     if ability == "code":
-        program = re.search(r"```python.*", response, re.DOTALL)
-        return program[0] if program else None
+        return find_program(response)
     return extract_answer(response)
 
 
-def add_answers(pairs: list[tuple[dict, Problem]], parity: bool) -> None:
+def add_answers(pairs: list[tuple[dict, Problem]], grader: Grader, parity: bool) -> None:
     """Give the rows of (row, problem) pairs their answers, and with `parity` a second verdict."""
+    verdicts = []
     for row, problem in pairs:
         row["answer"] = find_answer(row["response"], problem.ability)
         # There may be one of an earlier run.
         row.pop("parity", None)
         if parity:
-            verdict = parity_verdict(row["response"], problem, row["benchmark"])
+            verdict = parity_verdict(row["response"], problem, row["benchmark"], grader)
             if verdict is not None:
-                row["parity"] = verdict
+                verdicts.append((row, verdict))
+
+    # The grader's processes have worked on all of them meanwhile.
+    for row, verdict in verdicts:
+        row["parity"] = verdict.result()
 
 
-def parity_verdict(response: str, problem: Problem, benchmark: str) -> bool | None:
+def parity_verdict(
+    response: str, problem: Problem, benchmark: str, grader: Grader
+) -> Future[bool] | None:
     """Is a response right by the published scripts' rules? None where there are none."""
     rules = BENCHMARKS[benchmark].rules if benchmark in BENCHMARKS else None
     if rules not in ("prime", "qwen"):
         return None
-    gold = problem.published_gold or golds(problem.ground_truth)[0]
+    gold = problem.published_gold or first_gold(problem)
     answer = published_answer(response, rules, benchmark)
 
     # Qwen2.5-Math's scripts cannot read a x 10^b where the gold is written as 4.5e33.
     if rules == "qwen" and re.search(r"\de[-+]?\d", gold) and re.search(r"10\s*\^", answer):
-        return False
-    return is_equiv(answer, gold, parity=True)
+        answer = ""
+    return grader.compare(answer, gold, parity=True)
+
+
+def first_gold(problem: Problem) -> str:
+    """The first of a problem's golds; "" if there is none, as for an own reward."""
+    return next(iter(golds(problem.ground_truth)), "")
 
 
 def published_answer(response: str, rules: str, benchmark: str | None = None) -> str:
@@ -308,7 +321,8 @@ def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
     write_file(f"{folder}/results.json", json.dumps(everything, indent=1))
     mode = "greedy" if settings["greedy"] else "sampled"
     tables.chart(results, published, mode, f"{folder}/results.png")
-    print0(f"\n{text}\nwrote {folder}/results.md, results.json and results.png")
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    print0(f"\n{shown}\nwrote {folder}/results.md, results.json and results.png")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -458,6 +472,9 @@ def print_found(path: str, jobs: dict[tuple, Job], there: dict[tuple, dict], reg
         line += f", {len(other)} of them graded by other golds, columns or rewards"
         if not regrade:
             line += ": --regrade=True grades them again"
+    if len(found) < min(len(jobs), len(there)):
+        rest = len(there) - len(found)
+        line += f" ({rest} to other prompts or settings stay in the file)"
     print0(f"\n{path}: {line}; first prompt:\n{first_prompt(jobs)}")
 
 
@@ -531,10 +548,10 @@ def main():
                 pairs = [(stored[key], jobs[key].problem) for key in jobs if key in stored]
                 if regrade:
                     grade_again(pairs, grader, judge)
-                add_answers(pairs, parity)
+                add_answers(pairs, grader, parity)
                 file.write(stored.values())
                 rows = [row for row, _ in pairs]
-                results[path] = summarize_sets(rows, sets, is_equiv, tir_numina)
+                results[path] = summarize_sets(rows, sets, grader.is_equiv, tir_numina)
 
     if rank == 0:
         report(results, values(globals()), first_prompt(jobs))

@@ -228,8 +228,12 @@ class Grader:
         return self.threads.submit(self.work, response, reference)
 
     def compare(self, answer: str, gold, parity: bool = False) -> concurrent.futures.Future:
-        """A Future of is_equiv(answer, gold, parity=parity), False if the deadline passes."""
+        """A Future of is_equiv(answer, gold, parity=parity); it is False at the deadline."""
         return self.threads.submit(self.ask_equal, answer, gold, parity)
+
+    def is_equiv(self, answer: str, gold, parity: bool = False) -> bool:
+        """compare(), and waits for it."""
+        return self.compare(answer, gold, parity).result()
 
     def work(self, response: str, reference: dict) -> Score:
         """One item, in a thread of the pool."""

@@ -67,7 +67,8 @@ def write_rows(path: str, rows: Iterable[dict]) -> None:
 
 def write_file(path: str, text: str) -> None:
     """Write a file completely or not at all."""
-    Path(path + ".tmp").write_text(text, "utf-8")
+    # What has no UTF-8, half a surrogate pair, becomes an escape that JSON knows.
+    Path(path + ".tmp").write_text(text, "utf-8", "backslashreplace")
     os.replace(path + ".tmp", path)
 
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,11 @@ Values = Sequence[float]
 
 # Of two answers: is the first right if the second is the gold? grader.is_equiv, for example.
 Agree = Callable[[str, str], bool]
+
+# Seconds that an answer may hold up a vote, beyond those that any comparison may take on a busy
+# machine.
+VOTE_SECONDS = 3.0
+USUAL_SECONDS = 0.1
 
 
 # ----------------------------------------------------------------------------------------------
@@ -198,7 +204,7 @@ def vote(rows: Rows, problem: Problem, agree: Agree, numina: bool = False) -> tu
             answers.append(None)
         else:
             answers.append(row["answer"])
-    winner, confidence = majority(answers, agree)
+    winner, confidence = majority(answers, Agreement(agree))
 
     if not numina:
         # Without a vote there is no winner.
@@ -280,6 +286,42 @@ def majority(answers: list[str | None], agree: Agree) -> tuple[str | None, float
 
     winner = max(votes, key=votes.get, default=None)
     return winner, votes[winner] / max(1, len(answers))
+
+
+class Agreement:
+    """An Agree that costs a bounded time, however hostile the answers are.
+
+    An answer that has held up a vote, and takes long also beside a plain number, agrees with its
+    own text alone from then on.
+    """
+
+    def __init__(self, agree: Agree):
+        self.agree = agree
+        self.lost = collections.Counter()
+        self.slow = set()
+
+    def __call__(self, answer: str, other: str) -> bool:
+        if answer in self.slow or other in self.slow:
+            return answer == other
+        same, long = self.timed(answer, other)
+        for text in (answer, other):
+            self.lost[text] += long
+            if self.lost[text] > VOTE_SECONDS:
+                self.lost[text] = 0.0
+                _, alone = self.timed(text, "0")
+                if alone > 0:
+                    self.slow.add(text)
+        # Only the two together are slow. There may be many such pairs.
+        if long > VOTE_SECONDS and not {answer, other} & self.slow:
+            self.slow.add(answer)
+        return same
+
+    def timed(self, answer: str, other: str) -> tuple[bool, float]:
+        """(agree(answer, other), seconds that it took beyond the usual)."""
+        began = time.monotonic()
+        same = self.agree(answer, other)
+        seconds = time.monotonic() - began
+        return same, max(0.0, seconds - USUAL_SECONDS)
 
 
 def notebook_vote(answers: list[str | None]) -> int:

@@ -6,15 +6,19 @@ import math
 import re
 import shutil
 import statistics
+import time
 
 import pytest
-from conftest import call, read_jsonl, torchrun, write_jsonl
+from conftest import ROOT, call, read_jsonl, torchrun, write_jsonl
 from transformers import AutoTokenizer
 
 import evaluate
 import grader
 from configurator import UserError
+from lib import scores
 from lib.benchmarks import load_benchmark
+from lib.problems import Problem
+from lib.responses import ResponseFile
 
 
 @pytest.fixture
@@ -78,9 +82,9 @@ def verdicts(name, problems, responses):
         problem = problems[number]
         row = dict(benchmark=name, problem_id=problem.id, response=response, correct=False)
         pairs.append((row, problem))
-    with grader.Grader(workers=1) as strict:
-        evaluate.grade_again(pairs, strict, reward=None)
-    evaluate.add_answers(pairs, parity=True)
+    with grader.Grader(workers=1) as judge:
+        evaluate.grade_again(pairs, judge, reward=None)
+        evaluate.add_answers(pairs, judge, parity=True)
     return [(row["correct"], row["parity"], row["answer"]) for row, _ in pairs]
 
 
@@ -137,6 +141,70 @@ def test_parity_and_strict_differ_on_math500(data_dir, tmp_path):
     ]
     graded = verdicts("math500", problems, responses)
     assert [verdict[:2] for verdict in graded] == [(0, 1), (1, 0), (1, 0)]
+
+
+# The judge's process, in which the answer HANG takes for ever.
+HANGING = """
+import sys
+sys.path.insert(0, {root!r})
+import grader
+
+honest_judge = grader.judge
+
+
+def judge(answer, *rest):
+    while answer == "HANG":
+        pass
+    return honest_judge(answer, *rest)
+
+
+grader.judge = judge
+grader.end_with_parent()
+grader.serve(grader.answer_task)
+"""
+
+
+def test_no_answer_holds_up_an_evaluation(tmp_path, monkeypatch):
+    """What is compared after the grading, by their rules and in a vote, has a deadline as well."""
+    child = tmp_path / "child.py"
+    child.write_text(HANGING.format(root=str(ROOT)))
+    monkeypatch.setattr(grader, "CHILD_FILE", str(child))
+    problem = Problem(1, "1?", [], "math", "50")
+    pairs = []
+    for answer in ("50", "HANG", "0.5", "7"):
+        row = dict(response=f"\\boxed{{{answer}}}", benchmark="aime24", sample=len(pairs))
+        row |= dict(problem_id="1", mode="sampled", finish_reason="stop", correct=answer == "50")
+        pairs.append((row, problem))
+
+    began = time.monotonic()
+    with grader.Grader(workers=2, timeout=1) as judge:
+        evaluate.add_answers(pairs, judge, parity=True)
+        rows = [row for row, _ in pairs]
+        voted = scores.vote(rows, problem, judge.is_equiv)
+    assert [row["parity"] for row in rows] == [True, False, True, False]
+    assert voted == (True, 0.25)
+    assert time.monotonic() - began < 30
+    assert not judge.failures
+
+
+def test_rows_take_any_text(tmp_path):
+    """Half a surrogate pair comes from broken JSON; it has no UTF-8."""
+    file = ResponseFile(str(tmp_path), "m")
+    rows = []
+    for number, text in enumerate(["\ud835", "a\udc00b", "½ \u2028 \0 \\ud835", "x"]):
+        row = dict(mode="greedy", seed=number, sampling={}, prompt=text, ground_truth=[text])
+        rows.append(row | dict(problem_id=text))
+    file.write(rows)
+    assert list(file.read({}).values()) == rows
+    # What can be read as it is stays so.
+    assert "½" in (tmp_path / "m.responses.jsonl").read_text("utf-8")
+
+
+def test_the_answer_of_a_program_is_the_program():
+    response = "```python\nprint(1)\n```\nso \\boxed{5}"
+    assert evaluate.find_answer(response, "code") == "print(1)\n"
+    assert evaluate.find_answer(response, "math") == "5"
+    assert evaluate.find_answer("\\boxed{5}", "code") is None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -542,7 +610,7 @@ def test_decoding_of_each_benchmark_and_resume(tmp_path, guesser):
 
 
 @pytest.mark.slow
-def test_answers_to_another_prompt_are_not_kept(tmp_path, guesser):
+def test_answers_to_another_prompt_are_not_kept(tmp_path, guesser, capsys):
     args = run_args(tmp_path, guesser, **two_benchmarks(tmp_path), samples=0)
     call(evaluate, *args)
     path = response_file(tmp_path)
@@ -551,8 +619,11 @@ def test_answers_to_another_prompt_are_not_kept(tmp_path, guesser):
     template.write_text("1" + AutoTokenizer.from_pretrained(guesser).chat_template)
 
     # The second time they are there.
-    for _ in range(2):
+    for number in range(2):
+        capsys.readouterr()
         call(evaluate, *args, f"--chat_template={template}")
+        words = "to other prompts or settings stay in the file)"
+        assert (words in capsys.readouterr().out) == (number == 0)
         after = read_jsonl(path)
         assert len(after) == 2 * len(before)
         assert {row["prompt"][0] for row in after} == {"1", before[0]["prompt"][0]}

@@ -1,5 +1,6 @@
 """lib/scores.py and lib/tables.py: statistics by hand and by brute force, summaries, tables."""
 
+import collections
 import itertools
 import math
 import random
@@ -106,6 +107,59 @@ def test_majority_does_not_depend_on_the_order():
         winner, share = scores.majority(answers, is_equiv)
         assert is_equiv(winner, "12")
         assert share == 3 / 7
+
+
+def test_a_vote_without_hostile_answers_is_the_plain_one():
+    answers = ["1/2", None, "0.5", "3", r"\frac12", "x", "3.0", "50%", "-1", "2", "(1,2)", "x+0"]
+    for k in range(len(answers)):
+        order = answers[k:] + answers[:k]
+        assert scores.majority(order, scores.Agreement(is_equiv)) == scores.majority(
+            order, is_equiv
+        )
+
+
+class Clock:
+    """A clock that only goes on when a test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(scores.time, "monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 2, 5])
+def test_hostile_answers_do_not_hold_up_a_vote(seconds, monkeypatch):
+    """Each may take some seconds; the others are compared as ever."""
+    clock = Clock(monkeypatch)
+    spent = collections.Counter()
+
+    def agree(answer, other):
+        for text in {answer, other}:
+            if text.startswith("slow"):
+                spent[text] += seconds
+                clock.now += seconds
+        return is_equiv(answer, other)
+
+    answers = ["slow first"]
+    for k, answer in enumerate(["1/2", "0.5", r"\frac12", "3"] * 25):
+        answers += [answer, f"slow {k}"]
+    winner, share = scores.majority(answers, scores.Agreement(agree))
+    assert (winner, share) == ("1/2", 75 / 201)
+    assert max(spent.values()) <= 4 * max(seconds, 3)
+
+    # The same text is the same answer, however long it takes.
+    assert scores.majority(["slow"] * 3 + ["1"] * 2, scores.Agreement(agree)) == ("slow", 0.6)
+
+
+def test_answers_that_are_slow_only_together_do_not_hold_up_a_vote(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def agree(answer, other):
+        if "0" not in (answer, other):
+            clock.now += 5
+        return False
+
+    scores.majority([f"x{k}" for k in range(100)], scores.Agreement(agree))
+    assert clock.now <= 5 * 100
 
 
 def test_notebook_vote_by_hand():

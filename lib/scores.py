@@ -274,15 +274,18 @@ def majority(answers: list[str | None], agree: Agree) -> tuple[str | None, float
     ('1/2', 0.5)
     """
     votes = collections.Counter()
+    names = {}
     for answer in answers:
         if answer is None:
             continue
-        name = answer
-        for other in votes:
-            if other == answer or (agree(answer, other) and agree(other, answer)):
-                name = other
-                break
-        votes[name] += 1
+        # A text that has voted before votes as it did.
+        if answer not in names:
+            names[answer] = answer
+            for other in votes:
+                if agree(answer, other) and agree(other, answer):
+                    names[answer] = other
+                    break
+        votes[names[answer]] += 1
 
     winner = max(votes, key=votes.get, default=None)
     return winner, votes[winner] / max(1, len(answers))

@@ -278,11 +278,14 @@ def check_prime(args, folder, device, dtype):
         f"--prompts_per_step={args.rows}",
         "--samples_per_prompt=4",
         f"--micro_batch_tokens={16 * args.tokens}",
-        # Large enough that an engine with the weights of the step before would be noticed.
-        "--learning_rate=1e-4",
-        # Random weights solve nothing, and are to be trained all the same.
+        # Random weights solve nothing, and are to be trained all the same: by the rewards of a PRM
+        # that has been trained, and so fast that an engine with the weights of the step before
+        # would differ by more than 0.1 nats.
         "--filter_low=0",
         "--filter_high=1",
+        "--prm_update=before",
+        "--prm_learning_rate=1e-4",
+        "--learning_rate=1e-4",
         "--save_interval=1",
         "--keep_checkpoints=1",
     ]

@@ -17,6 +17,7 @@ def model_config(path):
 
     A configuration is returned as it is. Raises UserError if there is no such model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not isinstance(path, str):
@@ -25,6 +26,9 @@ def model_config(path):
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(path, error)) from None
+    except StrictDataclassError as error:
+        # Values of config.json that contradict each other.
+        raise UserError(cannot_load(path, error.__cause__ or error)) from None
 
 
 def cannot_load(path: str, error: Exception) -> str:

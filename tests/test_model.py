@@ -1,8 +1,12 @@
 """model.py: packing, log-probabilities, sharded loading, training steps, folders, checkpoints."""
 
+import io
 import json
 import os
+import pathlib
+import pickle
 import shutil
+import time
 import weakref
 
 import pytest
@@ -11,6 +15,7 @@ import torch.distributed as dist
 from conftest import ROOT, torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,7 +33,10 @@ from transformers import (
 
 import model
 from configurator import UserError
+from lib.finite import NotFinite, check_finite, stops_if_not_finite
 from lib.run import setup_distributed
+from lib.safe_checkpoint import MetadataUnpickler
+from lib.weights import weights_not_finite
 from model import load_model, make_optimizer, pack, token_logprobs
 
 CPU = torch.device("cpu")
@@ -129,6 +137,57 @@ def test_micro_batches(lengths, budget, world_size):
             seen += rows
             assert len(rows) <= 1 or sum(lengths[row] for row in rows) <= budget
     assert sorted(seen) == list(range(len(lengths)))
+
+
+def one_more_at_a_time(lengths, budget, world_size):
+    """The rule by itself: the fewest micro-batches for which the longest rows first, each to the
+    emptiest, keep the budget."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    count = 0
+    while True:
+        count += 1
+        bins = [[] for _ in range(count * world_size)]
+        for row in order:
+            min(bins, key=lambda rows: sum(lengths[i] for i in rows)).append(row)
+        if all(len(rows) <= 1 or sum(lengths[i] for i in rows) <= budget for rows in bins):
+            return [bins[rank::world_size] for rank in range(world_size)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 80), st.sampled_from([1, 2, 3, 8]))
+def test_micro_batches_are_the_fewest(lengths, budget, world_size):
+    """For a few rows the number is found one by one, and the rows are dealt as the rule says."""
+    ranks = model.micro_batches(lengths, budget, world_size)
+    assert ranks == one_more_at_a_time(lengths, budget, world_size)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 80))
+def test_bounds_of_the_number_of_micro_batches(lengths, budget):
+    """None below the first keeps the budget, and the last one does."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    fewest, enough = model.bounds(lengths, order, budget)
+    for count in range(1, fewest):
+        assert model.deal(lengths, order, budget, count) is None
+    assert model.deal(lengths, order, budget, enough)
+
+
+@pytest.mark.parametrize(
+    "shortest, longest, most",
+    # No two fit together; two do; any lengths, of which the longer half is alone.
+    [(8193, 16384, 20000), (5500, 6000, 10000), (1, 20000, 12500)],
+)
+def test_micro_batches_of_many_rows(shortest, longest, most):
+    """20,000 rows of which few fit together take no minutes (one more at a time did)."""
+    lengths = torch.randint(shortest, longest, (20000,), generator=torch.manual_seed(0)).tolist()
+    began = time.process_time()
+    (batches,) = model.micro_batches(lengths, 16384, 1)
+    assert time.process_time() - began < 6
+    assert sorted(row for rows in batches for row in rows) == list(range(20000))
+    for rows in batches:
+        assert len(rows) <= 1 or sum(lengths[row] for row in rows) <= 16384
+    assert all(batches)
+    assert len(batches) <= most
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])
@@ -381,6 +440,84 @@ def test_performance_guard_logits_never_exist_at_once(tmp_path, group, entropy):
 
 
 # --------------------------------------------------------------------------------------------------
+# attention on any device
+
+
+def attention_by_hand(q, k, v, lengths, scale):
+    """Softmax attention, row by row and head by head."""
+    group = q.shape[1] // k.shape[1]
+    rows = []
+    for first, length in zip(torch.tensor([0, *lengths]).cumsum(0).tolist(), lengths):
+        heads = []
+        for head in range(q.shape[1]):
+            part = slice(first, first + length)
+            scores = q[part, head] @ k[part, head // group].T * scale
+            later = torch.ones(length, length).triu(1).bool()
+            weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+            heads.append(weights @ v[part, head // group])
+        rows.append(torch.stack(heads, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("lengths", [[7], [3, 40, 2, 5], [1, 9, 80, 1, 30, 8, 3, 75], [6, 6, 6]])
+def test_padded_attention_and_its_gradients(lengths):
+    torch.manual_seed(0)
+    shapes = [(sum(lengths), heads, 8) for heads in (4, 2, 2)]
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    results = []
+    for out in (
+        model.padded_attention(*tensors, offsets, max(lengths), 0.3),
+        attention_by_hand(*tensors, lengths, 0.3),
+    ):
+        gradients = torch.autograd.grad(out.sin().sum(), tensors)
+        results.append([out, *gradients])
+    for got, want in zip(*results):
+        torch.testing.assert_close(got, want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
+def test_similar_lengths(lengths):
+    """Each row once; no group is more than half padding; the groups are few."""
+    groups = model.similar_lengths(lengths)
+    assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
+    for rows in groups:
+        of_group = [lengths[row] for row in rows]
+        assert len(rows) * max(of_group) <= 2 * sum(of_group)
+    assert len(groups) <= 1 + torch.tensor(max(lengths)).log2()
+
+
+def test_rows_of_one_length_are_one_group_in_their_order():
+    assert model.similar_lengths([5, 5, 5]) == [[0, 1, 2]]
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operator makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return out
+
+
+def test_a_long_row_does_not_make_the_others_long():
+    """Forward and backward, no tensor has more than twice the elements of what is packed."""
+    lengths = [10] * 100 + [1000]
+    q = torch.randn(sum(lengths), 2, 4, requires_grad=True)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    with Largest() as largest:
+        model.padded_attention(q, q, q, offsets, 1000, None).sum().backward()
+    assert largest.elements <= 2 * q.numel()
+
+
+# --------------------------------------------------------------------------------------------------
 # loading
 
 
@@ -416,6 +553,111 @@ def test_a_folder_without_weights(tmp_path, group):
     Qwen2Config().save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match=r"no \*.safetensors file"):
         load_model(str(tmp_path / "m"), CPU, torch.float32)
+
+
+def save_as_shards(folder):
+    """small_model() in several files. Returns its weights."""
+    plain = small_model(folder, tied=False)
+    (folder / "model.safetensors").unlink()
+    plain.save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return plain.state_dict()
+
+
+def assert_loads(folder, weights):
+    """What is loaded is what transformers loads, and these weights."""
+    loaded = dict(model.full_tensors(load_model(str(folder), CPU, torch.float32)))
+    by_transformers = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, weights[name]), name
+        assert torch.equal(tensor, by_transformers[name]), name
+
+
+def write_others(file, weights):
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
+
+
+@pytest.mark.parametrize("stray", ["zz_backup.safetensors", "0.safetensors"])
+def test_a_backup_is_no_part_of_the_model(tmp_path, group, stray):
+    """Beside shards and their index, and beside the one file."""
+    weights = save_as_shards(tmp_path / "shards [1]")
+    write_others(tmp_path / "shards [1]" / stray, weights)
+    assert_loads(tmp_path / "shards [1]", weights)
+
+    weights = small_model(tmp_path / "one*", tied=False).state_dict()
+    write_others(tmp_path / "one*" / stray, weights)
+    assert_loads(tmp_path / "one*", weights)
+
+
+def test_the_one_file_comes_before_shards_of_an_earlier_save(tmp_path, group):
+    weights = save_as_shards(tmp_path / "m")
+    new = {name: tensor * 2 for name, tensor in weights.items()}
+    save_file(new, tmp_path / "m/model.safetensors", dict(format="pt"))
+    assert_loads(tmp_path / "m", new)
+
+
+def refused(folder, words):
+    with pytest.raises(UserError, match=words) as error:
+        load_model(str(folder), CPU, torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_that_are_not_all_there(tmp_path, group):
+    save_as_shards(tmp_path / "m")
+    shard = sorted((tmp_path / "m").glob("*.safetensors"))[1]
+    os.truncate(shard, 200)
+    refused(tmp_path / "m", f"{shard.name} cannot be read")
+    shard.unlink()
+    refused(tmp_path / "m", f"{shard.name}, which .* names, is not there")
+    (tmp_path / "m/model.safetensors.index.json").write_text("{")
+    refused(tmp_path / "m", "is no index")
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_weights_of_another_model(tmp_path, group):
+    folder = tmp_path / "m"
+    weights = small_model(folder, tied=False).state_dict()
+    change_config(folder, vocab_size=99)
+    refused(folder, r"embed_tokens.weight has the shape \[97, 64\], .* \[99, 64\]")
+    more = dict(num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    change_config(folder, vocab_size=97, **more)
+    refused(folder, "lacks 12 of 39 weights")
+    change_config(folder, num_hidden_layers=2)
+    refused(folder, "must be equal to the number of `layer_types`")
+    more = dict(layer_types=["full_attention"] * 2)
+    change_config(folder, **more, quantization_config=dict(quant_method="fp8"))
+    refused(folder, "quantized")
+
+    small_model(folder, tied=False)
+    weights["model.embedding.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, folder / "model.safetensors")
+    refused(folder, "such as model.embed_tokens.weight; 1 .* such as model.embedding.weight")
+
+
+def test_a_head_beside_tied_embeddings(tmp_path, group):
+    """The same matrix again is allowed, another one is not: transformers and vLLM would differ."""
+    folder = tmp_path / "m"
+    weights = small_model(folder, tied=True).state_dict()
+    head = weights["lm_head.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", dict(format="pt"))
+    assert_loads(folder, weights)
+    head[5, 5] += 1
+    save_file(weights | {"lm_head.weight": head}, folder / "model.safetensors", dict(format="pt"))
+    refused(folder, "tie_word_embeddings=true, but lm_head.weight is another matrix")
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_loaded(tmp_path, group, number):
+    plain = small_model(tmp_path / "m")
+    with torch.no_grad():
+        plain.model.layers[1].mlp.up_proj.weight[3, 4] = number
+    plain.save_pretrained(tmp_path / "m")
+    refused(tmp_path / "m", "not finite .*layers.1.mlp.up_proj.weight")
+    assert weights_not_finite(str(tmp_path / "m")) == ["model.layers.1.mlp.up_proj.weight"]
 
 
 def test_attention_kernels():
@@ -555,6 +797,144 @@ def test_gradients_are_clipped_and_dropped(tmp_path, group):
         squares[grad_clip] = sum(state)
     assert squares[0] == pytest.approx((1 - 0.999) * norm**2, rel=1e-3)
     assert squares[0.5] == pytest.approx((1 - 0.999) * 0.5**2, rel=1e-3)
+
+
+def state_of(net, optimizer):
+    """Copies of all weights and all of Adam's state."""
+    tensors = [tensor.clone() for _, tensor in model.full_tensors(net)]
+    for state in optimizer.state.values():
+        tensors += [state[name].clone() for name in sorted(state)]
+    return tensors
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("grad_clip", [0, 1.0])
+def test_a_gradient_that_is_not_finite(tmp_path, trained, number, grad_clip):
+    """One entry of one gradient: no step, and the next one is as if nothing had been."""
+    net, optimizer = trained["model"]
+    before = state_of(net, optimizer)
+    token_logprobs(net, pack(ROWS, CPU)).mean().backward()
+    net.model.layers[1].mlp.up_proj.weight.grad.to_local()[3, 4] = number
+    with pytest.raises(NotFinite, match="the norm of the gradient is (nan|inf)"):
+        model.optimizer_step(net, optimizer, 1e-2, grad_clip, loss=torch.tensor(1.0))
+    for got, want in zip(state_of(net, optimizer), before, strict=True):
+        assert torch.equal(got, want)
+    assert all(p.grad is None for p in net.parameters())
+    train_a_step(net, optimizer)
+    assert all(tensor.isfinite().all() for tensor in state_of(net, optimizer))
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(torch.nan), -torch.inf])
+def test_a_loss_that_is_not_finite(tmp_path, trained, loss):
+    """Its gradient may well be finite: that of the log-probability of a token with none is."""
+    net, optimizer = trained["model"]
+    before = state_of(net, optimizer)
+    token_logprobs(net, pack(ROWS, CPU)).mean().backward()
+    with pytest.raises(NotFinite, match="the loss is (nan|-inf)"):
+        model.optimizer_step(net, optimizer, 1e-2, 1.0, loss)
+    for got, want in zip(state_of(net, optimizer), before, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_a_finite_gradient_whose_norm_is_not(tmp_path, trained):
+    """Its square is no number of 32 bits, and it is not clipped to nothing."""
+    net, optimizer = trained["model"]
+    token_logprobs(net, pack(ROWS, CPU)).mean().backward()
+    net.model.norm.weight.grad.to_local()[0] = 1e25
+    with pytest.raises(NotFinite, match="the norm of the gradient is inf"):
+        model.optimizer_step(net, optimizer, 1e-2, 1.0)
+
+
+def test_rows_that_are_not_finite_are_named(group):
+    values = torch.zeros(30, 4)
+    check_finite("log-probabilities", values)
+    values[7, 3] = torch.inf
+    with pytest.raises(NotFinite, match="^log-probabilities are not finite in row 7 of 30$"):
+        check_finite("log-probabilities", values)
+    values[10:25, 0] = torch.nan
+    with pytest.raises(NotFinite, match="in rows 7, 10, 11, .*, 18 and 6 more of 30$") as error:
+        check_finite("log-probabilities", values)
+    assert error.value.rows == [7, *range(10, 25)]
+    with pytest.raises(NotFinite, match="losses are not finite in row 1 of 2"):
+        check_finite("losses", torch.tensor([0.0, -torch.inf]))
+
+
+def test_what_a_number_that_is_not_finite_leaves_behind(tmp_path, group):
+    """One line with step, phase and file; in the file a line per row."""
+    rows = [dict(text="a", tokens=[1, 2]), dict(text="\ud800", tokens=[3])]
+    where = stops_if_not_finite(str(tmp_path), "step 3, policy", lambda: rows)
+    with pytest.raises(UserError) as error, where:
+        check_finite("losses", torch.tensor([0.0, torch.nan]))
+    message = str(error.value)
+    assert not isinstance(error.value, NotFinite)
+    assert "\n" not in message
+    for words in ("step 3, policy: losses are not finite in row 1 of 2", "not_finite.jsonl"):
+        assert words in message
+
+    lines = (tmp_path / "not_finite.jsonl").read_text().splitlines()
+    first = dict(row=0, not_finite=False, **rows[0])
+    second = dict(row=1, not_finite=True, **rows[1])
+    assert [json.loads(line) for line in lines] == [first, second]
+
+
+ON_ONE_RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from lib.finite import NotFinite, check_finite
+from lib.run import setup_distributed
+from model import (
+    idle_passes, load_model, make_optimizer, optimizer_step, save_checkpoint, save_model,
+)
+
+folder, out = sys.argv[1:]
+device = torch.device("cpu")
+rank, world_size = setup_distributed(device)
+net = load_model(folder, device, torch.float32)
+optimizer = make_optimizer(net, 1e-3)
+idle_passes(net, 1, device)
+optimizer_step(net, optimizer, 1e-3, 1.0)
+bad = torch.nan if rank == 1 else 1.0
+
+
+def expect(function, *words):
+    try:
+        function()
+    except NotFinite as error:
+        assert all(word in str(error) for word in words), error
+        return
+    raise AssertionError(f"rank {rank}: {words}")
+
+
+# The loss, a gradient's shard, log-probabilities, a weight's shard.
+idle_passes(net, 1, device)
+expect(lambda: optimizer_step(net, optimizer, 1e-3, 1.0, bad), "loss")
+idle_passes(net, 1, device)
+net.model.norm.weight.grad.to_local()[0] = bad
+expect(lambda: optimizer_step(net, optimizer, 1e-3, 1.0), "gradient")
+expect(lambda: check_finite("log-probs", torch.tensor([[0.0], [bad]])), "row 1 of 2")
+weight = net.model.norm.weight.to_local()
+with torch.no_grad():
+    before = weight[0].clone()
+    weight[0] = bad
+expect(lambda: save_checkpoint(out, 1, dict(policy=(net, optimizer)), {}, 2), "policy", "norm")
+expect(lambda: save_model(net, None, out + "/m", torch.float32, folder), "norm.weight")
+with torch.no_grad():
+    weight[0] = before
+save_checkpoint(out, 2, dict(policy=(net, optimizer)), {}, 2)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_for_what_is_not_finite_on_one(tmp_path):
+    small_model(tmp_path / "m")
+    script = tmp_path / "script.py"
+    script.write_text(ON_ONE_RANK)
+    out = tmp_path / "out"
+    out.mkdir()
+    torchrun(2, script, tmp_path / "m", out, env=dict(PYTHONPATH=str(ROOT)), timeout=100)
+    assert names_in(out) == ["step_000002"]
 
 
 def test_move(tmp_path, group):
@@ -734,3 +1114,116 @@ def test_settings_of_now_hold_after_a_resume(tmp_path, trained):
         assert settings_of_group["lr"] == 1e-3
         assert settings_of_group["betas"] == (0.9, 0.9)
     assert len(optimizer.state) == len(list(net.parameters()))
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path, trained, world):
+    """Neither in a checkpoint nor as a model; what is there already stays."""
+    folder = tmp_path / "checkpoints"
+    net, optimizer = trained["model"]
+    tokenizer = AutoTokenizer.from_pretrained(world / "init")
+    saved = (net, tokenizer, str(tmp_path / "out"), torch.bfloat16, str(tmp_path / "m"))
+    model.save_checkpoint(str(folder), 1, trained, {}, keep=1)
+    model.save_model(*saved)
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+
+    # A finite number of 32 bits which is inf in 16.
+    weight = net.model.norm.weight.to_local()
+    with torch.no_grad():
+        weight[0] = 3.4e38
+    with pytest.raises(NotFinite, match="out has weights .*model.norm.weight"):
+        model.save_model(*saved)
+    with torch.no_grad():
+        weight[0] = torch.nan
+    with pytest.raises(NotFinite, match="model has weights .*model.norm.weight"):
+        model.save_checkpoint(str(folder), 2, trained, {}, keep=1)
+    with torch.no_grad():
+        weight[0] = 1.0
+    optimizer.state[net.model.norm.weight]["exp_avg_sq"].to_local()[0] = torch.inf
+    with pytest.raises(NotFinite, match="Adam's state of model .*exp_avg_sq"):
+        model.save_checkpoint(str(folder), 2, trained, {}, keep=1)
+    assert names_in(folder) == ["step_000001"]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+    assert not (tmp_path / "out.tmp").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_taken(tmp_path, trained, capsys, monkeypatch):
+    """As earlier versions wrote them: the one before it is taken."""
+    folder = tmp_path / "checkpoints"
+    net, optimizer = trained["model"]
+    model.save_checkpoint(str(folder), 1, trained, dict(drawn=1), keep=3)
+    want = state_of(net, optimizer)
+    with torch.no_grad():
+        net.model.norm.weight.to_local()[0] = torch.nan
+    monkeypatch.setattr(model, "check_trained", lambda trained: None)
+    model.save_checkpoint(str(folder), 2, trained, {}, keep=3)
+    monkeypatch.undo()
+
+    assert model.load_checkpoint(str(folder), trained) == (1, dict(drawn=1))
+    assert "step_000002: model has weights that are not finite" in capsys.readouterr().out
+    for got, expected in zip(state_of(net, optimizer), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["run[lr=1e-3]", "*", "a?b c", "[!x]", "løp 実験"])
+def test_any_name_of_a_folder(tmp_path, trained, name):
+    """What means something in a pattern is part of the name here."""
+    folder = tmp_path / name / "checkpoints"
+    (tmp_path / "run1/checkpoints/step_000008").mkdir(parents=True)
+    (folder / "step_000007.tmp").mkdir(parents=True)
+    for step in (1, 2, 3):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    assert names_in(folder) == ["step_000002", "step_000003"]
+    assert model.load_checkpoint(str(folder), trained) == (3, {})
+
+
+class Touch:
+    """An object that makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_checkpoint_of_somebody_else_runs_nothing(tmp_path, trained, nested, capsys):
+    """Its metadata are a pickle that could call any function."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    file = folder / "step_000002/.metadata"
+    content = Touch(tmp_path / "touched")
+    if nested:
+        metadata = pickle.loads(file.read_bytes())
+        metadata.planner_data["model"] = content
+        content = metadata
+    file.write_bytes(pickle.dumps(content))
+    assert model.load_checkpoint(str(folder), trained) == (1, {})
+    assert "step_000002 cannot be read" in capsys.readouterr().out
+    assert not (tmp_path / "touched").exists()
+    pickle.loads(file.read_bytes())
+    assert (tmp_path / "touched").exists()
+
+
+def test_values_beside_the_tensors_run_nothing(tmp_path, trained, capsys):
+    """Such as the state of the data. torch itself unpickles it as it is."""
+    folder = tmp_path / "checkpoints"
+    model.save_checkpoint(str(folder), 1, trained, {}, keep=2)
+    state = model.training_state(trained)
+    state["extra"] = Touch(tmp_path / "touched")
+    model.dcp.save(state, checkpoint_id=str(folder / "step_000002"))
+    assert model.load_checkpoint(str(folder), trained) == (1, {})
+    assert not (tmp_path / "touched").exists()
+
+    state["extra"] = ""
+    model.dcp.load(state, checkpoint_id=str(folder / "step_000002"))
+    assert (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load"])
+def test_names_that_no_metadata_need(name):
+    module, _, function = name.rpartition(".")
+    for named in ((module, function), ("torch", f"Size.{function}"), ("torch", function)):
+        with pytest.raises(pickle.UnpicklingError, match="which no checkpoint needs"):
+            MetadataUnpickler(io.BytesIO()).find_class(*named)

@@ -10,6 +10,8 @@ a benchmark is evaluated by rules that say so (fallback=True).
 
 import re
 
+# Boxes of one answer: more are no list but a model that repeats itself.
+MAX_BOXES = 100
 # Characters before a box in which its sign is looked for.
 SIGN_WINDOW = 1000
 # Characters at the end of a response in which a phrase is looked for.
@@ -43,8 +45,8 @@ NOTHING = re.compile(
 )
 # What may stand between the boxes of one answer: commas, "and", "x =", bullets of a list.
 GLUE = re.compile(
-    r"(?:[\s$,;&~\u200b]|\\[,;:()!\[\]\\ ]|\\q?quad\b|\n\s*[-*\u2022]\s|\*\*"
-    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*"
+    r"(?:\n[ \t]*[-*\u2022]\s|[\s$,;&~\u200b]|\\[,;:()!\[\]\\ ]|\\q?quad\b|\*\*"
+    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*+"
 )
 # Between an exact value and the same in decimals: the first is the answer.
 ROUGHLY = re.compile(r"[\s$(,]*(?:\\\(\s*)?(?:\\approx|\\simeq|\\sim|\u2248)[\s$]*(?:\\\(\s*)?")
@@ -69,7 +71,7 @@ def extract_answer(response: str, fallback: bool = False) -> str | None:
     box = boxes.pop()
     sign = find_sign(box)
     answers = [signed(sign, content(box))]
-    while boxes:
+    while boxes and len(answers) < MAX_BOXES:
         start = sign.start() if sign else box.start()
         gap = response[boxes[-1].end() : start]
         roughly = ROUGHLY.fullmatch(gap)
@@ -252,7 +254,7 @@ BOLD_LETTER = re.compile(r"\*{1,3}\(?([A-Z])\)?\.?\*{1,3}")
 
 def from_prose(response: str) -> str | None:
     """The answer of a response without a box: what follows the last phrase, or the last formula."""
-    closing = re.split(r"<\||\.?\s*I hope it is", response[-CLOSING_WINDOW:])[0]
+    closing = without_hope(response[-CLOSING_WINDOW:].partition("<|")[0])
     closing = BOLD.sub("", BOLD_LETTER.sub(r"\\text{\1}", closing))
     *before, text = PHRASE.split(closing)
     if before:
@@ -263,6 +265,12 @@ def from_prose(response: str) -> str | None:
     if not formulas:
         return None
     return signed_formula(formulas[-1])
+
+
+def without_hope(text: str) -> str:
+    """A text without the "I hope it is correct." of Minerva's prompt, and what follows."""
+    said, hope, _ = text.partition("I hope it is")
+    return said.rstrip().removesuffix(".") if hope else text
 
 
 def behind_phrase(text: str) -> str | None:
@@ -338,7 +346,11 @@ def golds(gold) -> list[str]:
     if gold is None or gold == {} or gold != gold:
         return []
 
-    text = str(gold)
+    try:
+        text = str(gold)
+    except ValueError:
+        # Python writes no integer of more than 4,300 digits.
+        return []
     boxed = extract_answer(text)
     if boxed:
         text = boxed
@@ -354,6 +366,5 @@ def golds(gold) -> list[str]:
 
 def said(gold: str) -> str:
     """What the last phrase of a worked solution says."""
-    closing = re.split(r"\.?\s*I hope it is", gold)[0]
-    text = GOLD_PHRASE.split(BOLD.sub("", closing))[-1]
+    text = GOLD_PHRASE.split(BOLD.sub("", without_hope(gold)))[-1]
     return behind_phrase(text) or first_line(text)

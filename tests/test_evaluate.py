@@ -10,6 +10,7 @@ import time
 
 import pytest
 from conftest import ROOT, call, read_jsonl, torchrun, write_jsonl
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import evaluate
@@ -820,6 +821,22 @@ def test_two_files_of_one_name(tmp_path, guess_data):
     args = run_args(tmp_path / "out", "a model", data=[guess_data[1], other])
     with pytest.raises(UserError, match="two benchmarks have the same name: problems$"):
         call(evaluate, *args)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_model_whose_weights_are_not_finite(tmp_path, world, guess_data, number):
+    """It would answer without a word, and get 0.0 ± 3.1."""
+    model = tmp_path / "model"
+    shutil.copytree(world / "init", model)
+    weights = load_file(model / "model.safetensors")
+    name = next(iter(weights))
+    weights[name].flatten()[7] = number
+    save_file(weights, model / "model.safetensors", dict(format="pt"))
+    args = run_args(tmp_path / "out", model, data=[guess_data[1]])
+    with pytest.raises(UserError, match="not finite") as error:
+        call(evaluate, *args)
+    assert str(model) in str(error.value)
+    assert not list(tmp_path.glob("out/results*"))
 
 
 def test_two_models_need_two_files(tmp_path, world, guess_data):

@@ -41,7 +41,13 @@ from lib import memory
 from lib.answers import sample_seed
 from lib.estimators import check_groups, dr_grpo, grpo, reinforce, suffix_sum
 from lib.finite import check_finite, stops_if_not_finite
-from lib.pretrained import check_positions, load_tokenizer
+from lib.pretrained import (
+    check_positions,
+    check_same_tokenizer,
+    load_tokenizer,
+    top_token,
+    vocabulary_size,
+)
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
 from lib.rollouts import (
@@ -655,6 +661,8 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
         code_suffix=code_suffix,
         max_bad_share=max_bad_share,
         own_reward=reward is not None,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary_size(model),
     )
     problems = load_problems(data, split, data_config, **columns)
     held_out = []
@@ -669,11 +677,19 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
     )
 
 
-def open_engine(tokenizer, torch_device, torch_dtype):
-    """The engine, asleep. Raises UserError if a model was made for shorter texts."""
+def check_other_models(tokenizer) -> None:
+    """Raise UserError if PRM or reference cannot read what the policy will write."""
     for path in (prm_model, ref_model):
-        if path is not None:
-            check_positions(path, max_prompt_tokens + max_tokens)
+        if path is None:
+            continue
+        check_same_tokenizer(model, path)
+        check_positions(path, max_prompt_tokens + max_tokens)
+        if vocabulary_size(path) <= top_token(tokenizer):
+            raise UserError(f"{path} has fewer tokens than the tokenizer of {model}")
+
+
+def open_engine(tokenizer, torch_device, torch_dtype):
+    """The engine, asleep."""
     opened = make_engine(
         engine,
         model,
@@ -787,6 +803,7 @@ def main():
     # Processes, problems, engine, models. The engine comes before the models: what it may take is
     # a share of a GPU that is still empty.
     tokenizer = load_tokenizer(model, chat_template)
+    check_other_models(tokenizer)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
     os.makedirs(out_dir, exist_ok=True)
     saved = [model, prm_model or model]

@@ -282,10 +282,8 @@ def behind_phrase(text: str) -> str | None:
 
     line = first_line(text)
     words = line.split()
-    # A lone letter would be too easy to hit. Numbers in a row are no number.
-    is_word = re.search(r"\w\w", line) is not None
-    is_number = re.fullmatch(r"\S*\d\S*|.*\d\s+\d.*", line) is not None
-    if len(words) <= 3 and (is_word or is_number):
+    # A lone letter would be too easy to hit.
+    if len(words) <= 3 and re.search(r"\w\w|\d", line):
         return line
     return list_of_formulas(line)
 

@@ -323,6 +323,10 @@ PROSE = [
     ("The answer is 6.5 hours.", "6.5"),
     ("The answer is 4.25.", "4.25"),
     ("The answer is .5 of it, more or less.", "0.5"),
+    ("The answer is (3, 4).", "(3, 4)"),
+    ("The answer is 5 \u20ac.", "5"),
+    ("The answer is 3x + 2.", "3x+2"),
+    ("The answer is x = 7 because of symmetry.", "7"),
     # minus signs
     ("The answer is -7.", "-7"),
     (f"The answer is {MINUS}7.", "-7"),

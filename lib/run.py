@@ -119,11 +119,19 @@ def share_cores() -> None:
     that other launchers than torchrun do not share. Sums of floats depend on the threads: their
     number changes the last digits of a run.
     """
-    if "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
-        return
+    chosen = "OMP_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ
     share = max(1, cores() // local_processes())
-    if torch.get_num_threads() > share:
+    if not chosen and torch.get_num_threads() > share:
         torch.set_num_threads(share)
+
+    # Threads that spin while they wait for one that another program keeps from its core. The
+    # variable is read when torch is loaded: it is too late to set it here.
+    if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        print0(
+            f"note: {torch.get_num_threads()} threads per process on {cores()} cores. While other "
+            "programs use the cores, sampling can take ten times as long, unless "
+            "OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 is set in the environment"
+        )
 
 
 def cores() -> int:
@@ -140,15 +148,11 @@ def cores() -> int:
 
 
 def machine_words(device: torch.device) -> str:
-    """What a run computes on, for its first lines: "8 x cuda", "2 x cpu (1 thread, 2 cores)"."""
+    """What a run computes on, for its first lines: "8 x cuda", "2 x cpu (1 of 2 cores each)"."""
     words = f"{dist.get_world_size()} x {device.type}"
     if device.type == "cuda":
         return words
-    threads = torch.get_num_threads()
-    words += f" ({threads} thread{'s' * (threads > 1)} each, {cores()} cores"
-    if threads * local_processes() > max(cores(), local_processes()):
-        words += "; more threads than cores are slow: OMP_NUM_THREADS=1"
-    return words + ")"
+    return f"{words} ({torch.get_num_threads()} of {cores()} cores each)"
 
 
 def gpu_count(gpus: int) -> str:

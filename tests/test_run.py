@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +169,76 @@ def test_a_machine_without_gpus_has_none_to_keep(gpus, monkeypatch, hidden):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     lib_run.keep_own_gpus(gpus_each=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+# ----------------------------------------------------------------------------------------------
+# cores
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads(), and puts their number back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    """As if this process had four cores, and nobody had chosen threads."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setattr(lib_run, "cores", lambda: 4)
+
+
+def test_processes_share_the_cores(four_cores, threads, monkeypatch, capsys):
+    threads(8)
+    lib_run.pick_device("cpu", "auto")
+    assert torch.get_num_threads() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    lib_run.pick_device("cpu", "auto")
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    lib_run.pick_device("cpu", "auto")
+    assert torch.get_num_threads() == 1
+
+    # Never more than torch had, and what the user says holds.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    lib_run.pick_device("cpu", "auto")
+    assert torch.get_num_threads() == 1
+    threads(8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    lib_run.pick_device("cpu", "auto")
+    assert torch.get_num_threads() == 8
+    assert capsys.readouterr().out == ""
+
+
+def test_threads_that_spin_are_told_of(four_cores, threads, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    threads(2)
+    lib_run.pick_device("cpu", "auto")
+    out = capsys.readouterr().out
+    assert out.startswith("note: 2 threads per process on 4 cores.")
+    assert "OMP_WAIT_POLICY=passive" in out
+    threads(1)
+    lib_run.pick_device("cpu", "auto")
+    assert capsys.readouterr().out == ""
+
+
+def test_cores_of_a_container(monkeypatch):
+    """At most those that the process may run on, and what the container may compute."""
+    here = len(os.sched_getaffinity(0))
+    limits = {"max 100000": here, "50000 100000": 1, "150000 100000": min(2, here), "damaged": here}
+    for text, expected in limits.items():
+        monkeypatch.setattr(Path, "read_text", lambda path, text=text: text)
+        assert lib_run.cores() == expected
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert lib_run.cores() == here
 
 
 # ----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch
 
 from configurator import UserError
 from lib.answers import Answer, Request
-from lib.pretrained import check_positions, model_config, spread_gpus, stop_tokens
+from lib.pretrained import check_positions, model_config, save_tokenizer, spread_gpus, stop_tokens
 from lib.run import print0
 from lib.weights import INDEX, ONE_FILE, check_model_folder, has_weights, weight_files
 
@@ -173,8 +173,13 @@ class VLLMEngine(Engine):
             from vllm import LLM
 
             self.folder = FolderForVLLM(path)
+            # By itself vLLM may open another one, and would not see where a string ends an answer.
+            self.tokenizer_folder = tempfile.TemporaryDirectory(prefix="tokenizer_")
+            model_config(path).save_pretrained(self.tokenizer_folder.name)
+            save_tokenizer(tokenizer, self.tokenizer_folder.name)
             self.llm = LLM(
                 self.folder.path,
+                tokenizer=self.tokenizer_folder.name,
                 dtype=dtype,
                 max_model_len=max_model_len,
                 seed=0,
@@ -257,6 +262,7 @@ class VLLMEngine(Engine):
         # This also destroys torch's process group: it is the last thing that a script does.
         self.llm.llm_engine.engine_core.shutdown()
         self.folder.close()
+        self.tokenizer_folder.cleanup()
 
 
 class FolderForVLLM:

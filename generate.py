@@ -150,10 +150,12 @@ def read_problems(tokenizer) -> list[Problem]:
     )
 
     # The same problem again has the same seeds, and so the same answers.
-    unlike = {(str(problem.id), problem.text): problem for problem in reversed(problems)}
+    unlike = {}
+    for problem in problems:
+        unlike.setdefault((str(problem.id), problem.text), problem)
     if len(unlike) < len(problems):
         print0(f"{len(problems) - len(unlike)} problems stand there twice: they are asked once")
-    return list(unlike.values())[::-1]
+    return list(unlike.values())
 
 
 def open_engine(tokenizer, torch_device, torch_dtype):

@@ -264,6 +264,18 @@ def prompt_troubles(problems: list[Problem], tokenizer, vocabulary: int | None) 
     return share_work(lambda talk: prompt_trouble(tokenizer, talk, vocabulary), talks)
 
 
+def check_prompts(
+    name: str, problems: list[Problem], tokenizer, vocabulary: int | None = None
+) -> None:
+    """Raise UserError if a model cannot be asked one of these problems. name: where they are from.
+
+    tokenizer, vocabulary: as for load_problems(), which leaves such problems out.
+    """
+    for problem, trouble in zip(problems, prompt_troubles(problems, tokenizer, vocabulary)):
+        if trouble:
+            raise UserError(f"{name}, problem {problem.id}: {trouble}")
+
+
 def share_work(function, items: list) -> list:
     """[function(item), ...], with processes that are joined each doing its share. Collective."""
     if not dist.is_initialized():

@@ -16,12 +16,21 @@ cd "$(dirname "$0")/.."
 # and its checkpoint instead.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600
 
-# 0. The hub has no safetensors of the base model: convert it once.
+# 0. The hub has no safetensors of the base model: convert it once. (transformers by itself would
+# open its tokenizer as Llama's, which loses blanks and new lines.)
 [ -d out/deepseek_math_7b ] || python - <<'PY'
-from transformers import AutoModelForCausalLM, AutoTokenizer
-name, folder = 'deepseek-ai/deepseek-math-7b-base', 'out/deepseek_math_7b'
-AutoTokenizer.from_pretrained(name).save_pretrained(folder)
-AutoModelForCausalLM.from_pretrained(name, dtype='bfloat16').save_pretrained(folder)
+import os
+
+from transformers import AutoModelForCausalLM
+
+from lib.pretrained import open_tokenizer, save_tokenizer
+
+name = 'deepseek-ai/deepseek-math-7b-base'
+folder = 'out/deepseek_math_7b'
+model = AutoModelForCausalLM.from_pretrained(name, dtype='bfloat16')
+model.save_pretrained(folder + '.tmp')
+save_tokenizer(open_tokenizer(name), folder + '.tmp')
+os.rename(folder + '.tmp', folder)
 PY
 
 # 1. Chain of thought: 3 epochs over 859 k solutions.

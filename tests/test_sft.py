@@ -321,6 +321,16 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, files, eight_steps):
         ("--shard=2", ["shard=2", "1 processes"]),
         ("--val_interval=0", ["val_interval=0", "at least 1"]),
         ("--max_steps=few", ["max_steps", "int", "few"]),
+        ("--max_steps=-3", ["max_steps=-3", "at least 1"]),
+        ("--max_steps=0", ["max_steps=0", "at least 1"]),
+        ("--epochs=-1", ["epochs=-1", "at least 1"]),
+        ("--max_length=1", ["max_length=1", "at least 2"]),
+        ("--save_interval=-1", ["save_interval=-1", "at least 0"]),
+        ("--grad_clip=-1.0", ["grad_clip=-1.0", "at least 0"]),
+        ("--learning_rate=-1e-5", ["learning_rate=-1e-05", "at least 0"]),
+        ("--learning_rate=1e999", ["learning_rate=inf", "finite"]),
+        ("--warmup=3", ["warmup=3", "from 0 to 1"]),
+        ("--beta2=1.0", ["beta2=1.0", "from 0 to 1"]),
     ],
 )
 def test_mistakes(tmp_path, files, setting, words):
@@ -363,18 +373,124 @@ def test_a_mistake_ends_with_2_and_one_line(tmp_path, files):
     assert "shard=2" in errors[0]
 
 
-def test_a_loss_that_is_not_finite(tmp_path, files, guesser):
-    """A weight that is not finite, as after a learning rate that was too high."""
+@pytest.fixture
+def explosive(tmp_path, guesser):
+    """The folder of a model that computes the same as `guesser`, with a gradient that is inf."""
+    folder = tmp_path / "explosive"
+    plain = AutoModelForCausalLM.from_pretrained(guesser)
+    with torch.no_grad():
+        for layer in plain.model.layers:
+            attention = layer.self_attn
+            attention.o_proj.weight *= 1e20
+            attention.v_proj.weight *= 1e-20
+            attention.v_proj.bias *= 1e-20
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight * 1e21)
+        plain.config.tie_word_embeddings = False
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(guesser).save_pretrained(folder)
+    return folder
+
+
+def assert_left_behind(out, error):
+    """No checkpoint and no model; the rows in a file."""
+    for words in ("step 1, update", "the norm of the gradient is ", "Its 20 rows are in"):
+        assert words in error
+    assert names_in(out) == ["config.json", "not_finite.jsonl"]
+    rows = read_jsonl(out / "not_finite.jsonl")
+    assert len(rows) == 20
+    for row in rows:
+        assert row["text"].startswith("<|im_start|>user")
+        assert len(row["scored"]) == len(row["tokens"])
+
+
+EXPLODE = ["--batch_size=20", "--max_steps=1", "--warmup=0", "--save_interval=1"]
+
+
+def test_a_gradient_that_is_not_finite(tmp_path, files, explosive):
+    """Finite losses, an infinite gradient."""
+    out = tmp_path / "out"
+    with pytest.raises(UserError) as error:
+        call(sft, *files, f"--model={explosive}", *EXPLODE, f"--out_dir={out}")
+    assert_left_behind(out, str(error.value))
+
+
+def test_a_gradient_that_is_not_finite_on_two_processes(tmp_path, files, explosive):
+    """Both end, each with code 2, and one of them says why."""
+    out = tmp_path / "out"
+    settings = [*files, f"--model={explosive}", *EXPLODE, f"--out_dir={out}"]
+    done = torchrun(2, "sft.py", *settings, check=False, timeout=100)
+    assert done.returncode != 0
+    assert done.stderr.count("exitcode  : 2") == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert_left_behind(out, line)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_checkpoint_before(tmp_path, files, capsys):
+    """A rate that is much too high: the first step is saved, the second has no loss.
+
+    Lowered, the same command goes on.
+    """
+    settings = [*files, "--batch_size=20", "--warmup=0", "--save_interval=1", "--max_steps=3"]
+    settings.append(f"--out_dir={tmp_path}")
+    words = (
+        r"step 2, update: losses are not finite in rows 0, .* of 20\. .* lower the learning rate"
+    )
+    for _ in range(2):
+        with pytest.raises(UserError, match=words):
+            call(sft, *settings, "--learning_rate=1e30")
+        assert names_in(tmp_path / "checkpoints") == ["step_000001"]
+        assert not (tmp_path / "model").exists()
+        assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    assert "resumed after step 1" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite(tmp_path, files, guesser):
+    """They are refused, and a rate that makes them leaves no model."""
     plain = AutoModelForCausalLM.from_pretrained(guesser)
     with torch.no_grad():
         plain.model.norm.weight[0] = math.inf
     plain.save_pretrained(tmp_path / "m")
     AutoTokenizer.from_pretrained(guesser).save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match="the loss of step 1 is nan: lower the learning rate"):
+    with pytest.raises(UserError, match="weights that are not finite .model.norm.weight"):
         call(sft, *files, f"--model={tmp_path}/m", f"--out_dir={tmp_path}/out")
-    (row,) = read_jsonl(tmp_path / "out/metrics.jsonl")
-    assert math.isnan(row["loss"])
-    assert not (tmp_path / "out/checkpoints").exists()
+
+    settings = ["--batch_size=20", "--max_steps=1", "--learning_rate=1e38", "--weight_decay=10"]
+    with pytest.raises(UserError, match="not finite"):
+        call(sft, *files, *settings, f"--out_dir={tmp_path}/out")
+    assert not (tmp_path / "out/model").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# folders
+
+
+def test_any_name_of_a_folder(tmp_path, files, guesser, capsys):
+    """Signs of patterns, blanks: the run goes on where it was, from the same model."""
+    model = tmp_path / "model [1]*"
+    shutil.copytree(guesser, model)
+    out = tmp_path / "run[lr=1e-3] ?"
+    again = [*files, f"--model={model}", "--batch_size=20", "--save_interval=1", "--epochs=2"]
+    again.append(f"--out_dir={out}")
+    call(sft, *again, "--max_steps=4")
+    call(sft, *again, "--max_steps=8")
+    assert "resumed after step 4" in capsys.readouterr().out
+    assert [row["step"] for row in read_jsonl(out / "metrics.jsonl")] == list(range(8))
+    assert names_in(out / "checkpoints") == ["step_000007", "step_000008"]
+
+
+def test_a_run_of_one_step_trains(tmp_path, files, guesser):
+    """The first step of a warm-up has the rate 0. Here it would be the only one."""
+    settings = ["--batch_size=20", "--max_steps=1", "--learning_rate=1e-3"]
+    call(sft, *files, *settings, f"--out_dir={tmp_path}")
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert row["lr"] == 1e-3
+    before = weights_in(guesser)
+    after = weights_in(tmp_path / "model")
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+# --------------------------------------------------------------------------------------------------
+# rows
 
 
 def test_bad_rows_are_counted_named_and_limited(tmp_path, files, guess_data, capsys):

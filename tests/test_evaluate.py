@@ -815,6 +815,23 @@ def test_bad_files(tmp_path, name, rows, words):
     assert not list(tmp_path.glob("out/*"))
 
 
+TAKE_TURNS = """{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('roles must take turns') }}{% endif %}{{ m['content'] }}{% endfor %}"""
+
+
+def test_a_problem_that_the_model_cannot_be_asked(tmp_path, world):
+    """It is named before anything is sampled."""
+    rows = [dict(problem=f"{k}?", answer="2", id=k) for k in range(10, 14)]
+    rows[2]["problem"] = [dict(role="user", content="1"), dict(role="user", content="2")]
+    data = write_jsonl(tmp_path / "p.jsonl", rows)
+    template = tmp_path / "t.jinja"
+    template.write_text(TAKE_TURNS)
+    args = run_args(tmp_path / "out", world / "init", data=[data], chat_template=template)
+    with pytest.raises(UserError, match="p, problem 12: .*roles must take turns"):
+        call(evaluate, *args)
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_two_files_of_one_name(tmp_path, guess_data):
     other = tmp_path / guess_data[1].name
     shutil.copy(guess_data[1], other)

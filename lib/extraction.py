@@ -46,7 +46,7 @@ NOTHING = re.compile(
 # What may stand between the boxes of one answer: commas, "and", "x =", bullets of a list.
 GLUE = re.compile(
     r"(?:\n[ \t]*[-*\u2022]\s|[\s$,;&~\u200b]|\\[,;:()!\[\]\\ ]|\\q?quad\b|\*\*"
-    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*+"
+    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\\lor\b|\\vee\b|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*+"
 )
 # Between an exact value and the same in decimals: the first is the answer.
 ROUGHLY = re.compile(r"[\s$(,]*(?:\\\(\s*)?(?:\\approx|\\simeq|\\sim|\u2248)[\s$]*(?:\\\(\s*)?")
@@ -166,7 +166,7 @@ def belongs(sign: re.Match, before: str) -> bool:
     if words.endswith(("$", r"\)", r"\]")):
         inside = re.sub(r"(?:\$+|\\[)\]])\Z", "", words)
         return OPENING.search(MATHS_BLANKS.sub("", inside)) is not None
-    if not is_apart or re.search(r"(?:[\d!'%|}]|(?<![a-zA-Z])[a-zA-Z])\Z", words):
+    if not is_apart or re.search(r"(?:[\d!'%|}]|(?<![a-zA-Z'\u2019])[a-zA-Z])\Z", words):
         return False
     return not is_dash or VERB.search(words) is not None
 
@@ -224,11 +224,15 @@ def signed(sign: re.Match | None, text: str) -> str:
 # ----------------------------------------------------------------------------------------------
 # answers in prose
 
+# "is", "should be approximately", "=", a colon.
+SAYS = (
+    r"\s*(?:(?:(?:(?:should|would|will|must) )?\b(?:is|are|be|was)\b|=)"
+    r"(?:\s*(?:\b(?:equal to|therefore|thus|then|simply|just|approximately|about)\b|:))*|:)\s*"
+)
 PHRASE = re.compile(
-    r"\b(?:answer|result|solution)s?\b(?:\s+(?:to|of|for)\s[^.:\n$]{1,60}?)?\s*"
-    r"(?:(?:\b(?:is|are|be|was)\b|=)(?:\s*(?:\b(?:equal to|therefore|thus|then|simply|just"
-    r"|approximately|about)\b|:))*|:)\s*"
-    r"|^A:\s|^####:?\s*(?=[-\d.$\\(\u2212\u20ac\u00a3])",
+    r"\b(?:answer|result|solution)s?\b(?:\s+(?:to|of|for)\s[^.:\n$]{1,60}?)?"
+    + SAYS
+    + r"|^A:\s|^####:?\s*(?=[-\d.$\\(\u2212\u20ac\u00a3])",
     re.I | re.M,
 )
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -322,10 +326,7 @@ def signed_formula(formula: re.Match) -> str:
 # ----------------------------------------------------------------------------------------------
 # golds
 
-GOLD_PHRASE = re.compile(
-    r"\banswers?\s*(?:\b(?:is|are)\b:?|:)\s*|^####:?[ \t]*(?=\S)",
-    re.I | re.M,
-)
+GOLD_PHRASE = re.compile(rf"\banswers?\b{SAYS}|^####:?[ \t]*(?=\S)", re.I | re.M)
 CHOICE = re.compile(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)[\s\\~]*}[\s\\~]*(?=\S)(.+)")
 
 

@@ -60,6 +60,7 @@ def test_the_last_box_counts(response, answer):
     [
         (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"),
         (r"$x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"),
+        (r"$x = \boxed{1} \lor x = \boxed{2}$", "1, 2"),
         (r"$x_{1} = \boxed{1}, \quad x_{12} = \boxed{2}$", "1, 2"),
         (r"\(\boxed{1}\) and \(\boxed{2}\)", "1, 2"),
         (r"\[\boxed{1} \text{ and } \boxed{2}\]", "1, 2"),
@@ -139,6 +140,10 @@ is: -\boxed{5}
 equals $ - \boxed{5}$
 we get @ \boxed{5}
 we find -\boxed{5}
+it's -\boxed{5}
+$\displaystyle-\boxed{5}$
+answer: @$\boxed{5}$
+**-$\boxed{5}$**
 $x = -\boxed{5}$
 $x = @\boxed{5}$
 $x=-\,\boxed{5}$
@@ -306,6 +311,8 @@ PROSE = [
     ("The answer is $3$. That misses a case, so the answer is $8$, and we are done.", "8"),
     ("The answer to the problem is 12.", "12"),
     ("The answer is equal to 12.", "12"),
+    ("The answer should be 12, not 13.", "12"),
+    ("The answer is approximately 3.14", "3.14"),
     ("The answer is therefore $12$.", "12"),
     ("The answer = 12", "12"),
     ("The solutions are $3$, $5$, and $7$ as one can check.", "3, 5, 7"),
@@ -427,6 +434,10 @@ def test_what_prose_does_not_say(response, wrong):
         ("The answer is **73**.", "73", "7"),
         ("**Answer:** 73", "73", "7"),
         ("The answer is Evelyn.", "Evelyn", "answer"),
+        ("The answer is approximately 3.14.", "3.14", "3"),
+        ("The answer should be 12.", "12", "1"),
+        ("Thus, the answer is\n\\[\\frac{1}{2}\\]", r"\frac12", "1"),
+        ("The answer is\n$$\n-3\n$$", "-3", "3"),
         ("The answer is (E).", "E", "A"),
         ("The answers are $3$ and $5$.", "3, 5", "3"),
         ("The answers are $3$, $5$, and $7$, by symmetry.", "3, 5, 7", "3"),

@@ -257,7 +257,7 @@ def small_factorial(n: int) -> Fraction:
 def factorial(n):
     if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= MAX_FACTORIAL:
         return small_factorial(int(n))
-    if not mp.isfinite(n) or abs(n) > 1e12:
+    if not mp.isfinite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("factorial")
     return mp.gamma(inexact(n) + 1)
 
@@ -266,7 +266,7 @@ def double_factorial(n):
     r"""7!! = 7*5*3*1. Of other numbers by the formula that holds for even and odd ones."""
     if isinstance(n, Fraction) and n.denominator == 1 and -1 <= n <= MAX_FACTORIAL:
         return Fraction(math.prod(range(int(n), 0, -2)))
-    if not mp.isfinite(n) or abs(n) > 1e12:
+    if not mp.isfinite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("factorial")
     return mp.fac2(inexact(n))
 
@@ -406,7 +406,7 @@ def gamma(x):
 
 
 def zeta(x):
-    if mp.im(x) or not abs(x) < 1000 or x == 1:
+    if mp.im(x) or not abs(x) < 1000 or x == 1 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("zeta")
     return mp.zeta(inexact(x))
 
@@ -600,6 +600,7 @@ def evaluate(node: Node, point: Point = ANYWHERE):
     Work.steps += cost(kind, numbers)
     try:
         x = TABLE[kind](*numbers)
+        Work.steps += (bits(x) // 1500) ** 2
     except (ArithmeticError, TypeError, ValueError, AttributeError):
         return mp.nan
 
@@ -615,11 +616,21 @@ def evaluate(node: Node, point: Point = ANYWHERE):
 
 def cost(kind: str, numbers: list) -> int:
     """Steps that an operation takes: inexact functions are slow, and so are long numbers."""
-    longest = max(map(bits, numbers))
-    if are_exact(*numbers) and kind not in ("^", "\\sqrt", "!"):
-        return longest // 500
-    weight = 1 if kind in ("+", "*", "negative") else 12
-    return weight * (1 + mp.prec // 400) + longest // 500
+    steps = 0
+    if are_exact(*numbers):
+        # Fractions are reduced, which takes a time that is quadratic in their length.
+        steps = (max(map(bits, numbers)) // 1500) ** 2
+        if kind in EXACT:
+            return steps
+    words = 1 + mp.prec // 256
+    if kind in ("+", "*", "negative"):
+        return steps + words
+    return steps + COSTS.get(kind, 12) * words * words
+
+
+# Operations that keep fractions exact, and those that are slower than most.
+EXACT = {"+", "*", "/", "\\frac", ":", "negative", "\\abs", "\\lvert", "\\max", "\\min"}
+COSTS = {"!": 60, "!!": 60, "\\binom": 100, "\\Gamma": 60, "\\zeta": 400, "\\det": 500}
 
 
 def value_of_name(node: Node, point: Point):

@@ -168,6 +168,15 @@ class Parser:
         self.bound = bound
         self.in_integral = False
 
+    def is_unknown(self, token: str) -> bool:
+        return is_unknown(token) and not (self.in_integral and token.startswith("d "))
+
+    def binding(self, token: str) -> int:
+        """How tightly a token binds: in an integral dx is an operand."""
+        if self.in_integral and token.startswith("d "):
+            return IMPLIED
+        return binding(token)
+
     def peek(self) -> str:
         return self.tokens[self.position]
 
@@ -220,7 +229,7 @@ class Parser:
         while True:
             start = self.position
             parts.append(self.chain())
-            if not is_unknown(self.peek()):
+            if not self.is_unknown(self.peek()):
                 break
             sign = self.take()
             signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
@@ -248,10 +257,14 @@ class Parser:
 
     def side(self) -> Value:
         """What stands between two signs; between two words it may be nothing."""
-        is_end = self.peek() in CLOSERS[""] or binding(self.peek()) == END
+        is_end = self.peek() in CLOSERS[""] or self.binding(self.peek()) == END
         if is_end:
             before = self.tokens[self.position - 1] if self.position else ""
-            if is_unknown(before) or is_unknown(self.peek()) and not self.is_alone(self.position):
+            if (
+                self.is_unknown(before)
+                or self.is_unknown(self.peek())
+                and not self.is_alone(self.position)
+            ):
                 return NOTHING
         if is_end and self.peek().startswith("\\"):
             value = self.unknown_name()
@@ -285,7 +298,7 @@ class Parser:
             if token.startswith("@") and lowest <= SUM and self.is_unit(value, token):
                 value = with_unit(value, self.take())
                 continue
-            level = binding(token)
+            level = self.binding(token)
             if level <= lowest:
                 return value
             value = self.extend(value, token, level)
@@ -300,7 +313,11 @@ class Parser:
             is_number = re.match(r"\.?\d", before) and re.match(r"[\d.]", token)
             if is_number or before.endswith("."):
                 raise Unparsed("a number behind an operand")
-            return compute("*", value, self.expression(level))
+            factor = self.expression(level)
+            if token == "(" and set(factor.signs) == {"="} and not is_statement(factor):
+                # 5 (x = 3): a remark.
+                return value
+            return compute("*", value, factor)
 
         sign = self.take()
         if sign[0] in "_'" and value.node is None:
@@ -678,11 +695,31 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
 CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
 
 
+SHORT_WORDS = {
+    "no",
+    "on",
+    "up",
+    "go",
+    "do",
+    "if",
+    "is",
+    "it",
+    "in",
+    "an",
+    "as",
+    "at",
+    "of",
+    "or",
+    "so",
+    "to",
+}
+
+
 def is_short_word(text: str) -> bool:
     """no and cat are words, ab and xyz products of letters, which stand in their order."""
-    if not re.fullmatch("[a-z]{2,3}", text):
-        return False
-    return bool(re.search("[aeiou]", text)) and sorted(text) != list(text) or text == "no"
+    if not re.fullmatch("[a-z]{3}", text):
+        return text in SHORT_WORDS
+    return bool(re.search("[aeiou]", text)) and sorted(text) != list(text)
 
 
 FAMILY = re.compile(

@@ -406,6 +406,10 @@ def equal(gold: Value, answer: Value, rules: Rules = STRICT) -> bool:
     return sets_agree(gold, answer, rules)
 
 
+# Signs whose sides may be exchanged.
+SYMMETRIC = {"\\parallel", "\\perp", "\\cong", "\\wedge", "\\vee", "\\Leftrightarrow"}
+
+
 def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """The same signs and words, with equal sides between them, in the same order.
 
@@ -417,6 +421,10 @@ def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         return is_list and sets_agree(gold, answer, rules)
     if list(gold.signs) != list(answer.signs) or len(gold.sides) != len(answer.sides):
         return False
+    if len(gold.signs) == 1 and gold.signs[0] in SYMMETRIC:
+        reversed_sides = answer._replace(signs=("",), sides=answer.sides[::-1])
+        if statements_agree(gold._replace(signs=("",)), reversed_sides, rules):
+            return True
     for one, other in zip(gold.sides, answer.sides):
         if NOTHING in (one, other):
             if one != other:

@@ -327,6 +327,8 @@ def signed_formula(formula: re.Match) -> str:
 # golds
 
 GOLD_PHRASE = re.compile(rf"\banswers?\b{SAYS}|^####:?[ \t]*(?=\S)", re.I | re.M)
+# A number, a formula, an equation of a name, or words. In running text sqrt(2) may be anything.
+SAYABLE = re.compile(r"[-\d.$\\(\[{\u2212\u2013\u20ac\u00a3\u00a5]|[a-zA-Z]\s*=|[^\W\d]+(?![\w(^])")
 CHOICE = re.compile(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)[\s\\~]*}[\s\\~]*(?=\S)(.+)")
 
 
@@ -364,6 +366,7 @@ def golds(gold) -> list[str]:
 
 
 def said(gold: str) -> str:
-    """What the last phrase of a worked solution says."""
+    """What the last phrase of a worked solution says; "" if it is neither mathematics nor words."""
     text = GOLD_PHRASE.split(BOLD.sub("", without_hope(gold)))[-1]
-    return behind_phrase(text) or first_line(text)
+    answer = behind_phrase(text) or first_line(text)
+    return answer if SAYABLE.match(answer) else ""

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
+from configurator import UserError
 from engine import make_engine
 from lib.memory import GB, model_size, prime_phases, sft_phases
 from lib.run import pick_device, setup_distributed
@@ -471,7 +472,11 @@ def main():
         engine_memory(args.engine_memory)
         return
 
-    device, dtype = pick_device("auto", "auto")
+    try:
+        device, dtype = pick_device("auto", "auto")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     setup_distributed(device)
     print_machine(device, dtype)
     with tempfile.TemporaryDirectory() as folder:

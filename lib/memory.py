@@ -551,10 +551,15 @@ def check_disk(
     """
     if int(os.environ.get("RANK", 0)) > 0:
         return
-    checkpoint = sum(checkpoint_bytes(model_size(path)) for path in trained)
+    try:
+        sizes = {path: model_size(path) for path in {*trained, *saved}}
+    except UserError:
+        # There is no such model, or it is of an unknown kind: who loads it says so.
+        return
+    checkpoint = sum(checkpoint_bytes(sizes[path]) for path in trained)
     if not save_interval:
         checkpoint = 0
-    models = sum(model_bytes(model_size(path), dtype) for path in saved)
+    models = sum(model_bytes(sizes[path], dtype) for path in saved)
 
     # Checkpoints that are there will be replaced, but only after the next one is written.
     there = folder_bytes(Path(out_dir, "checkpoints"))

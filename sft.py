@@ -23,7 +23,7 @@ import torch.distributed as dist
 import configurator
 from configurator import UserError
 from lib import memory
-from lib.finite import NotFinite, check_finite, stops_if_not_finite
+from lib.finite import NotFinite, row_list, rows_not_finite, stops_if_not_finite
 from lib.pretrained import check_tokenizer_can_be_saved, load_tokenizer
 from lib.problems import load_sft_rows
 from lib.report import Stopwatch
@@ -123,14 +123,21 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: str, warmup_s
     return peak
 
 
+def count_scored(rows: list) -> int:
+    """How many tokens of these rows have a loss; at least 1, which divides.
+
+    There may be none: rows that are cut before their answers.
+    """
+    return max(1, sum(int(scored[1:].sum()) for _, scored in rows))
+
+
 def mean_loss(net, rows: list, torch_device):
     """This process's part of the mean loss per scored token over `rows`, the rows of all processes.
 
     The parts of all processes add up to the loss. With gradients on, its gradient is added to that
     of the weights. Collective.
     """
-    # At least one: all rows may have been cut before their answers.
-    scored_tokens = max(1, sum(int(scored[1:].sum()) for _, scored in rows))
+    scored_tokens = count_scored(rows)
     lengths = [len(tokens) for tokens, _ in rows]
     mine, idle = my_micro_batches(lengths, micro_batch_tokens)
 
@@ -154,24 +161,28 @@ def update(net, optimizer, rows: list, lr: float, torch_device) -> tuple[float, 
     part = mean_loss(net, rows, torch_device)
     try:
         norm = optimizer_step(net, optimizer, lr, grad_clip, part)
-    except NotFinite:
-        # If it is the loss, say of which rows.
-        check_losses(net, rows, torch_device)
-        raise
+    except NotFinite as error:
+        bad = bad_rows(net, rows, torch_device)
+        where = f", because of {row_list(bad)} of {len(rows)}" if bad else ""
+        raise NotFinite(f"{error}{where}", bad) from None
     return all_sum(part, torch_device), norm
 
 
-@torch.no_grad()
-def check_losses(net, rows: list, torch_device) -> None:
-    """Raise NotFinite if the loss of a row is not finite, with its number. Collective."""
-    losses = torch.zeros(len(rows), device=torch_device)
+def bad_rows(net, rows: list, torch_device) -> list[int]:
+    """The numbers of the rows whose own loss, or its gradient, is not finite. Collective.
 
-    # A budget of one token: each row goes alone.
-    mine, idle = my_micro_batches([len(tokens) for tokens, _ in rows], budget=1)
-    for (number,) in mine:
-        losses[number] = -token_logprobs(net, pack([rows[number]], torch_device)).sum()
-    idle_passes(net, idle, torch_device)
-    check_finite("losses", losses)
+    Every process runs every row: this takes its time, once.
+    """
+    print0(f"a number is not finite: running each of {len(rows)} rows by itself")
+    numbers = []
+    for row in rows:
+        loss = -token_logprobs(net, pack([row], torch_device)).sum() / count_scored(rows)
+        loss.backward()
+        gradients = [parameter.grad for parameter in net.parameters()]
+        norm = torch.nn.utils.get_total_norm(gradients).full_tensor()
+        numbers.append(norm + loss.detach())
+        net.zero_grad(set_to_none=True)
+    return rows_not_finite(torch.stack(numbers))
 
 
 @torch.no_grad()
@@ -302,10 +313,12 @@ def describe(text_tokenizer, rows: list) -> Iterator[dict]:
 
 
 def append_row(path: str, row: dict) -> None:
-    """Add a row to a .jsonl file, on rank 0."""
-    if dist.get_rank() == 0:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    """Add a row to a .jsonl file, on rank 0. JSON has no nan and no inf: null."""
+    if dist.get_rank() != 0:
+        return
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
 
 
 def print_status(row: dict, steps: int, seconds_left: float) -> None:

@@ -37,12 +37,17 @@ def check_finite(what: str, values: torch.Tensor) -> None:
 
     what: names the values in the message, which names the rows as well. Collective.
     """
+    rows = rows_not_finite(values)
+    if rows:
+        raise NotFinite(f"{what} are not finite in {row_list(rows)} of {len(values)}", rows)
+
+
+def rows_not_finite(values: torch.Tensor) -> list[int]:
+    """The numbers of the rows of [N] or [N, T] that are not finite on any rank. Collective."""
     bad = ~values.isfinite()
     if bad.dim() > 1:
         bad = bad.flatten(1).any(-1)
-    rows = on_any_rank(bad).nonzero().squeeze(-1).tolist()
-    if rows:
-        raise NotFinite(f"{what} are not finite in {row_list(rows)} of {len(bad)}", rows)
+    return on_any_rank(bad).nonzero().squeeze(-1).tolist()
 
 
 def row_list(rows: list[int]) -> str:

@@ -425,6 +425,27 @@ def test_a_gradient_that_is_not_finite_on_two_processes(tmp_path, files, explosi
     assert_left_behind(out, line)
 
 
+def test_the_rows_that_are_to_blame(tmp_path, files, guesser, monkeypatch):
+    """A pass over rows with a certain token has a finite loss, and a gradient that is nan."""
+    tokenizer = AutoTokenizer.from_pretrained(guesser)
+    four = tokenizer("4", add_special_tokens=False).input_ids[0]
+    logprobs_of = sft.token_logprobs
+
+    def with_nan(net, batch):
+        logprobs = logprobs_of(net, batch)
+        if (batch["input_ids"] == four).any():
+            logprobs.register_hook(lambda gradient: gradient * math.nan)
+        return logprobs
+
+    monkeypatch.setattr(sft, "token_logprobs", with_nan)
+    with pytest.raises(UserError, match="the norm of the gradient is nan, because of rows"):
+        call(sft, *files, *EXPLODE, f"--out_dir={tmp_path}")
+    rows = read_jsonl(tmp_path / "not_finite.jsonl")
+    for row in rows:
+        assert row["not_finite"] == (four in row["tokens"]), row["text"]
+    assert {row["not_finite"] for row in rows} == {True, False}
+
+
 def test_a_loss_that_is_not_finite_leaves_the_checkpoint_before(tmp_path, files, capsys):
     """A rate that is much too high: the first step is saved, the second has no loss.
 
@@ -433,7 +454,7 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint_before(tmp_path, files,
     settings = [*files, "--batch_size=20", "--warmup=0", "--save_interval=1", "--max_steps=3"]
     settings.append(f"--out_dir={tmp_path}")
     words = (
-        r"step 2, update: losses are not finite in rows 0, .* of 20\. .* lower the learning rate"
+        r"step 2, update: the loss is nan, because of rows 0, .* of 20\. .* lower the learning rate"
     )
     for _ in range(2):
         with pytest.raises(UserError, match=words):

@@ -299,7 +299,8 @@ def unwrap_text(match: re.Match) -> str:
     r"""\text{...} and the like: letters and formulas go back into the formula, words and units
     become one token between @ signs; "3 and 4" is a list."""
     command = match[1]
-    text = re.sub(r"[@\\]", " ", match[2]).strip()
+    text = re.sub(r"\\(?:cdot|times)(?![a-z])", "·", match[2])
+    text = re.sub(r"[@\\]", " ", text).strip()
     if text in FUNCTIONS or command.startswith("o"):
         return "\\" + re.sub(r"[^a-zA-Z]", "", text) + " "
 
@@ -598,15 +599,17 @@ REWRITES = [
     ),
     # Any integer k.
     Rewrite(
-        r"[,;.\s]*(?:\\q?quad|\\[ ,;])*\s*\(?\s*(?:\\text\s*{\s*)?(?:\b(?:for|where|with|and|when)\b)?"
-        r"(?: (?:some|any|all|every|each))?\s*}?\s*\(?\s*(?<![a-zA-Z\\{])([a-z](?:\s*,\s*[a-z])*)\s*"
+        r"[,;.\s]*(?:\\q?quad|\\[ ,;])*\s*\(?\s*(?:\\text\s*{\s*)?"
+        r"(?:\b(?:for|where|with|and|when)\b)?(?: (?:some|any|all|every|each))?\s*}?"
+        r"\s*\(?\s*(?<![a-zA-Z\\{])([a-z](?:\s*,\s*[a-z])*)\s*"
         r"(?:\\in\s*(?:\\math(?:bb|bf)\s*{?\s*Z\s*}?|\\?Z\b|\\text\s*{\s*Z\s*})"
         r"|\s*(?:\\text\s*{)?\s*(?:is|are) (?:an |any )?integers?\s*}?)\s*\)?$",
         r", \1\\in \\mathbb{Z}",
         example=(r"k\pi\ (k \in \mathbb{Z})", r"k\pi, k\in \mathbb{Z}"),
     ),
     Rewrite(
-        r"[,;.\s]*(?:\\text\s*{\s*|\()?\b(?:for|where|with) (?:some |any |all |every |each )?integers?"
+        r"[,;.\s]*(?:\\text\s*{\s*|\()?\b(?:for|where|with) "
+        r"(?:some |any |all |every |each )?integers?"
         r"[\s}$]*([a-z])[\s)}]*$",
         r", \1\\in \\mathbb{Z}",
         example=(r"k\pi\text{ for any integer }k", r"k\pi, k\in \mathbb{Z}"),
@@ -663,7 +666,9 @@ REWRITES = [
         example=(r"\mathbb{R} - \{0\}", r"\mathbb{R} \setminus \{0\}"),
     ),
     Rewrite(
-        r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|null)(?![a-z])|\\hspace\s*{[^{}]*}|~|\\?[$€£]|\\[()\[\]]",
+        r"\\(?:begin|end)\s*{\w+\*?}|(?<!\\)\\[,;:> ]"
+        r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|null)(?![a-z])|\\hspace\s*{[^{}]*}"
+        r"|~|\\?[$€£]|\\[()\[\]]",
         " ",
         example=(r"$5\,m\quad$", "5 m"),
     ),

@@ -130,6 +130,8 @@ MALFORMED = re.compile(
     r"|\b\d+[-/]0\d|\b0\d+\s*[-/]\s*\d|^\d{4}-\d\d?-\d\d?$"
     # N 30 E
     r"|\b[NS] ?\d[\d.]*\s*(?:°|\^\S+)?\s*[EW]\b"
+    # 0x10
+    r"|\b0x[\da-fA-F]"
     # (1)(3)
     r"|^\(\d+\)(?:\s*\(\d+\))+$"
 )
@@ -233,6 +235,10 @@ class Parser:
                 break
             sign = self.take()
             signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
+            # The arguments of an unknown command stay in their order as well.
+            while sign.startswith("\\") and self.peek() == "{":
+                parts.append(self.bracket(self.take()))
+                signs.append("{}")
         if signs:
             return Value(signs=tuple(signs), sides=tuple(parts))
         if parts[0] == NOTHING or start == self.position:
@@ -261,7 +267,8 @@ class Parser:
         if is_end:
             before = self.tokens[self.position - 1] if self.position else ""
             if (
-                self.is_unknown(before)
+                before == "}"
+                or self.is_unknown(before)
                 or self.is_unknown(self.peek())
                 and not self.is_alone(self.position)
             ):

@@ -143,7 +143,8 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "\\in")
 
 def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Value:
     """sides, and their texts without blanks, with signs between them."""
-    if any(sign not in RELATIONS for sign in signs) or NOTHING in sides:
+    is_member_of_name = signs[-1] == "\\in" and sides[-1].brackets is None
+    if any(sign not in RELATIONS for sign in signs) or NOTHING in sides or is_member_of_name:
         return Value(signs=tuple(signs), sides=tuple(sides))
     named = [is_name(text) for text in texts]
 

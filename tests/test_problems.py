@@ -2,13 +2,15 @@
 
 import csv
 import gzip
+import hashlib
 import json
+import math
 import string
 
 import pandas
 import pytest
 import torch.distributed as dist
-from conftest import write_jsonl
+from conftest import ROOT, torchrun, write_jsonl
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -17,8 +19,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from configurator import UserError
-from lib.pretrained import render_prompt
-from lib.problems import load_problems, load_sft_rows, read_rows, tokenize_messages
+from lib.pretrained import load_tokenizer, render_prompt
+from lib.problems import check_prompts, load_problems, load_sft_rows, tokenize_messages
+from lib.rows import read_rows
 
 # ----------------------------------------------------------------------------------------------
 # rows
@@ -51,6 +54,16 @@ def write_parquet(path):
     pandas.DataFrame(ROWS).to_parquet(path)
 
 
+def write_bom(path):
+    """As spreadsheets and some editors write, and two such files joined."""
+    lines = [b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n" for row in ROWS]
+    path.write_bytes(b"".join(lines))
+
+
+def write_json_bom(path):
+    path.write_text(json.dumps(ROWS), "utf-8-sig")
+
+
 def write_folder(path):
     """Two .parquet files, as a hub data set has them in a clone, beside another file."""
     path.mkdir()
@@ -66,6 +79,20 @@ KINDS_OF_FILES = {
     "rows.csv": write_csv,
     "rows.parquet": write_parquet,
     "folder": write_folder,
+    # Other spellings of the names.
+    "rows.JSONL": write_lines,
+    "rows.ndjson": write_lines,
+    "rows.NDJSON.GZ": write_gzip,
+    "rows.Json": write_json,
+    "rows.CSV": write_csv,
+    "rows.Parquet": write_parquet,
+    # Signs that patterns are made of.
+    "rows [a-b]*?.jsonl": write_lines,
+    "rows [a-b]*?.parquet": write_parquet,
+    "folder [0]*": write_folder,
+    # Byte order marks.
+    "bom.jsonl": write_bom,
+    "bom.json": write_json_bom,
 }
 
 
@@ -162,6 +189,37 @@ def test_rows_that_are_not_objects(tmp_path, capsys):
         read_rows(path)
     assert len(read_rows(path, max_bad_share=0.5)) == 2
     assert "2 of 4 rows skipped" in capsys.readouterr().out
+
+
+def test_lines_that_python_cannot_read(tmp_path, capsys):
+    """Latin-1, brackets without end and too deep: each costs a row, and has its place."""
+    good = json.dumps(ROWS[0]).encode()
+    lines = [good] * 300
+    lines[1] = '{"problem": "Läufer?", "answer": "1"}'.encode("latin-1")
+    lines[3] = b"[" * 100_000
+    lines[5] = b'{"problem": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    assert len(read_rows(path)) == 297
+    out = capsys.readouterr().out
+    assert f"{path} line 2: not UTF-8, {path} line 4, {path} line 6" in out
+
+    # A file that is one value cannot lose a part.
+    for name, content in {"deep.json": lines[3], "latin.json": lines[1]}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="cannot load the data set") as error:
+            read_rows(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_a_number_of_many_digits(tmp_path, name):
+    """As a text, digit by digit: it may be the answer."""
+    digits = "7" * 5000
+    row = '{"problem": "7?", "answer": %s}' % digits  # noqa: UP031
+    (tmp_path / name).write_text(row if name.endswith("l") else f"[{row}]")
+    [problem] = load_problems(tmp_path / name)
+    assert problem.ground_truth == digits
 
 
 def test_nothing_to_read(tmp_path):
@@ -269,6 +327,32 @@ def test_tests_of_a_program(tmp_path, tests):
         dict(ground_truth="1", prompt=[]),
         dict(ground_truth="1", prompt=[dict(role="user", content=[dict(text="f")])]),
         dict(ground_truth="1", prompt=[dict(role="system", content="act")]),
+        # What files have in place of a ground truth.
+        dict(ground_truth=math.nan),
+        dict(ground_truth=" \n"),
+        dict(ground_truth="\u200b"),
+        dict(ground_truth={}),
+        dict(ground_truth=[""]),
+        dict(ground_truth=[None, " ", math.nan]),
+        dict(ground_truth=dict(ground_truth=None)),
+        dict(ground_truth=dict(ground_truth={})),
+        dict(ground_truth=dict(style="rule")),
+        dict(ground_truth=[dict(a="1")]),
+        dict(ground_truth={}, ability="code"),
+        dict(ground_truth=math.nan, ability="code"),
+        # Half a surrogate pair, in whatever is tokenized or written.
+        dict(prompt="1\ud8002?"),
+        dict(ground_truth="\ud835"),
+        dict(ground_truth=["1", "a\udc00"]),
+        dict(id="a\ud800"),
+        dict(prompt=[dict(role="system", content="\ud800"), dict(role="user", content="1?")]),
+        # Somebody else speaks, or nobody waits for an answer.
+        dict(prompt=[dict(role="human", content="1?")]),
+        dict(prompt=[dict(role=None, content="1?")]),
+        dict(prompt=[dict(role="user", content="1?"), dict(role="assistant", content="2")]),
+        dict(prompt=[dict(role="user", content="\u200b ")]),
+        dict(prompt=math.nan),
+        dict(prompt=None),
     ],
 )
 def test_unusable_rows(tmp_path, row):
@@ -289,6 +373,125 @@ def test_columns_by_name(tmp_path):
         load_problems(path, problem_column="text", answer_column="gilt")
     [problem] = load_problems(path, problem_column="text", answer_column="gold")
     assert (problem.id, problem.text, problem.ground_truth) == (7, "t", "1")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_a_column_that_some_rows_lack(tmp_path, kind):
+    """The first row included: it costs these rows, not the file."""
+    rows = [dict(problem="9?", prompt=None), *ROWS * 50, dict(answer="7"), dict(x=1)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pandas.DataFrame(rows).to_parquet(path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_jsonl(path, rows)
+    problems = load_problems(path, max_bad_share=0.1)
+    assert [problem.ground_truth for problem in problems] == ["2", "3"] * 50
+    named = load_problems(path, max_bad_share=0.1, problem_column="problem", answer_column="answer")
+    assert len(named) == 100
+
+
+def test_the_first_column_of_the_list_counts_where_most_rows_have_it(tmp_path):
+    rows = [dict(problem="1?", answer="", solution="so \\boxed{2}"), *ROWS, *ROWS]
+    problems = load_problems(write_jsonl(tmp_path / "p.jsonl", rows), max_bad_share=0.5)
+    assert [problem.ground_truth for problem in problems] == ["2", "3"] * 2
+
+
+def test_ground_truths_as_texts(tmp_path):
+    truths = {
+        36.0: "36",
+        7: "7",
+        0.5: "0.5",
+        ("1", None, ""): ["1"],
+        (2.0, "x"): ["2", "x"],
+    }
+    for given, expected in truths.items():
+        given = list(given) if isinstance(given, tuple) else given
+        assert only_problem(tmp_path, dict(problem="p", answer=given)).ground_truth == expected
+
+
+def test_missing_ids(tmp_path):
+    rows = [dict(problem="1?", answer="2", id=math.nan), dict(problem="2?", answer="3", id=" ")]
+    problems = load_problems(write_jsonl(tmp_path / "p.jsonl", rows))
+    assert [problem.id for problem in problems] == [0, 1]
+
+
+def test_an_own_reward_sees_no_broken_text(tmp_path):
+    rows = [dict(problem="1?", hint="a")] * 3 + [dict(problem="1?", hint=["\ud800"])]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    assert len(load_problems(path, own_reward=True, max_bad_share=0.5)) == 3
+    # Without it the column is neither graded nor written.
+    rows = [dict(row, answer="1") for row in rows]
+    assert len(load_problems(write_jsonl(tmp_path / "q.jsonl", rows))) == 4
+
+
+# ----------------------------------------------------------------------------------------------
+# prompts that a model cannot be asked
+
+TAKES_TURNS = (
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must take turns') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+def problems_and_odd_ones(tmp_path, *odd):
+    """A file of 100 problems and these rows, which stand in lines 3, 6, 9 ..."""
+    rows = [dict(problem=f"{k}+1?", ground_truth="2") for k in range(100)]
+    for number, row in enumerate(odd):
+        rows.insert(3 * number + 2, dict(ground_truth="2") | row)
+    return write_jsonl(tmp_path / "p.jsonl", rows)
+
+
+@pytest.mark.parametrize("world_size", [None, 1])
+def test_prompts_are_rendered_when_they_are_read(tmp_path, tokenizer, capsys, world_size):
+    if world_size:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    tokenizer.chat_template = TAKES_TURNS
+    twice = [said("user", "1"), said("user", "2")]
+    path = problems_and_odd_ones(tmp_path, dict(problem=twice))
+    try:
+        problems = load_problems(path, tokenizer=tokenizer)
+    finally:
+        if world_size:
+            dist.destroy_process_group()
+    assert [problem.text for problem in problems] == [f"{k}+1?" for k in range(100)]
+    line = capsys.readouterr().out
+    assert "1 of 101 rows skipped" in line
+    assert "line 3: the chat template does not take it: roles must take turns" in line
+
+    with pytest.raises(UserError, match="roles must take turns"):
+        load_problems(path, tokenizer=tokenizer, max_bad_share=0)
+    # What does not ask for it is as before.
+    assert len(load_problems(path)) == 101
+
+
+def test_a_template_that_leaves_all_out(tmp_path, tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'x' %}x{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UserError, match="makes nothing of it"):
+        load_problems(problems_and_odd_ones(tmp_path), tokenizer=tokenizer)
+
+
+def test_tokens_that_the_model_does_not_know(tmp_path, tokenizer):
+    """As after tokenizer.add_tokens() without a larger model."""
+    size = len(tokenizer)
+    tokenizer.add_tokens(["777"])
+    path = problems_and_odd_ones(tmp_path, dict(problem="777+1?"))
+    problems = load_problems(path, tokenizer=tokenizer, vocabulary=size)
+    assert len(problems) == 100
+    assert len(load_problems(path, tokenizer=tokenizer, vocabulary=size + 1)) == 101
+
+
+def test_benchmarks_have_no_bad_prompts(tmp_path, tokenizer):
+    problems = load_problems(problems_and_odd_ones(tmp_path, dict(problem=[said("tool", "1")])))
+    tokenizer.chat_template = TAKES_TURNS
+    with pytest.raises(UserError, match="mine, problem 2: the chat template does not take it"):
+        check_prompts("mine", problems, tokenizer)
+    del problems[2]
+    check_prompts("mine", problems, tokenizer)
 
 
 def test_suffixes_and_number_of_problems(tmp_path):
@@ -418,6 +621,37 @@ def test_a_template_without_end_token_and_a_tokenizer_with_a_begin_token(tokeniz
     assert with_loss(tokenizer, tokens, scored) == "2\n<|im_end|>"
 
 
+def test_line_ends_of_another_system(tokenizer):
+    """The loop stops at ```output and a new line: so is what it learns from."""
+    unix = "```python\nf()\n```\n```output\n42\n```\nSo 42."
+    expected = tokenize_messages(tokenizer, [said("user", "1?"), said("assistant", unix)])
+    for line_end in ("\r\n", "\r"):
+        answer = unix.replace("\n", line_end)
+        talk = [said("user", "1?"), said("assistant", answer)]
+        assert tokenize_messages(tokenizer, talk) == expected
+
+
+def test_one_end_token_behind_an_answer(tokenizer):
+    """Also if the data set's answers end with it, or the template ends with another one."""
+    expected = tokenize_messages(tokenizer, TALK)
+    ended = [
+        dict(m, content=m["content"] + "<|im_end|>") if m["role"] == "assistant" else m
+        for m in TALK
+    ]
+    assert tokenize_messages(tokenizer, ended) == expected
+
+    tokenizer.eos_token = "~"
+    tokens, scored = tokenize_messages(tokenizer, TALK)
+    rendered = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert tokenizer.decode(tokens) == rendered + "~"
+    assert tokens[:-1] == render_prompt(tokenizer, TALK)[: len(tokens) - 1]
+
+
+def test_a_conversation_that_the_assistant_begins(tokenizer):
+    with pytest.raises(ValueError, match="the assistant begins"):
+        tokenize_messages(tokenizer, TALK[2:])
+
+
 def test_a_template_that_looks_ahead_is_refused(tokenizer):
     """One that changes earlier turns when later ones come has no prefix to go on from."""
     tokenizer.chat_template = "{{ messages | length }}" + CHATML
@@ -490,3 +724,107 @@ def test_rows_without_use_are_named_and_limited(tmp_path, one_process, tokenizer
     path = write_jsonl(tmp_path / "others.jsonl", [dict(text="a")])
     with pytest.raises(UserError, match="has no column 'messages'; it has text"):
         load(path, tokenizer)
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.thinking is defined %}({{ m.thinking }}){% endif %}"
+    "{% for call in m.calls or [] %}{% if 'x' in call %}[{{ call.x }}]{% endif %}{% endfor %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_same_rows_of_any_kind_of_file(tmp_path, one_process, tokenizer):
+    """Tables have every key in every row, None where it is absent, at any depth."""
+    tokenizer.chat_template = THINKING
+    rows = [sft_row("1+1?", "2"), sft_row("1+2?", "3"), sft_row("2+2?", "4")]
+    rows[1]["messages"][1]["thinking"] = "easy"
+    rows[2]["messages"][1]["calls"] = [dict(x=1), dict(y=2)]
+    files = [write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "rows.parquet"]
+    pandas.DataFrame(rows).to_parquet(files[1])
+    files.append(tmp_path / "rows.json")
+    files[2].write_text(json.dumps(rows))
+
+    texts = []
+    for path in files:
+        loaded = load(path, tokenizer)
+        texts.append([tokenizer.decode(tokens.tolist()) for tokens, _ in loaded])
+    assert texts[0] == texts[1] == texts[2]
+    assert "(easy)3" in texts[0][1] and "[1]4" in texts[0][2]
+    assert "None" not in "".join(texts[1])
+
+
+def test_a_dict_of_lists(tokenizer):
+    """What a table makes of a sequence of dicts."""
+    columns = {key: [message[key] for message in TALK] for key in ("role", "content")}
+    assert tokenize_messages(tokenizer, columns) == tokenize_messages(tokenizer, TALK)
+
+
+def test_a_first_row_without_messages(tmp_path, one_process, tokenizer, capsys):
+    odd = [
+        dict(text="x"),
+        dict(messages=[said("human", "1"), said("gpt", "2")]),
+        sft_row("1", "\ud800"),
+        dict(messages=[said("assistant", "1")]),
+        dict(messages=None),
+    ]
+    rows = [*odd, *[sft_row("1+1?", "2")] * 5]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert len(load(path, tokenizer, max_bad_share=0.5)) == 5
+    out = capsys.readouterr().out
+    assert "5 of 10 rows skipped (unusable messages)" in out
+    assert "line 2: an unknown role, 'human'" in out
+
+
+SHARED = """
+import hashlib
+import sys
+
+import torch.distributed as dist
+
+from lib import problems
+from lib.pretrained import load_tokenizer
+
+dist.init_process_group("gloo")
+problems.ROWS_PER_EXCHANGE = 7
+rows = problems.load_sft_rows(
+    sys.argv[1],
+    "train",
+    load_tokenizer(sys.argv[2]),
+    max_length=20,
+    overlong="truncate",
+    mask_prompt=True,
+    mask_output=True,
+    max_bad_share=0.5,
+)
+digest = hashlib.sha256()
+for tokens, scored in rows:
+    digest.update(tokens.tobytes() + scored.tobytes())
+maps = [line for line in open("/proc/self/maps") if "/tokens" in line]
+line = f"rank {dist.get_rank()}: {len(rows)} {digest.hexdigest()} {maps[0].split()[4]}"
+sys.stdout.write(line + "\\n")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_same_rows(tmp_path, one_process, world):
+    """Same rows in the same order on 1 and 2 processes, which map one file."""
+    rows = [sft_row(f"{k}+1?", "7" * (k % 30 + 1)) for k in range(50)]
+    rows[20] = dict(messages=None)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    tokenizer = load_tokenizer(f"{world}/init")
+    alone = hashlib.sha256()
+    for tokens, scored in load(path, tokenizer, max_length=20, max_bad_share=0.5):
+        alone.update(tokens.tobytes() + scored.tobytes())
+
+    (tmp_path / "shared.py").write_text(SHARED)
+    environment = dict(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path))
+    done = torchrun(2, tmp_path / "shared.py", path, f"{world}/init", env=environment)
+    lines = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("rank ")]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"49 {alone.hexdigest()} ")
+    # With the inode of the file.
+    assert lines[0] == lines[1]
+    assert not list(tmp_path.rglob("tokens"))

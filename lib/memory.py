@@ -367,12 +367,9 @@ def print_prime(
     """Print what a step of prime.py is, and what it takes of each of the GPUs.
 
     The keywords are the script's settings; entropy: its loss has one.
-    Raises UserError if shard does not divide the GPUs, or a model has too few positions.
+    Raises UserError if shard does not divide the GPUs.
     """
     shards = gpus_of_a_copy(gpus, shard)
-    for chosen in (path, prm_model, ref_model):
-        if chosen is not None:
-            check_positions(chosen, max_prompt_tokens + max_tokens)
     policy = model_size(path)
     prm = model_size(prm_model) if prm_model else policy
     ref = model_size(ref_model) if ref_model else prm
@@ -413,6 +410,8 @@ def print_prime(
     print_fits(phases, gpu_memory)
     trained = [policy, prm] if prm_trained else [policy]
     print_disk(trained, [policy, prm], dtype, keep_checkpoints)
+    for chosen in filter(None, (path, prm_model, ref_model)):
+        print_positions(chosen, longest)
 
 
 def print_engine(
@@ -506,6 +505,14 @@ def print_fits(phases: dict, engine_share: float = 0.0) -> None:
         verdict = "yes" if fits(phases, gpu_size, engine_share) else "no"
         verdicts.append(f"{gpu_size} GB: {verdict}")
     print0(f"fits GPUs of {', '.join(verdicts)}")
+
+
+def print_positions(path, tokens: int) -> None:
+    """Say if a run would stop because its texts may be longer than a model was made for."""
+    try:
+        check_positions(path, tokens)
+    except UserError as error:
+        print0(f"such a run would stop: {error}")
 
 
 def print_disk(trained: list, saved: list, dtype: str, keep_checkpoints: int) -> None:

@@ -25,7 +25,6 @@ The protocol, and the life of a child:
     Assertions do, in the test's process only.
 """
 
-import atexit
 import contextlib
 import functools
 import json
@@ -44,7 +43,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.sandbox_child import PRELUDE, SCRATCH, TOO_LONG, family, remove_completely
+from lib.sandbox_child import PRELUDE, SCRATCH, TOO_LONG, family, remove_folder
 
 __all__ = [
     "PRELUDE",
@@ -64,7 +63,7 @@ __all__ = [
 LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.
-START_SECONDS = 60
+START_SECONDS = 120
 # Seconds for which no child may start before that counts as a fault of the machine.
 NO_START_SECONDS = 600
 # Seconds that it may take to end what a child without namespaces has left.
@@ -334,7 +333,7 @@ def kill(child: Child):
         child.process.wait()
     child.pipe.close()
     if folder is not None:
-        remove_completely(folder)
+        remove_folder(folder)
 
 
 def kill_programs(child: Child):
@@ -358,12 +357,6 @@ def kill_programs(child: Child):
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def remove_at_exit(folder: str, process: int):
-    """Removes a folder when this process ends; forks of it end earlier."""
-    if os.getpid() == process:
-        remove_completely(folder)
 
 
 def marked(mark: str) -> set[int]:
@@ -431,9 +424,6 @@ def try_to_start(file: str, level: str | None) -> Child | None:
         if ours.poll(START_SECONDS):
             child.about = json.loads(receive(ours)) or {}
             LEFT_OPEN[level] = child.about.get("open", [])
-            if child.about.get("folder"):
-                # The child may remove what is in its folder, but not the folder.
-                atexit.register(remove_at_exit, child.about["folder"], os.getpid())
             return child
     kill(child)
     return None

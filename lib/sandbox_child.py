@@ -33,12 +33,11 @@ import os
 import random
 import re
 import resource
+import secrets
 import select
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -510,6 +509,7 @@ def limit_files(paths, scratch):
     CREATE_RULESET, RESTRICT_SELF = 444, 446
     READ = 0b1101
     WRITE_FILE = 0b10
+    REMOVE_FOLDER = 0b10000
     # The number of rights grows with the version of Landlock; earlier than 2 none can be used.
     rights = {2: 14, 3: 15, 4: 15}
     version = system_call(CREATE_RULESET, None, 0, 1)
@@ -524,6 +524,9 @@ def limit_files(paths, scratch):
     if ruleset < 0:
         return False
     allow(ruleset, scratch, everything)
+    if not in_namespaces():
+        # The child removes its folder in the end.
+        allow(ruleset, os.path.dirname(scratch), REMOVE_FOLDER)
     for path in paths:
         allow(ruleset, path, READ)
     for name in ("null", "zero", "full", "random", "urandom"):
@@ -618,16 +621,9 @@ def go_to_scratch():
 
 
 def leave():
-    """Without namespaces, removes what is in the folder of this child, as the kernel does there."""
+    """Without namespaces, removes the folder of this child, in which all programs ran."""
     if not in_namespaces():
-        remove_completely(os.getcwd())
-
-
-def remove_completely(folder):
-    """Attack: a program leaves files that cannot be removed: in folders too deep, or closed."""
-    if os.path.exists(folder):
-        subprocess.run(["chmod", "-R", "u+rwx", folder], check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(["rm", "-rf", folder], check=False, stderr=subprocess.DEVNULL)
+        remove_folder(os.getcwd())
 
 
 def in_namespaces():
@@ -860,25 +856,48 @@ def is_alone():
 def reap_all(process, status):
     """Waits until all processes have ended. Returns the wait status of `process`."""
     flags = 0 if is_alone() else os.WNOHANG
+    # What is killed takes a moment to end: a look at all processes would take longer.
+    look_from = time.monotonic() + LOOK_SECONDS / 5
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, ended = os.waitpid(-1, flags)
             # A process that had ended earlier keeps its status: its number may be used again.
             if pid == process and status is None and not os.WIFSTOPPED(ended):
                 status = ended
-            if pid == 0:
-                # Attack: a daemon that has left the group, or many that fork faster than we look.
-                for relative in family(os.getpid()):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(relative.pid, signal.SIGKILL)
+            if pid == 0 and time.monotonic() < look_from:
+                time.sleep(0.0005)
+            elif pid == 0:
+                kill_family()
     return status
 
 
+def kill_family():
+    """Attack: a daemon leaves the group of its program, or many fork faster than we look."""
+    for relative in family(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(relative.pid, signal.SIGKILL)
+
+
 def remove_folder(folder):
-    """Attack: a program leaves files. If some cannot be removed, box_state has changed."""
-    # A folder may be nested too deeply to be removed.
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(folder, ignore_errors=True)
+    """
+    Attack: a program leaves files, in folders that are closed, or nested too deep for rmtree.
+
+    All folders below this one are opened and moved into it; so they need not be walked down. What
+    cannot be removed shows up in box_state.
+    """
+    places = [folder]
+    with contextlib.suppress(OSError):
+        for place in places:
+            os.chmod(place, 0o700)
+            for entry in list(os.scandir(place)):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                places.append(os.path.join(folder, secrets.token_hex(16)))
+                os.rename(entry.path, places[-1])
+        for place in reversed(places):
+            os.rmdir(place)
 
 
 def shorten(stderr):

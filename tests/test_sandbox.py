@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
@@ -83,6 +84,9 @@ def bubblewrap(request, monkeypatch):
 def run(code, *args, **kwargs):
     """run_python of an indented program."""
     return run_python(dedent(code), *args, **kwargs)
+
+
+KILLED = RunResult("", "", 128 + 9, False)
 
 
 def wait_until(condition, seconds=3):
@@ -541,6 +545,36 @@ def test_background_processes_die_with_the_program(any_level):
 
 
 @pytest.mark.slow
+def test_programs_die_with_a_killed_child(any_level, monkeypatch):
+    """The kernel kills it for want of memory, for example. A daemon of its program goes, too."""
+    word = f"daemon-{os.getpid()}-{any_level}"
+    code = f"""
+        import os, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            sleep = [sys.executable, '-c', 'import time; time.sleep(60)', '{word}']
+            os.execv(sys.executable, sleep)
+        time.sleep(60)
+    """
+    start = sandbox.start
+    started = []
+
+    def start_and_keep(*kind):
+        started.append(start(*kind))
+        return started[-1]
+
+    monkeypatch.setattr(sandbox, "start", start_and_keep)
+    monkeypatch.setattr(sandbox, "IDLE", {})
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(run, code, timeout=20)
+        assert wait_until(lambda: running(f"sleep(60)\0{word}"), 10)
+        os.killpg(started[0].process.pid, signal.SIGKILL)
+        assert result.result() == KILLED
+    assert wait_until(lambda: not running(f"sleep(60)\0{word}"))
+    assert run("print(1)").stdout == "1\n"
+
+
+@pytest.mark.slow
 def test_programs_die_with_a_killed_caller(any_level):
     word = f"orphan-{os.getpid()}-{any_level}"
     # exec makes the word part of the program's own command line.
@@ -577,7 +611,12 @@ def test_fork_bomb(any_level):
             n += 1
         print(n)
     """
-    assert 0 < int(run(counting, timeout=5).stdout) < sandbox_child.MAX_TASKS
+    result = run(counting, timeout=5)
+    if any_level == "limits" and os.getuid() != 0:
+        # They are counted, and killed.
+        assert result == KILLED
+    else:
+        assert 0 < int(result.stdout) < sandbox_child.MAX_TASKS
 
     # The limit holds: now a real one.
     bomb = """
@@ -587,7 +626,7 @@ def test_fork_bomb(any_level):
             except OSError: pass
     """
     start = time.monotonic()
-    assert run(bomb, timeout=1).timed_out
+    assert run(bomb, timeout=1).returncode == 137
     assert time.monotonic() - start < 5
     assert run("print(1)").stdout == "1\n"
 
@@ -692,6 +731,191 @@ def test_keys_of_the_callers_session_cannot_be_read(any_level):
     assert programs == "-1"
 
 
+needs_seccomp = pytest.mark.skipif(
+    os.uname().machine != "x86_64" or not os.path.exists("/proc/sys/kernel/seccomp"),
+    reason="no seccomp, or the numbers are others",
+)
+EPERM = errno.EPERM
+ENOSYS = errno.ENOSYS
+# What is refused to programs: the number of a system call, its arguments, and the error. The
+# numbers are those of Linux's own table (arch/x86/entry/syscalls/syscall_64.tbl).
+REFUSED = {
+    "user namespace": ([272, 0x10000000], EPERM),
+    "clone into one": ([56, 0x10000011, 0, 0, 0, 0], EPERM),
+    "clone3": ([435, 0, 0], ENOSYS),
+    "setns": ([308, 0, 0], EPERM),
+    "mount": ([165, 0, 0, 0, 0, 0], EPERM),
+    "detached mount": ([430, b"tmpfs", 0], EPERM),
+    "fsmount": ([432, 0, 0, 0], EPERM),
+    "move_mount": ([429, 0, 0, 0, 0, 0], EPERM),
+    "open_tree": ([428, 0, 0, 0], EPERM),
+    "chroot": ([161, b"/"], EPERM),
+    "keyctl": ([250, 0, -4, 0], EPERM),
+    "add_key": ([248, b"user", b"x", b"y", 1, -4], EPERM),
+    "request_key": ([249, b"user", b"x", 0, -4], EPERM),
+    "bpf": ([321, 0, 0, 0], EPERM),
+    "perf": ([298, 0, 0, -1, -1, 0], EPERM),
+    "userfaultfd": ([323, 0], EPERM),
+    "ptrace": ([101, 0, 0, 0, 0], EPERM),
+    "memory of others": ([310, 1, 0, 0, 0, 0, 0], EPERM),
+    "pidfd_open": ([434, 1, 0], EPERM),
+    "limits of others": ([302, 1, 1, 0, 0], EPERM),
+    "priority of others": ([141, 0, 1, 19], EPERM),
+    "priority of a group": ([141, 1, 0, 19], EPERM),
+    "scheduler of others": ([144, 1, 0, 0], EPERM),
+    "cores of others": ([203, 1, 0, 0], EPERM),
+    "owner of signals": ([72, 0, 8, 1], EPERM),
+    "terminal": ([16, 0, 0x5412, 0], EPERM),
+    "io_uring": ([425, 1, 0], ENOSYS),
+    "memfd": ([319, b"x", 0], ENOSYS),
+    "shared memory": ([29, 0, 4096, 0o1600], ENOSYS),
+    "queue": ([68, 0, 0o1600], ENOSYS),
+    "attributes": ([188, b".", b"user.x", b"y", 1, 0], errno.EOPNOTSUPP),
+    "packet socket": ([41, 17, 3, 0], errno.EAFNOSUPPORT),
+    "socket of virtual machines": ([41, 40, 1, 0], errno.EAFNOSUPPORT),
+    "network socket": ([41, 2, 1, 0], errno.EAFNOSUPPORT),
+    "numbers of 32-bit programs": ([0x40000000 + 39], ENOSYS),
+}
+
+
+@needs_seccomp
+def test_system_calls_that_no_answer_needs_are_refused(any_level):
+    code = f"""
+        import ctypes
+        call = ctypes.CDLL(None, use_errno=True).syscall
+        for name, (arguments, error) in {REFUSED!r}.items():
+            found = call(*arguments)
+            if (found, ctypes.get_errno()) != (-1, error):
+                print(name, found, ctypes.get_errno())
+        print("done")
+    """
+    assert run(code).stdout == "done\n"
+
+
+@needs_seccomp
+def test_what_programs_need_is_not_refused(any_level):
+    """Own limits and priority, threads, processes, pipes, signals to them, copies of files."""
+    code = """
+        import asyncio, concurrent.futures, os, resource, shutil, signal, socket, subprocess, sys
+        resource.setrlimit(resource.RLIMIT_CPU, (2, 3))
+        os.nice(1)
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            print(list(pool.map(abs, [1, -2])))
+        print(subprocess.check_output([sys.executable, "-c", "print(3)"]).decode().strip())
+        sleeping = subprocess.Popen(["sleep", "9"], start_new_session=True)
+        os.killpg(sleeping.pid, signal.SIGTERM)
+        print(sleeping.wait())
+        a, b = socket.socketpair()
+        a.send(b"4")
+        print(b.recv(9))
+        shutil.copy2("program.py", "copy.py")
+        async def say():
+            process = await asyncio.create_subprocess_exec("true")
+            print(await process.wait())
+        asyncio.run(say())
+    """
+    wanted = ["[1, 2]", "3", "-15", "b'4'", "0"]
+    result = run(code)
+    assert result.stdout.splitlines() == wanted, result.stderr
+
+
+@needs_seccomp
+def test_the_child_and_the_caller_cannot_be_stopped(monkeypatch):
+    """Without namespaces the kernel lets a user's processes signal each other."""
+    use("limits", monkeypatch)
+    code = f"""
+        import ctypes, os, signal
+        call = ctypes.CDLL(None).syscall
+        found = []
+        for pid in (os.getppid(), {os.getpid()}, -1, -os.getppid(), -os.getpgid({os.getpid()})):
+            for system_call in (62, 129):
+                found.append(call(system_call, pid, int(signal.SIGSTOP), 0))
+        for pid in (os.getppid(), {os.getpid()}):
+            found.append(call(234, pid, pid, int(signal.SIGSTOP)))
+            found.append(call(200, pid, int(signal.SIGSTOP)))
+        print(set(found))
+    """
+    start = time.monotonic()
+    assert run(code).stdout == "{-1}\n"
+    assert run("print(1)").stdout == "1\n"
+    assert time.monotonic() - start < 5
+
+
+MANY = """
+    import os, threading, time
+    pages = bytearray(b"1") * (SHARED << 20)
+    for _ in range(PROCESSES):
+        if os.fork() == 0:
+            own = bytearray(b"1") * (EACH << 20)
+            time.sleep(TIME)
+            os._exit(0)
+    time.sleep(TIME)
+    print("done")
+"""
+
+
+def many(**values):
+    code = MANY
+    for name, value in values.items():
+        code = code.replace(name, str(value))
+    return code
+
+
+@pytest.mark.slow
+def test_memory_of_all_processes_together(any_level):
+    """Each may have the limit, all together as well; a page that several share counts once."""
+    hoard = many(SHARED=1, PROCESSES=4, EACH=150, TIME=20)
+    start = time.monotonic()
+    assert run(hoard, memory_mb=300) == KILLED
+    assert time.monotonic() - start < 8
+
+    shared = many(SHARED=150, PROCESSES=4, EACH=1, TIME=0.4)
+    assert run(shared, memory_mb=300).stdout == "done\n"
+
+
+@pytest.mark.slow
+def test_memory_of_a_process_without_its_first_thread(outer_level):
+    """Then /proc shows none."""
+    code = """
+        import ctypes, os, threading, time
+        def hold():
+            own = bytearray(b"1") * (150 << 20)
+            time.sleep(20)
+        for _ in range(4):
+            if os.fork() == 0:
+                threading.Thread(target=hold).start()
+                ctypes.CDLL(None).pthread_exit(None)
+        time.sleep(20)
+    """
+    assert run(code, memory_mb=512) == KILLED
+
+
+@pytest.mark.slow
+def test_input_that_does_not_fit_is_said(level):
+    """In a box its files are in 64 MB of memory."""
+    with pytest.warns(UserWarning, match="does not fit"):
+        result = run("print(len(input()))", "x" * (70 << 20))
+    assert result == RunResult("", sandbox_child.TOO_LONG, 1, False)
+    assert run("print(len(input()))", "x" * (7 << 20)).stdout == f"{7 << 20}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["deep folders", "folders that cannot be entered"])
+def test_no_folder_stays_on_the_disk(folder, monkeypatch):
+    use("limits", monkeypatch)
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        monkeypatch.setattr(sandbox, "IDLE", {})
+        run(SPOILERS[folder])
+        (child,) = idle_children()
+        assert os.listdir(parent) == [os.path.basename(child.about["folder"])]
+        child.pipe.close()
+        child.process.wait()
+        assert os.listdir(parent) == []
+
+
 def test_programs_are_killed_first_when_memory_is_short(any_level):
     assert run("print(open('/proc/self/oom_score_adj').read())").stdout.strip() == "1000"
 
@@ -771,6 +995,20 @@ def test_no_descriptors_and_no_privileges(level):
     status = run("print(open('/proc/self/status').read())").stdout
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
+
+
+def test_what_is_left_open_is_said(monkeypatch):
+    described = {}
+    for level in LEVELS:
+        use(level, monkeypatch)
+        run("print(1)")
+        described[level] = sandbox.describe_isolation()
+        assert described[level].startswith(level)
+        monkeypatch.setitem(sandbox.LEFT_OPEN, level, ["files", "system calls"])
+        assert "Landlock" in sandbox.describe_isolation()
+        assert "seccomp" in sandbox.describe_isolation()
+    assert "disk" in described["limits"]
+    assert "read this machine's files" in sandbox.describe_isolation()
 
 
 def test_required(monkeypatch, tmp_path):
@@ -904,9 +1142,6 @@ def counted(tmp_path, monkeypatch):
     return lambda code: log.read_text().split(";").count(code)
 
 
-KILLED = RunResult("", "", 128 + 9, False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("is_idle", [True, False])
 @pytest.mark.parametrize(
@@ -926,6 +1161,43 @@ def test_an_idle_child_that_dies_at_once_is_replaced_once(counted):
     run_python("say", level="limits")
     assert run_python("die", level="limits") == KILLED
     assert counted("die") == 3
+
+
+def test_a_child_that_does_not_start_costs_one_item(echo, tmp_path, monkeypatch):
+    """It is killed, or slow, twice in a row. If that goes on, or has always been so, it is said."""
+    file = tmp_path / "starts_sometimes.py"
+    broken = tmp_path / "broken"
+    content = f"""
+        import os, runpy, time
+        if os.path.exists("{broken}"):
+            time.sleep(float(open("{broken}").read()))
+            os._exit(1)
+        runpy.run_path({echo!r})
+    """
+    file.write_text(dedent(content))
+    broken.write_text("0")
+    with pytest.raises(sandbox.GraderError):
+        sandbox.ask([], str(file), None, 9, ["say", 1])
+    broken.unlink()
+    assert sandbox.ask([], str(file), None, 9, ["say", 1]) == 1
+
+    broken.write_text("0")
+    with pytest.raises(sandbox.ChildDied):
+        sandbox.ask([], str(file), None, 9, ["say", 2])
+    broken.write_text("60")
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "START_SECONDS", 0.2)
+        with pytest.raises(sandbox.ChildDied):
+            sandbox.ask([], str(file), None, 9, ["say", 2])
+    broken.unlink()
+    assert sandbox.ask([], str(file), None, 9, ["say", 3]) == 3
+
+    broken.write_text("0")
+    with pytest.raises(sandbox.ChildDied):
+        sandbox.ask([], str(file), None, 9, ["say", 4])
+    monkeypatch.setattr(sandbox, "NO_START_SECONDS", 0)
+    with pytest.raises(sandbox.GraderError):
+        sandbox.ask([], str(file), None, 9, ["say", 4])
 
 
 def test_a_child_that_dies_while_it_starts_gets_a_second_chance(echo, tmp_path):
@@ -1266,6 +1538,113 @@ def test_cheats_score_nothing(name):
     call = {"fn_name": "f", "inputs": [[2]], "outputs": [1234]}
     assert grader.grade_code(cheat, call) == 0.0
     assert grader.grade_code(cheat + "\n", {"inputs": ["2\n"], "outputs": ["1234\n"]}) == 0.0
+
+
+ENDS = {
+    "more than a file holds": "def f(x): raise ValueError('x' * 10 ** 7)",
+    "a full scratch": """
+        def f(x):
+            for n in range(9): open(str(n), 'wb').write(bytes(8 << 20))
+    """,
+    "no file size": """
+        import os, resource
+        def f(x): resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (0, 0))
+    """,
+    "an exit": """
+        import os
+        def f(x): os._exit(0)
+    """,
+    "an exit at the end": """
+        import atexit, os
+        atexit.register(os._exit, 0)
+        def f(x): raise SystemExit(0)
+    """,
+    "a thread": """
+        import os, threading
+        def f(x): threading.Thread(target=os._exit, args=[0]).start()
+    """,
+    "an exception of its own kind": "def f(x): raise type('E', (BaseException,), {})()",
+    "an exception that exits": """
+        class E(Exception):
+            def __str__(self): raise SystemExit(0)
+        def f(x): raise E
+    """,
+    "a deleted object": """
+        import sys
+        class E:
+            def __del__(self): sys.exit(0)
+        def f(x): return [E()] and None
+    """,
+    "signals": """
+        import os
+        def f(x):
+            for number in (1, 2, 10, 12, 13, 14, 15, 24, 25): os.kill(os.getppid(), number)
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+def test_only_a_test_itself_says_that_it_is_passed(any_level, end):
+    tests = ["assert f(2) == 4", "x = f(2)\nassert x == 4, x"]
+    assert grader.grade_code(block(ENDS[end]), tests, timeout=3) == 0.0
+    assert grader.grade_code(block("def f(x): return x * x"), tests) == 1.0
+
+
+@pytest.mark.parametrize(
+    "test", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit", "exit()"]
+)
+def test_a_test_that_ends_early_is_not_passed(outer_level, test):
+    """Not even by its own will: the rest of it was not run."""
+    assert grader.grade_code(SQUARE, [f"{test}\nassert f(2) == 5"]) == 0.0
+
+
+def test_a_return_code_alone_passes_no_test(counted):
+    """A child that a program has taken over can send this; it has never held the token."""
+    assert run_python("say", level="limits", test="assert f(2) == 4").returncode == 1
+
+
+EVALUATED = [
+    "__import__('os')._exit(0)",
+    "exit()",
+    "type('E', (), dict(__eq__=lambda s, o: True))()",
+    "(lambda: 4)()",
+    "[].__class__",
+    "f(2)",
+]
+
+
+@pytest.mark.parametrize("text", EVALUATED)
+def test_a_test_that_evaluates_what_a_program_returns(text):
+    """It is code of the program, in the process of the test."""
+    code = block(f"def f(x): return {text!r}")
+    assert grader.grade_code(code, ["assert eval(f(2)) == 4"]) == 0.0
+
+
+def test_honest_evaluations():
+    code = block("def f(x): return '(2 + 2) * 1 == 4 and [1, {2: 3}]'\ndef g(x): return x")
+    tests = ["assert eval(f(2)) == [1, {2: 3}]", "g(1)\nassert eval('g(4) == 4')"]
+    assert grader.grade_code(code, tests) == 1.0
+
+
+def test_tests_have_their_own_prelude():
+    """A program that defines isclose, or sqrt, does not choose what its test means by it."""
+    tests = ["assert isclose(f(2), sqrt(2))", "for k in range(3): assert f(k) == sqrt(k)"]
+    honest = block("def f(x): return math.sqrt(x)")
+    assert grader.grade_code(honest, tests) == 1.0
+    cheat = "isclose = lambda *a: True\ndef sqrt(x): return 7\ndef f(x): return 7"
+    assert grader.grade_code(block(cheat), tests) == 0.0
+
+
+@pytest.mark.parametrize(
+    "test", ["assert comb(5, 2) == 10", "x = comb(5, 2)\nassert x == 10", "assert set(comb(5, 2))"]
+)
+def test_a_program_may_be_asked_for_a_name_of_the_prelude(test):
+    right = block(
+        "def comb(n, k): return {10} if 'set' in test else 10".replace("test", repr(test))
+    )
+    assert grader.grade_code(right, [test]) == 1.0
+    assert grader.grade_code(block("def comb(n, k): return []"), [test]) == 0.0
 
 
 def test_a_failure_that_cannot_be_printed_is_a_failure(outer_level):

@@ -4,10 +4,11 @@ The one judge of answers: generate.py, prime.py and evaluate.py use it unchanged
     >>> grade_math(r"... so its area is \boxed{\tfrac12\text{ cm}^2}.", "0.5")
     True
 
-A mathematical answer is taken from its box and compared by value (lib/mathexpr.py). A program is
-run against tests, in a sandbox (lib/sandbox.py). Anything else is up to a reward of the user's own,
-a file with a function `reward(response, problem) -> float` (lib/own_reward.py). Grader does all of
-this for many responses at once, in child processes with deadlines.
+A mathematical answer is taken from its box (lib/extraction.py) and compared by value
+(lib/mathexpr.py). A program is run against tests (lib/code_tests.py), in a sandbox
+(lib/sandbox.py). Anything else is up to a reward of the user's own, a file with a function
+`reward(response, problem) -> float` (lib/own_reward.py). Grader does all of this for many responses
+at once, in child processes with deadlines.
 """
 
 import collections
@@ -285,7 +286,9 @@ class Grader:
         # Beside an own reward there is no limit that would hold for both.
         memory_mb = self.memory_mb if self.reward is None else None
         try:
-            return self.ask_child(self.timeout, "equal", answer, gold, parity, memory_mb)
+            same = self.ask_child(self.timeout, "equal", answer, gold, parity, memory_mb)
+            self.broken = 0
+            return same
         except (ChildTimeout, ChildDied):
             return False
         except GraderError as error:

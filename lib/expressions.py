@@ -367,7 +367,7 @@ def transcendental(function: str):
         if length > 3000 or (length > 60 and function not in ("log", "atan") and size(x) > 0):
             raise TooBig(function)
         # sin(1e-100) differs from 1e-100 in the 200th digit only.
-        if length > 60:
+        if length > 60 and function != "log":
             need(3 * length)
         return getattr(mp, function)(inexact(x))
 
@@ -625,7 +625,9 @@ def cost(kind: str, numbers: list) -> int:
     words = 1 + mp.prec // 256
     if kind in ("+", "*", "negative"):
         return steps + words
-    return steps + COSTS.get(kind, 12) * words * words
+    if kind in COSTS:
+        return steps + COSTS[kind] * words**2
+    return steps + int(12 * words**1.5)
 
 
 # Operations that keep fractions exact, and those that are slower than most.

@@ -315,10 +315,11 @@ class Parser:
         if value.unit.startswith("≡"):
             raise Unparsed("more after a modulus")
         if level in (FUNCTION, IMPLIED):
-            # 3..5 is no product.
+            # 3..5 is no product, but 2^4 3^2 is one.
             before = self.tokens[self.position - 1]
+            is_exponent = self.tokens[self.position - 2] == "^" and token[0] != "."
             is_number = re.match(r"\.?\d", before) and re.match(r"[\d.]", token)
-            if is_number or before.endswith("."):
+            if is_number and not is_exponent or before.endswith("."):
                 raise Unparsed("a number behind an operand")
             factor = self.expression(level)
             if token == "(" and set(factor.signs) == {"="} and not is_statement(factor):

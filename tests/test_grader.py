@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import grader
 from grader import Grader, GraderError, extract_answer, grade_math, is_equiv
-from lib import latex, mathexpr
+from lib import expressions, latex, mathexpr, units, values
 
 ROOT = pathlib.Path(grader.__file__).parent
 
@@ -58,7 +58,7 @@ def test_each_rewriting_rule_does_what_its_example_says(rule):
     assert latex.apply(rule.pattern, rule.replacement, before) == after
 
 
-@pytest.mark.parametrize("module", [grader, latex, mathexpr])
+@pytest.mark.parametrize("module", [grader, latex, mathexpr, units, values])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -313,6 +313,100 @@ def test_integers_of_any_size(n, step):
     assert not is_equiv(str(n + step), str(n))
 
 
+# What nobody can know the meaning of: it must not be calculated with.
+UNKNOWN_SIGNS = [
+    r"\foo",
+    r"\circ",
+    r"\otimes",
+    r"\to",
+    r"\Rightarrow",
+    r"\subset",
+    r"\star",
+    r"\mapsto",
+    r"\prec",
+    r"\bullet",
+    r"\notin",
+    r"\in",
+    r"\propto",
+]
+UNKNOWN_THINGS = [
+    r"\foo{%s}",
+    r"%s\,dx",
+    r"\overrightarrow{AB}%s",
+    r"\int_0^1 %s\,dx",
+    r"\sum_{k=1}^{n} %sk",
+    r"\lim_{x\to 0} %s",
+    r"\operatorname{foo}(%s)",
+    r"\frac{\partial %s}{\partial y}",
+    r"\Lambda(%s)",
+    "Q(%s)",
+]
+OPERANDS = ["x", "y", "n", "2", "3", r"\pi", "x_1", r"\sqrt{2}", r"\frac{1}{3}", "f(x)", "P(A)"]
+SIGN = st.sampled_from(UNKNOWN_SIGNS)
+OPERAND = st.sampled_from(OPERANDS)
+THING = st.builds(str.__mod__, st.sampled_from(UNKNOWN_THINGS), OPERAND)
+
+
+@settings(max_examples=150, deadline=None)
+@given(OPERAND, OPERAND, SIGN, SIGN)
+def test_unknown_signs_are_not_calculated_with(a, b, sign, other):
+    statement = f"{a} {sign} {b}"
+    if a != b:
+        assert not is_equiv(f"{b} {sign} {a}", statement)
+        assert not is_equiv(rf"\frac{{{a} {sign} x}}{{{b} {sign} x}}", rf"\frac{{{a}}}{{{b}}}")
+    if sign != other:
+        assert not is_equiv(f"{a} {other} {b}", statement)
+    assert not is_equiv(f"{a} {b}", statement)
+    assert not is_equiv(f"2{a} {sign} {b}", f"{a} {sign} 2{b}")
+    assert not is_equiv(f"0 {sign} {a}", "0")
+    assert not is_equiv(f"({statement})^0", "1")
+    assert not is_equiv(f"({statement})-({statement})", "0")
+
+
+@settings(max_examples=150, deadline=None)
+@given(THING, THING, OPERAND)
+def test_names_are_not_calculated_with(one, other, operand):
+    if one != other:
+        assert not is_equiv(one, other)
+    assert not is_equiv(f"2({one})", one)
+    assert not is_equiv(one, operand)
+    assert not is_equiv(f"{operand}+7{one}", f"{operand}-7{one}")
+    assert not is_equiv(f"({one})^2", one)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(THING, OPERAND, SIGN), min_size=1, max_size=6), st.data())
+def test_everything_equals_itself_in_another_spacing(pieces, data):
+    text = " ".join(pieces)
+    blanks = data.draw(st.lists(st.sampled_from([" ", "  ", r"\, "]), min_size=6, max_size=6))
+    spaced = "".join(piece + blank for piece, blank in zip(pieces, blanks))
+    assert is_equiv(spaced, text)
+
+
+def test_no_text_is_an_exception():
+    for text in [
+        r"(0, \infty + 0i) \cup (2, 3)",
+        r"(1,\ln(0i))\cup(2,3)",
+        r"\{1\}\cup\{\infty+0i\}",
+        r"\mathbb{R}\setminus\{\ln(1+i^2)\}",
+    ]:
+        assert not is_equiv(text, "5")
+        assert not is_equiv("5", text)
+        assert grader.verdict(text, "5")[0] is False
+
+
+def test_nobody_can_know_the_points():
+    """A product that is zero at the points of one comparison is not zero at those of another."""
+    expressions.begin("0", "x")
+    factors = []
+    for index in range(len(expressions.RANGES)):
+        root = expressions.Point(index).value("x")
+        factors.append(f"(x-({root.numerator}/{root.denominator}))")
+    product = "".join(factors)
+    assert not is_equiv(product, "0")
+    assert not is_equiv(f"x+{product}", "x")
+
+
 CHARACTERS = "0123456789xyei+-*/^_!=<>()[]{}|,;:.%°'\"\\$&@ ~#\n\t\u0000²½π√∞①Ａ"
 COMMANDS = r"""
     \frac \sqrt \boxed{ \text{ \begin{pmatrix} \end{pmatrix} \\ \left \right \pm \infty \cup \in
@@ -382,6 +476,13 @@ HOSTILE = {
     "moduli": "1" + "(mod 7)" * 2800,
     "choose": r"{n\choose k}" * 1600,
     "pm": r"\pm" * 4000 + "1",
+    "ratio": "1:" * 3900 + "1",
+    "powers of variables": "2^x" * 2500,
+    "mixture": r"x^{999}+{a\choose b}+" * 300 + "1",
+    "gammas": r"\Gamma(x)+" * 700 + "1",
+    "absolute values": "|x|+" * 1500 + "x",
+    "derivatives": r"\frac{dy}{dx}" * 500,
+    "currencies": r"\$5 " * 1900,
     "percent": "5" + "%" * 9000,
     "backslashes": "\\" * 19_000,
     # nested

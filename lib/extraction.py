@@ -339,6 +339,9 @@ def golds(gold) -> list[str]:
     is", ####) says counts; a number; or a list of these. A choice with its value, \textbf{(B)} 7,
     may be answered by B and by 7 as well.
     """
+    # Arrays and numbers of numpy.
+    if hasattr(gold, "tolist"):
+        gold = gold.tolist()
     if isinstance(gold, (list, tuple)):
         texts = []
         for one in gold:

@@ -4,6 +4,7 @@ import doctest
 import math
 import time
 
+import numpy as np
 import pytest
 
 import grader
@@ -487,6 +488,8 @@ def test_golds_that_are_there():
     assert golds(["4", ["5", 6]]) == ["4", "5", "6"]
     assert golds(0) == ["0"]
     assert golds(0.5) == ["0.5"]
+    assert golds(np.array(["4", "5"])) == ["4", "5"]
+    assert golds([np.int64(4), np.float64(0.5), np.nan]) == ["4", "0.5"]
     assert golds("None") == ["None"]
     assert golds(r"\textbf{(B)}\ 7")[1:] == ["B", "7"]
     assert grade_math(r"\boxed{\text{None}}", "none")

@@ -104,31 +104,32 @@ def load_problems(
         rows = read_rows(source, split, config, max_bad_share)
     prompt_key, answer_key = find_columns(source, rows, problem_column, answer_column, own_reward)
 
-    places = []
-    problems = []
-    bad = []
+    found = {}
+    bad = {}
     for index, (where, row) in enumerate(rows[:max_problems]):
         try:
             problem = make_problem(row, prompt_key, answer_key, index, own_reward)
         except Exception:
             # A row can be anything.
-            bad.append(where)
+            bad[index] = where
             continue
         suffix = user_suffix
         if problem.ability == "code" and code_suffix is not None:
             suffix = code_suffix
         problem.messages = with_prompts(problem.messages, system_prompt, suffix)
-        problems.append(problem)
-        places.append(where)
+        found[index] = problem
 
     if tokenizer is not None:
-        troubles = prompt_troubles(problems, tokenizer, vocabulary)
-        bad += [f"{where}: {trouble}" for where, trouble in zip(places, troubles) if trouble]
-        problems = [problem for problem, trouble in zip(problems, troubles) if not trouble]
+        troubles = prompt_troubles(list(found.values()), tokenizer, vocabulary)
+        for index, trouble in zip(list(found), troubles):
+            if trouble is not None:
+                bad[index] = f"{rows[index][0]}: {trouble}"
+                del found[index]
 
     what = f"no usable {prompt_key!r}, {answer_key!r} or 'ability'"
-    report_bad(bad, len(bad) + len(problems), max_bad_share, what)
-    return problems
+    places = [bad[index] for index in sorted(bad)]
+    report_bad(places, len(bad) + len(found), max_bad_share, what)
+    return list(found.values())
 
 
 def find_columns(

@@ -326,6 +326,42 @@ def test_prompts_that_are_too_long_are_counted(tmp_path, guesser, capsys):
     assert "1 problems x 1 samples, 1 problems have more than 40 tokens" in said
 
 
+@pytest.mark.slow
+def test_odd_problems_cost_themselves_only(tmp_path, guesser, capsys):
+    """One that stands there twice is asked once; one that cannot be asked is counted."""
+    good = [dict(problem=f"{k}?", ground_truth="1", problem_id=k) for k in range(10, 16)]
+    odd = [
+        dict(problem=[message("user", "1"), message("user", "2")], ground_truth="1"),
+        dict(problem="1\ud8002?", ground_truth="2"),
+        dict(problem="12?", ground_truth="\ud835"),
+        dict(problem="12?", ground_truth=None),
+        dict(problem=[message("human", "12?")], ground_truth="1"),
+    ]
+    template = tmp_path / "turns.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if not loop.first %}{{ raise_exception('one turn') }}{% endif %}"
+        "<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+    )
+    data = write_jsonl(tmp_path / "p.jsonl", [*odd, *good, *good[:3]])
+    settings = [*arguments(guesser, (None, data), tmp_path), f"--chat_template={template}"]
+    call(generate, *settings, "--max_bad_share=0.5")
+    out = capsys.readouterr().out
+    assert "5 of 14 rows skipped" in out and "one turn" in out
+    assert "3 problems stand there twice: they are asked once" in out
+
+    rows = read_jsonl(tmp_path / "samples.jsonl")
+    assert len(rows) == len(by_sample(tmp_path / "samples.jsonl")) == 6 * 12
+    with pytest.raises(UserError, match="5 of 14 rows skipped"):
+        call(generate, *settings)
+
+    # Started again it has nothing to do, with fewer rows only these.
+    call(generate, *settings, "--max_bad_share=0.5")
+    assert read_jsonl(tmp_path / "samples.jsonl") == rows
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    call(generate, *settings, "--max_bad_share=0.5")
+    assert len(by_sample(tmp_path / "samples.jsonl")) == 6 * 12
+
+
 def test_several_processes_would_do_the_same(tmp_path, guesser, guess_data, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="torchrun"):

@@ -24,7 +24,7 @@ import time
 from configurator import UserError
 from lib import own_reward
 from lib.code_tests import find_program, outputs_agree, read_tests, words
-from lib.extraction import extract_answer, golds
+from lib.extraction import extract_answer, golds, last_boxes
 from lib.mathexpr import judge
 from lib.sandbox import (
     PRELUDE,
@@ -103,8 +103,27 @@ def grade_math(
 
     fallback: see extract_answer; the others: see is_equiv.
     """
+    right, _ = response_verdict(response, gold, fallback, parity, tolerance)
+    return right
+
+
+def response_verdict(
+    response: str, gold, fallback: bool, parity: bool, tolerance: float | None
+) -> tuple[bool, bool]:
+    """verdict() on the answer of a response; (False, False) if it has none."""
     answer = extract_answer(response, fallback)
-    return is_equiv(answer, gold, parity=parity, tolerance=tolerance)
+    if answer is None:
+        return False, False
+    right, unparsed = verdict(answer, gold, parity, tolerance)
+    boxes = last_boxes(response)
+    if right or len(boxes) < 2:
+        return right, unparsed
+
+    # Several boxes are a list, or one answer in several spellings: red and \text{red}.
+    for text in golds(gold):
+        if all(is_equiv(box, text, parity=parity, tolerance=tolerance) for box in boxes):
+            return True, False
+    return False, unparsed
 
 
 # --- grading at scale ---
@@ -380,10 +399,7 @@ def judge_response(
 ) -> tuple[float, str | None]:
     """(score, failure) of a mathematical answer."""
     own_reward.limit_memory(memory_mb << 20)
-    answer = extract_answer(response, fallback)
-    if answer is None:
-        return 0.0, None
-    right, unparsed = verdict(answer, gold, parity, tolerance)
+    right, unparsed = response_verdict(response, gold, fallback, parity, tolerance)
     return float(right), "unparsed" if unparsed else None
 
 

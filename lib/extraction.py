@@ -63,11 +63,19 @@ def extract_answer(response: str, fallback: bool = False) -> str | None:
     >>> extract_answer(r"(a) \boxed{3} (b) \boxed{5}")
     '5'
     """
+    boxes = last_boxes(response)
+    if boxes:
+        return ", ".join(boxes)
+    return from_prose(response) if fallback else None
+
+
+def last_boxes(response: str) -> list[str]:
+    """The contents of the boxes of one answer, the last of a response, each of them once."""
     boxes = [box for box in BOX.finditer(response) if not NOTHING.fullmatch(content(box))]
     if not boxes:
-        return from_prose(response) if fallback else None
+        return []
 
-    # The boxes of the last sentence, from the last one back.
+    # From the last one back.
     box = boxes.pop()
     sign = find_sign(box)
     answers = [signed(sign, content(box))]
@@ -83,8 +91,7 @@ def extract_answer(response: str, fallback: bool = False) -> str | None:
         sign = find_sign(box)
         answers.append(signed(sign, content(box)))
 
-    # An answer that is boxed twice counts once.
-    return ", ".join(dict.fromkeys(reversed(answers)))
+    return list(dict.fromkeys(reversed(answers)))
 
 
 def content(box: re.Match) -> str:

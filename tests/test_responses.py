@@ -91,12 +91,23 @@ def test_boxes_of_one_sentence(response, answer):
         (r"$\boxed{\frac12}$ or $\boxed{0.5}$", "1/2"),
         (r"$\boxed{x=2}$, $\boxed{2}$", "2"),
         (r"$\boxed{\frac12} = \boxed{0.5}$", "1/2"),
+        (r"\boxed{\text{red}} or \boxed{red}", "red"),
+        (r"$\boxed{(1,2)}$, $\boxed{x=1,y=2}$", "(1,2)"),
+        (r"$\boxed{50\%}$ or $\boxed{0.5}$", "1/2"),
         (r"$\boxed{-3}$ and $-\boxed{3}$", "-3"),
     ],
 )
 def test_an_answer_in_two_spellings_is_one(response, gold):
     assert grade_math(response, gold)
     assert not grade_math(response, "7")
+
+
+def test_two_answers_are_not_one():
+    both = r"\boxed{2} or \boxed{3}"
+    assert grade_math(both, "2, 3")
+    assert not grade_math(both, "2")
+    # Either is right, but not both.
+    assert not grade_math(both, ["2", "3"])
 
 
 # ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from configurator import UserError
-from lib.sandbox import isolation
+from lib.sandbox import describe_isolation
 
 
 def print0(*words) -> None:
@@ -325,7 +325,7 @@ def is_due(interval: int, steps_done: int, last_step: int) -> bool:
 
 
 def announce_sandbox(sandbox: str, needed: bool) -> None:
-    """Say once what separates a model's programs from this machine, if there will be any.
+    """Say once what separates a model's programs from this machine, and what is still open to them.
 
     Raises UserError if the setting is unknown, or what it requires is not installed.
     """
@@ -334,7 +334,7 @@ def announce_sandbox(sandbox: str, needed: bool) -> None:
     if not needed:
         return
     try:
-        print0(f"programs run apart from this machine by: {isolation(sandbox)}")
+        print0(f"programs run apart from this machine by: {describe_isolation(sandbox)}")
     except RuntimeError as error:
         raise UserError(
             f"{error}: install bubblewrap (Debian: apt install bubblewrap), or --sandbox=auto"

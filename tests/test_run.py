@@ -380,7 +380,7 @@ def test_limits_of_settings():
 
 
 def test_the_sandbox_is_named_if_it_is_needed(monkeypatch, capsys):
-    monkeypatch.setattr(lib_run, "isolation", lambda sandbox: f"a {sandbox} box")
+    monkeypatch.setattr(lib_run, "describe_isolation", lambda sandbox: f"a {sandbox} box")
     lib_run.announce_sandbox("auto", needed=True)
     assert capsys.readouterr().out == "programs run apart from this machine by: a auto box\n"
     lib_run.announce_sandbox("required", needed=False)
@@ -390,10 +390,10 @@ def test_the_sandbox_is_named_if_it_is_needed(monkeypatch, capsys):
 
 
 def test_a_sandbox_that_is_required_and_not_there(monkeypatch):
-    def isolation(sandbox):
+    def describe_isolation(sandbox):
         raise RuntimeError("no bwrap")
 
-    monkeypatch.setattr(lib_run, "isolation", isolation)
+    monkeypatch.setattr(lib_run, "describe_isolation", describe_isolation)
     with pytest.raises(UserError, match="^no bwrap: install bubblewrap .*apt install bubblewrap"):
         lib_run.announce_sandbox("required", needed=True)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Eurus-2-7B-PRIME on one node of 8 GPUs with 80 GB each.
+# Eurus-2-7B-PRIME on one node of 8 GPUs with 80 GB each and 900 GB of disk.
 #     pip install -r requirements-gpu.txt && bash runs/eurus2.sh
 #
 # Published: AIME 2024 26.7, MATH-500 79.2, AMC 57.8, Minerva 38.6, OlympiadBench 42.1 after 592

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# INTELLECT-MATH on one node of 8 GPUs with 80 GB each, stage by stage.
+# INTELLECT-MATH on one node of 8 GPUs with 80 GB each and 900 GB of disk, stage by stage.
 #     pip install -r requirements-gpu.txt && bash runs/intellect_math.sh
 #
 # Published: MATH-500 82.0, OlympiadBench 49.5, AIME 2024 26.7, AMC 60.2, Minerva 39.7 after 256

@@ -16,6 +16,7 @@ from conftest import ROOT, torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from test_pretrained import TEXT, byte_level
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,6 +28,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OlmoConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -1012,6 +1014,18 @@ def test_load_and_save_round_trip(tmp_path, group, tied, world):
     assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_a_saved_model_opens_with_the_tokenizer_it_was_saved_with(tmp_path, group):
+    """By its own rules transformers opens Qwen2's beside a Qwen2 model, which cuts digits apart."""
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(), eos_token="<|im_end|>")
+    assert len(tokenizer("12345").input_ids) == 3  # a begin token, 123, 45
+    model.save_model(net, tokenizer, str(tmp_path / "out"), torch.float32, str(tmp_path / "m"))
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again(TEXT).input_ids == tokenizer(TEXT).input_ids
+    assert again("12345").input_ids == tokenizer("12345").input_ids
 
 
 # --------------------------------------------------------------------------------------------------

@@ -46,8 +46,11 @@ CURRENCIES = {
     "₴": "hryvnia",
     "₪": "shekel",
     "¢": "cent",
+    "元": "yuan",
+    "円": "yen",
     "pounds": "gbp",
 }
+CODES = "USD|EUR|GBP|JPY|INR|RMB|CNY|CHF|AUD|CAD|HKD|SGD|NZD|KRW|THB|BRL|PLN|RUB|SEK|NOK"
 MORE_CURRENCIES = "".join(CURRENCIES)[1:].removesuffix("pounds")
 
 # Names that mean the same as another name or sign, with or without a backslash.
@@ -215,11 +218,15 @@ def half_of_the_day(match: re.Match) -> str:
 
 
 def single_letter(match: re.Match) -> str:
-    r"""\vec{v} -> v, and \hat\theta -> \theta; but \vec{AB} stays, as it is not the vector BA."""
-    content = match[1] or match[2]
-    if len(content) == 1 or content.startswith("\\"):
+    r"""\vec{v} -> v, and \hat{i} -> i; but \vec{AB} stays, as it is not the vector BA."""
+    content = match[2] or match[3]
+    if len(content) == 1 and (match[1] == "vec" or content in "ijk"):
         return f"{{{content}}}"
     return match[0]
+
+
+def comma_or_colon(match: re.Match) -> str:
+    return match[1] or ":"
 
 
 def bracket_sign(match: re.Match) -> str:
@@ -236,11 +243,6 @@ def outward_brackets(match: re.Match) -> str:
     return before + opener + content + closer
 
 
-def code_of_currency(match: re.Match) -> str:
-    signs = {"USD": "\\$", "EUR": "€", "GBP": "£", "CNY": "¥", "RMB": "¥"}
-    return signs.get(match[0].strip(), "₹")
-
-
 def without_blanks(match: re.Match) -> str:
     return match[0].replace(" ", "")
 
@@ -248,7 +250,7 @@ def without_blanks(match: re.Match) -> str:
 def currency(match: re.Match) -> str:
     """€36 -> 36@euro@"""
     sign = match[1].strip("\\")
-    sign = CURRENCIES.get(sign, sign)
+    sign = CURRENCIES.get(sign, sign.lower().strip("."))
     return f"{match[2]}@{sign}@"
 
 
@@ -379,7 +381,7 @@ TEXT_COMMAND = (
 ABBREVIATED_UNIT = (
     r"(?:[ckmnd]?m|[mdc]?L|ml|mins?|in|ft|yd|mi|sq|[km]?g|lbs?|oz|hr?s?|mph|kph|kmh|[kMG]?Hz|k[JWNV]"
     r"|kWh|k?Pa|[kMG]?eV|mol|k?cal|rpm|atm|th|st|nd|rd|secs?|seconds?|minutes?"
-    r"|USD|EUR|GBP|JPY|INR|RMB|CNY|[ap]m)\b(?![({])"
+    rf"|{CODES}|[ap]m)\b(?![({{])"
     r"(?:\^{?\d}?)?(?:/(?:[ckm]?m|s|h|hr|min|sec|L|k?g|mol|day)\b(?:\^{?\d}?)?)*"
 )
 LOWER_CASE_WORD = rf"(?:(?<=[\d}})] )|(?<=\\pi ))(?!{NAMES}|abc|xyz)[a-z]{{3,}}\b"
@@ -440,8 +442,8 @@ REWRITES = [
         example=(r"\boxed{5}", r"{5}"),
     ),
     Rewrite(
-        r"(?<=\d)\s*{\s*,\s*}\s*(?=\d)",
-        ",",
+        r"(?<=\d)\s*{\s*([,:])\s*}\s*(?=\d)|\\(colon)(?![a-z])\s*",
+        comma_or_colon,
         example=("14{,}916", "14,916"),
     ),
     Rewrite(
@@ -465,7 +467,7 @@ REWRITES = [
         example=(r"\displaystyle 2", "2"),
     ),
     Rewrite(
-        r"\\(?:vec|hat|bar)\s*(?:{\s*(\\?[a-zA-Z]+)\s*}|(\\[a-zA-Z]+|[a-zA-Z]))",
+        r"\\(vec|hat)\s*(?:{\s*(\\?[a-zA-Z]+)\s*}|(\\[a-zA-Z]+|[a-zA-Z]))",
         single_letter,
         example=(r"\vec{v}", "{v}"),
     ),
@@ -516,9 +518,9 @@ REWRITES = [
         example=(r"\text{-}4", "-4"),
     ),
     Rewrite(
-        r"(?<![a-zA-Z])(?:Rs\b\.?|USD|EUR|GBP|INR|CNY|RMB)\s*(?=\d)",
-        code_of_currency,
-        example=("Rs. 36", "₹36"),
+        rf"(?<![a-zA-Z])(Rs\b\.?|{CODES})\s*(\d(?:[\d,]*\d)?(?:\.\d+)?)",
+        currency,
+        example=("Rs. 36", "36@rs@"),
     ),
     Rewrite(
         r"(?<=\d)['’](?=\d{3}(?!\d))",
@@ -563,8 +565,8 @@ REWRITES = [
     ),
     # Markdown, program notation, signs with several names.
     Rewrite(
-        r"^\*\*(.*)\*\*$",
-        r"\1",
+        r"^(\*\*?|`)([^*`]*)\1$",
+        r"\2",
         example=("**5**", "5"),
     ),
     Rewrite(
@@ -615,7 +617,7 @@ REWRITES = [
         example=(r"k\pi\text{ for any integer }k", r"k\pi, k\in \mathbb{Z}"),
     ),
     Rewrite(
-        r"^(?:\\text\s*{\s*)?(?i:all real)(?: numbers?| values)?(?: of x| x)?\s*}?$",
+        r"^(?:\\text\s*{\s*)?(?i:all reals?)(?: numbers?| values)?(?: of x| x)?\s*}?$",
         r"\\mathbb{R}",
         example=("all real numbers", r"\mathbb{R}"),
     ),
@@ -778,6 +780,21 @@ REWRITES = [
         example=("2:4:6", "(1,(4)/(2),(6)/(2))"),
     ),
     Rewrite(
+        r"(?<!\d)(\d*)\.(\d*?)(?:(\d)\3\3+|(\d{2,9}?)\4+)\s*\\dots(?![a-z])",
+        repeating_decimal,
+        example=(r"0.1666\dots", "((0+0.10)+6/90)"),
+    ),
+    Rewrite(
+        r"(\d\.\d+)\s*\\dots\s*$",
+        r"\1",
+        example=(r"3.14\dots", "3.14"),
+    ),
+    Rewrite(
+        r"\^\s*{?(\d+)}?\s*/\s*_\s*{?(\d+)}?",
+        r"\\frac{\1}{\2}",
+        example=("^1/_2", r"\frac{1}{2}"),
+    ),
+    Rewrite(
         r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)(?:\s*{(\d{1,20})}|\s*(\d))|\((\d{1,20})\))"
         r"(?:\.\.\.|\\dots\b)?(?!\d)",
         repeating_decimal,
@@ -887,7 +904,7 @@ def clean(text: str) -> str:
     text = re.sub(r"@\s*/\s*@", "/", text)
 
     # What stands at the ends without a meaning, and braces that nobody has opened.
-    text = text.strip(" =")
+    text = text.lstrip(" =:").rstrip(" =")
     text = re.sub(r"^\\(?:approx|simeq|approxeq|sim)(?![a-zA-Z])\s*", "", text)
     while text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1]

@@ -696,10 +696,13 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
         if re.fullmatch("[A-Z]{2,}|[IVX]+", text) or is_short_word(text):
             return False
     if CLOCK.fullmatch(gold_text) and CLOCK.fullmatch(answer_text):
-        return False
+        return gold_text.lstrip("0") == answer_text.lstrip("0")
+    if "\\emptyset" in (gold, answer) and any(map(NO_SOLUTION.fullmatch, (gold, answer))):
+        return True
     return families_agree(gold, answer, rules)
 
 
+NO_SOLUTION = re.compile(r"@?no (?:real )?solutions?@?", re.I)
 CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
 
 
@@ -765,6 +768,7 @@ def chosen_letter(answer: str) -> str:
     another_letter = r"\b[A-F]\b(?! [a-z])"
     text_of_choice = rf"(?:\W{{1,9}}(?=\S)(?:(?!{another_letter}).)*)?"
     pattern = rf"^@?\(?([A-F])[).:]{text_of_choice}$"
+    answer = re.sub(r"(?i)^@?(?:option|choice|answer) *@? *\(?([a-f])\)?@?$", r"\1", answer)
     return re.sub(pattern, r"\1", answer, flags=re.S)
 
 

@@ -591,7 +591,22 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         return False
     if not gold.items or len(gold.items) != len(answer.items):
         return False
+    gold = in_order_of_names(gold)
+    answer = in_order_of_names(answer)
     return all(equal(x, y, rules) for x, y in zip(gold.items, answer.items))
+
+
+def in_order_of_names(value: Value) -> Value:
+    """y = 2, x = 1 stands for (1, 2); a list whose names are no neighbours stays as it is."""
+    names = []
+    for item in value.items:
+        node = item.name.node if item.name is not None else None
+        names.append(node.parts[0] if node is not None and len(node.parts) == 1 else None)
+    letters = sorted(name for name in names if isinstance(name, str) and len(name) == 1)
+    is_row = "".join(letters) in "abcdefghijklmnopqrstuvwxyz"
+    if value.brackets != "" or len(set(letters)) < len(names) or not is_row:
+        return value
+    return value._replace(items=[value.items[names.index(letter)] for letter in letters])
 
 
 def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:

@@ -340,7 +340,7 @@ def same_compile_threads():
 def refusals_in_a_line(path: str):
     """Raises UserError for settings that vLLM refuses: a ValueError of pydantic, or about memory.
 
-    What is raised in a process of vLLM's own does not come here.
+    What is raised in a process of vLLM's own is printed there, and only named here.
     """
     try:
         yield
@@ -354,6 +354,13 @@ def refusals_in_a_line(path: str):
                 f"--gpu_memory does not suit this GPU: {error}", rank_local=True
             ) from error
         raise
+    except RuntimeError as error:
+        if "Engine core initialization failed" not in str(error):
+            raise
+        raise UserError(
+            f"vLLM could not start {path}: the reason stands above; "
+            "if it is memory, --gpu_memory and the number of tokens decide"
+        ) from error
 
 
 def expect_layers_without_weights(tied: bool) -> None:

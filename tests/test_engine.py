@@ -392,9 +392,13 @@ def test_what_vllm_refuses_is_a_line():
     refused = pytest.raises(UserError, match="--gpu_memory does not suit this GPU: Free memory")
     with refused, engines.refusals_in_a_line("a/model"):
         raise ValueError(message)
+    refused = pytest.raises(UserError, match="could not start a/model: the reason stands above")
+    with refused, engines.refusals_in_a_line("a/model"):
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
     # A bug stays one.
-    with pytest.raises(ValueError, match="^a bug$"), engines.refusals_in_a_line("a/model"):
-        raise ValueError("a bug")
+    for kind in (ValueError, RuntimeError):
+        with pytest.raises(kind, match="^a bug$"), engines.refusals_in_a_line("a/model"):
+            raise kind("a bug")
 
 
 def test_compile_threads_are_given_back(monkeypatch):

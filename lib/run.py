@@ -57,7 +57,8 @@ def pick_device(device: str, dtype: str, dry_run: bool = False) -> tuple[torch.d
     if dtype == "auto":
         dtype = "bfloat16" if cuda and computes_bfloat16() else "float32"
     if not cuda:
-        share_cores()
+        if not dry_run:
+            share_cores()
         return torch.device("cpu"), getattr(torch, dtype)
 
     gpu = torch.device("cuda", local_rank())

@@ -280,11 +280,12 @@ def keep_own_gpus(gpus_each: int) -> None:
             rank_local=local_rank() == 0,
         )
 
-    # From here on this process is alone with its GPUs.
     first = local_rank() * gpus_each
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + gpus_each])
     os.environ["LOCAL_RANK"] = "0"
-    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    if gpus:
+        # From here on this process is alone with its GPUs. (Cores are still shared.)
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
 
 
 def catch_signals() -> list[int]:

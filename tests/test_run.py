@@ -169,6 +169,7 @@ def test_a_machine_without_gpus_has_none_to_keep(gpus, monkeypatch, hidden):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     lib_run.keep_own_gpus(gpus_each=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["LOCAL_WORLD_SIZE"] == "2"
 
 
 # ----------------------------------------------------------------------------------------------

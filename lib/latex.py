@@ -255,10 +255,10 @@ def currency(match: re.Match) -> str:
 
 
 def ratio(match: re.Match) -> str:
-    """2:4:6 -> a tuple of quotients, (1,(4)/(2),(6)/(2))"""
+    r"""2:4:6 -> a tuple of quotients, \ratio (1,(4)/(2),(6)/(2))"""
     first, others = match.groups()
     quotients = [f"({other})/({first})" for other in others.split(":")]
-    return "(1," + ",".join(quotients) + ")"
+    return "\\ratio (1," + ",".join(quotients) + ")"
 
 
 def repeating_decimal(match: re.Match) -> str:
@@ -539,7 +539,8 @@ REWRITES = [
         example=("€36", "36@euro@"),
     ),
     Rewrite(
-        rf"(?<=[\d}}])\s*(\\(?:pounds|euro|yen|cent)(?![a-z])|[{MORE_CURRENCIES}])()",
+        r"(?<=[\d}])(?:\s|\\[,;: ]|~)*"
+        rf"(\\(?:pounds|euro|yen|cent)(?![a-z])|[{MORE_CURRENCIES}])()",
         currency,
         example=("36 €", "36@euro@"),
     ),
@@ -777,7 +778,7 @@ REWRITES = [
     Rewrite(
         r"(?:^|(?<==))([^:,=]+):([^:,=]+(?::[^:,=]+)+)$",
         ratio,
-        example=("2:4:6", "(1,(4)/(2),(6)/(2))"),
+        example=("2:4:6", r"\ratio (1,(4)/(2),(6)/(2))"),
     ),
     Rewrite(
         r"(?<!\d)(\d*)\.(\d*?)(?:(\d)\3\3+|(\d{2,9}?)\4+)\s*\\dots(?![a-z])",

@@ -69,6 +69,7 @@ LEVELS = {
 }
 LEVELS |= dict.fromkeys(["^", "!", "!!", "%", "°", "_", "'"], POWER)
 LEVELS |= dict.fromkeys(CLOSERS, FUNCTION)
+LEVELS["\\ratio"] = IMPLIED
 LEVELS |= dict.fromkeys(["\\" + name for name in FUNCTIONS], FUNCTION)
 LEVELS |= dict.fromkeys(itertools.chain(*CLOSERS.values()), END)
 LEVELS |= dict.fromkeys((*SEPARATORS, *RELATIONS, "\\over"), END)
@@ -201,7 +202,7 @@ class Parser:
             items.append(self.relation())
             texts.append("".join(self.tokens[start : self.position]))
             closer = self.take()
-        if closer not in CLOSERS[opener]:
+        if closer not in CLOSERS[opener] or not items and opener != "\\{":
             raise Unparsed("brackets")
 
         # In a list, HTH and SAS are words.
@@ -371,6 +372,8 @@ class Parser:
             return self.binder(token)
         if token in DECORATIONS:
             return self.decoration(token)
+        if token == "\\ratio":
+            return self.operand(POWER)._replace(brackets="(:")
         if token == "\\emptyset":
             return Value(brackets="{}")
         return self.variable(token)
@@ -785,4 +788,4 @@ def without_layout(text: str, is_words: bool) -> str:
     else:
         # A blank beside a digit and another digit, a comma or a point stays.
         pattern = r"[@\\]|(?<![\d,.])\s|\s(?![\d.])"
-    return re.sub(pattern, "", text, flags=re.I).strip(".")
+    return re.sub(pattern, "", text, flags=re.I).rstrip(".")

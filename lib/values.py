@@ -36,8 +36,8 @@ class Value(NamedTuple):
     out (_8 is the base of 52_8), one with ≡ is a modulus.
 
     A collection has `items` and `brackets`: "" (a list without brackets), "{}" (a set), "()", "[)",
-    ... (a tuple or an interval), "⟦⟧" (a matrix, or a row of one). A list that is a union, or has
-    "or" between its items, has the unit ∪.
+    ... (a tuple or an interval), "(:" (a ratio), "⟦⟧" (a matrix, or a row of one). What is known to
+    be an interval or a union, or has "or" between its items, has the unit ∪.
 
     A relation has `signs`, the `sides` between which they stand, and the side that is its `name`:
     the x of x = 5 and x < 5. If it gives its name a value, it has the fields of this value as well.
@@ -65,6 +65,11 @@ def collection(items: list[Value], brackets: str = "") -> Value:
     if len(items) == 1:
         return items[0]
     return Value(brackets=brackets, items=items)
+
+
+def interval(ends: list[Value], brackets: str) -> Value:
+    """What cannot be a point, unlike (1, 2) where nothing is known of it."""
+    return Value(brackets=brackets, items=ends, unit="∪")
 
 
 def members(value: Value) -> list[Value]:
@@ -199,7 +204,7 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
         signs = ["<", *signs, "<"]
         opener = "(" if signs[k] == "<" else "["
         closer = ")" if signs[k + 1] == "<" else "]"
-        return collection([ends[k], ends[k + 2]], opener + closer)
+        return interval([ends[k], ends[k + 2]], opener + closer)
     return NOTHING
 
 
@@ -225,7 +230,7 @@ def value_of_absolute(x: Value, bound: Value, sign: str, is_upper: bool) -> Valu
 
 def real_line() -> Value:
     infinity = letter("\\infty")
-    return collection([Value(expressions.negative(infinity)), Value(infinity)], "()")
+    return interval([Value(expressions.negative(infinity)), Value(infinity)], "()")
 
 
 def is_right(sides: list[Value], named: list[bool], signs: list[str]) -> bool:
@@ -335,7 +340,7 @@ def value_of_region(found: sympy.Set, originals: dict) -> Value:
             opener = "(" if part.left_open else "["
             closer = ")" if part.right_open else "]"
             ends = [originals[part.start], originals[part.end]]
-            items.append(collection(ends, opener + closer))
+            items.append(interval(ends, opener + closer))
         elif isinstance(part, sympy.FiniteSet):
             items += [originals[x] for x in part]
         elif part is not sympy.S.EmptySet:
@@ -581,13 +586,13 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         return True
     if {gold.brackets, answer.brackets} == {"[]", "{}"}:
         # [1, 1] is {1}.
-        interval, others = (gold, answer) if gold.brackets == "[]" else (answer, gold)
-        ends = interval.items
+        single, others = (gold, answer) if gold.brackets == "[]" else (answer, gold)
+        ends = single.items
         if len(others.items) != 1 or len(ends) != 2 or not equal(*ends):
             return False
         return equal(others.items[0], ends[0])
     brackets = {gold.brackets, answer.brackets} - {"⟦⟧"}
-    if len(brackets) > 1 and brackets != {"", "()"}:
+    if len(brackets) > 1 and (brackets != {"", "()"} or "∪" in gold.unit + answer.unit):
         return False
     if not gold.items or len(gold.items) != len(answer.items):
         return False

@@ -197,7 +197,9 @@ NUMBERS = {
     "seccomp": (317, 277),
     "semget": (64, 190),
     "setns": (308, 268),
+    "setpgid": (109, 154),
     "setpriority": (141, 140),
+    "setsid": (112, 157),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
     "shmget": (29, 194),
@@ -587,6 +589,10 @@ def protect_processes(processes):
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
         rules.append(refuse_values(name, errno.EPERM, 0, targets))
     rules.append(refuse("tkill", errno.ENOSYS))
+    if not is_alone():
+        # Attack: processes that fork and end faster than we look for them. All stay in one group,
+        # which one call kills.
+        rules += [refuse("setsid", errno.EPERM), refuse("setpgid", errno.EPERM)]
     filter_system_calls(rules)
 
 
@@ -772,9 +778,10 @@ def wait_for(process, deadline, memory_mb):
 
 
 class Relative(typing.NamedTuple):
-    """A process that descends from another, the number of its threads, its bytes in memory."""
+    """A process that descends from another: its group, its threads, its bytes in memory."""
 
     pid: int
+    group: int
     threads: int
     memory: float
 
@@ -801,14 +808,14 @@ def family(ancestor):
 def read_stat(pid, text):
     """(the number of a process's parent, the process as a Relative), from its /proc/PID/stat."""
     # What follows the name of the program, in parentheses, which may hold anything.
-    state, parent, *others = text.rpartition(b")")[2].split()
-    threads = int(others[15])
-    memory = int(others[19]) * resource.getpagesize()
+    state, parent, group, *others = text.rpartition(b")")[2].split()
+    threads = int(others[14])
+    memory = int(others[18]) * resource.getpagesize()
     if state in b"ZX":
         # Attack: the first thread ends, so that the memory of the others is not shown.
         memory = math.inf
         threads -= 1
-    return int(parent), Relative(pid, threads, memory)
+    return int(parent), Relative(pid, int(group), threads, memory)
 
 
 def has_modest_family(memory_mb):
@@ -867,15 +874,16 @@ def reap_all(process, status):
             if pid == 0 and time.monotonic() < look_from:
                 time.sleep(0.0005)
             elif pid == 0:
-                kill_family()
+                # Attack: a daemon leaves the group of its program.
+                kill_groups({relative.group for relative in family(os.getpid())})
     return status
 
 
-def kill_family():
-    """Attack: a daemon leaves the group of its program, or many fork faster than we look."""
-    for relative in family(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(relative.pid, signal.SIGKILL)
+def kill_groups(groups):
+    """Kills all processes of these groups, but for the group of this process."""
+    for group in groups - {os.getpgid(0)}:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def remove_folder(folder):
@@ -1126,14 +1134,13 @@ def names_of_the_program(tree):
         elif isinstance(node, ast.alias):
             bound.add((node.asname or node.name).partition(".")[0])
 
-    free = used - bound - {"defined"}
-    # The test's own are all that the prelude brings, if anything else is left; else all modules
-    # and builtins.
+    # The test's own are all that the prelude brings, if the test needs anything else; or else all
+    # modules and builtins.
     for source in (PRELUDE, MODULES):
-        others = free - set(brought_by(source)) - set(dir(builtins))
-        if others:
-            return others
-    return free
+        own = {"defined", *brought_by(source), *dir(builtins)}
+        if used - bound - own:
+            return used - own
+    return used
 
 
 # What an expression of constants consists of: no names, calls or attributes.

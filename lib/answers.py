@@ -62,7 +62,7 @@ def read_answers(path: str, identity: dict) -> list[dict]:
 
     A last line that a kill cut short is removed: that answer is sampled again, with its seed.
     identity: {column: value} that all rows share, such as the model.
-    Raises UserError if a row was made with another identity.
+    Raises UserError if a row was made with another identity, or a line is none.
     """
     with open(path, "ab+") as file:
         file.seek(0)
@@ -70,7 +70,12 @@ def read_answers(path: str, identity: dict) -> list[dict]:
         incomplete = lines.pop()
         file.truncate(file.tell() - len(incomplete))
 
-    rows = [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(f"{path} line {number} is no answer: remove the line") from None
     for row in rows:
         other = {name: row.get(name) for name in identity if row.get(name) != identity[name]}
         if other:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import UserError
-from lib.problems import Problem, load_problems, read_rows
+from lib.problems import Problem, load_problems
+from lib.rows import is_missing, read_rows, without_none
 from lib.run import print0
 
 # Columns whose values make groups of a benchmark's problems.
@@ -233,7 +234,7 @@ def groups_of(row: dict) -> list[str]:
     """
     groups = []
     for column in GROUP_COLUMNS:
-        if row.get(column):
+        if not is_missing(row.get(column)):
             value = str(row[column]).removeprefix("Level ")
             groups.append(f"{column} {value}")
     return groups
@@ -243,13 +244,17 @@ def add_published_columns(problem: Problem) -> None:
     """Take the id of an AMC or AIME problem and the tolerance of OlympiadBench from the row."""
     # AMC's own ids start again with each year, its links do not: ".../2022_AMC_12A/Problem_1".
     url = problem.row.get("url")
-    if url:
+    if isinstance(url, str) and url:
         problem.id = "/".join(url.split("/")[-2:])
 
     # "0.1,0.1", one tolerance for each of several answers, is in no row that is used.
-    error = str(problem.row.get("error") or "")
-    if error and "," not in error:
+    error = problem.row.get("error")
+    if is_missing(error) or "," in str(error):
+        return
+    try:
         problem.tolerance = float(error)
+    except ValueError:
+        raise UserError(f"problem {problem.id}: its error, {error!r}, is no number") from None
 
 
 def add_published_golds(problems: list[Problem], golds_file: str, name: str) -> None:
@@ -274,6 +279,7 @@ def code_row(where: str, row: dict) -> dict:
     Raises UserError for a row of something else; `where` is its place.
     """
     more = {}
+    row = without_none(row)
     try:
         if "entry_point" in row:
             asked, test = humaneval_check(row)
@@ -283,7 +289,7 @@ def code_row(where: str, row: dict) -> dict:
             more = dict(row.get("meta") or {})
         else:
             asked, test = mbpp_check(row)
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where} is no row of HumanEval, MBPP or LeetCode ({error!r}); "
             f"it has {', '.join(sorted(row))}"

@@ -224,6 +224,13 @@ def check_round_trip(tokenizer, path: str) -> None:
             )
     if unknown:
         print0(f"note: the tokenizer of {path} has no tokens for {' '.join(unknown)[:80]}")
+    for text in PROBE:
+        if text.isascii() and normal(tokenizer, text) != text:
+            print0(
+                f"note: the tokenizer of {path} changes a text before it is encoded: "
+                f"{text[:40]!r} becomes {normal(tokenizer, text)[:40]!r}"
+            )
+            break
 
 
 @functools.lru_cache(maxsize=8)
@@ -335,10 +342,10 @@ def encode(tokenizer, text: str) -> list[int]:
 def encode_after(tokenizer, before: str, text: str) -> list[int]:
     """Token ids of a text that goes on after another one.
 
-    A SentencePiece tokenizer would put a blank before it, as if it were the beginning of all.
+    Alone, SentencePiece would put a blank before it, as if it were the beginning of all.
     """
     alone = tokenizer(text, add_special_tokens=False).input_ids
-    if not text or not marks_beginning(tokenizer):
+    if not text or not looks_back(tokenizer):
         return alone
 
     # If a token would reach over the border, the text is taken as that of a new line.
@@ -351,11 +358,13 @@ def encode_after(tokenizer, before: str, text: str) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def marks_beginning(tokenizer) -> bool:
-    """Has a text other ids at the beginning than after a new line?"""
-    return try_encode(tokenizer, "1\n1") != try_encode(tokenizer, "1\n") + try_encode(
-        tokenizer, "1"
-    )
+def looks_back(tokenizer) -> bool:
+    """Do the ids of a text depend on what stands before it, a new line or a special token say?"""
+    alone = try_encode(tokenizer, "1")
+    if try_encode(tokenizer, "1\n1") != try_encode(tokenizer, "1\n") + alone:
+        return True
+    # Some special tokens swallow the blanks around them.
+    return any(token.lstrip or token.rstrip for token in tokenizer.added_tokens_decoder.values())
 
 
 def encode_words(tokenizer, before: str, text: str) -> list[int]:

@@ -171,10 +171,10 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
     messages = row[prompt_key]
     if isinstance(messages, str):
         messages = [dict(role="user", content=messages)]
-    messages = [dict(role=m["role"], content=m["content"]) for m in messages]
+    messages = [dict(role=m["role"], content=m["content"]) for m in as_list_of_dicts(messages)]
     check_messages(messages)
 
-    ability = str(row.get("ability") or "math")
+    ability = "math" if is_missing(row.get("ability")) else str(row["ability"])
     truth = read_truth(row.get(answer_key), ability, own_reward)
     if not own_reward:
         check_truth(ability, truth)
@@ -211,6 +211,8 @@ def check_messages(messages: list[dict]) -> None:
 
 def check_roles(messages: list[dict]) -> None:
     """Raise ValueError for a role that chat templates do not know, or a content that is no text."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError("messages have to be a list of dicts")
     for message in messages:
         content = message.get("content")
         if not isinstance(content, str):
@@ -388,10 +390,7 @@ def as_messages(messages) -> list[dict]:
 
     Raises ValueError for a role that templates do not know, or a content that is no text.
     """
-    if isinstance(messages, dict):
-        # What `datasets` makes of a sequence of dicts: a dict of lists.
-        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
-    messages = without_none(messages)
+    messages = without_none(as_list_of_dicts(messages))
     check_roles(messages)
     check_text(messages)
 
@@ -400,6 +399,13 @@ def as_messages(messages) -> list[dict]:
         if message["role"] == "assistant":
             message["content"] = re.sub("\r\n?", "\n", message["content"])
     return messages
+
+
+def as_list_of_dicts(table):
+    """What `datasets` makes of a sequence of dicts, a dict of lists, as it was."""
+    if isinstance(table, dict):
+        return [dict(zip(table, values)) for values in zip(*table.values())]
+    return table
 
 
 def split_tool_output(text: str) -> list[tuple[str, bool]]:

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import json
+import math
 import re
 import statistics
 
+import pandas
 import pytest
 from conftest import ROOT, call, read_jsonl, write_jsonl
 
@@ -113,6 +115,26 @@ def test_files_and_names(tmp_path):
     assert problems[0].ground_truth == "2"
     assert short_name(str(path)) == "mine"
     assert short_name("my/problems.jsonl.gz") == "problems"
+
+
+def test_the_same_benchmark_as_a_table(tmp_path):
+    """A .parquet file has None where a row has no such key."""
+    first = dict(task_id=1, text="Write f.", test_list=["assert f(1) == 2"])
+    second = dict(first, task_id=2, test_imports=["import math"], level=math.nan)
+    pandas.DataFrame([first, second]).to_parquet(tmp_path / "mbpp_prime.parquet")
+    problems = load_benchmark("mbpp", data_dir=str(tmp_path))
+    tests = [problem.ground_truth for problem in problems]
+    assert tests == [["\nassert f(1) == 2"], ["import math\n\nassert f(1) == 2"]]
+    assert [problem.group for problem in problems] == [[], []]
+
+
+def test_a_tolerance_that_is_no_number(tmp_path):
+    row = dict(question="pi?", final_answer=["3.14"], id=7, error="about 0.1")
+    write_jsonl(tmp_path / "olympiadbench.jsonl", [row])
+    with pytest.raises(UserError, match="problem 7: its error, 'about 0.1', is no number"):
+        load_benchmark("olympiadbench", data_dir=str(tmp_path))
+    write_jsonl(tmp_path / "olympiadbench.jsonl", [row | dict(error=math.nan)])
+    assert load_benchmark("olympiadbench", data_dir=str(tmp_path))[0].tolerance is None
 
 
 def test_own_reward_takes_any_row(tmp_path):

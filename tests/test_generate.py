@@ -14,6 +14,7 @@ from conftest import ROOT, call, message, read_jsonl, run, write_jsonl
 import generate
 from configurator import UserError
 from grader import Grader
+from lib.answers import read_answers
 from lib.own_reward import reward_name
 from lib.problems import Problem, load_problems
 from lib.responses import judge_columns
@@ -315,6 +316,14 @@ def test_the_sft_set(tmp_path, capsys):
     words = r"2 of 4 answers could not be graded \(timeouts: 2\); none of the others is right"
     with pytest.raises(UserError, match=words):
         generate.write_sft_set(rows[4:] + failed, str(path), "", 10)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "7", "", '{"a": 1}{"a": 1}'])
+def test_stored_answers_that_somebody_has_edited(tmp_path, line):
+    path = tmp_path / "samples.jsonl"
+    path.write_text(f'{{"model": "m"}}\n{line}\n{{"model": "m"}}\n')
+    with pytest.raises(UserError, match="samples.jsonl line 2 is no answer"):
+        read_answers(str(path), dict(model="m"))
 
 
 def test_prompts_that_are_too_long_are_counted(tmp_path, guesser, capsys):

@@ -222,11 +222,16 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("normalizer", [NFC(), Lowercase()])
-def test_what_a_normalizer_changes_is_no_loss(tmp_path, normalizer):
+def test_what_a_normalizer_changes_is_no_loss(tmp_path, capsys):
+    """It is said if it changes plain text."""
     tokenizer = byte_level()
-    tokenizer.normalizer = normalizer
-    assert load_tokenizer(model_folder(tmp_path / "m", tokenizer, None)) is not None
+    tokenizer.normalizer = NFC()
+    load_tokenizer(model_folder(tmp_path / "m", tokenizer, None))
+    assert capsys.readouterr().out == ""
+
+    tokenizer.normalizer = Lowercase()
+    load_tokenizer(model_folder(tmp_path / "n", tokenizer, None))
+    assert "changes a text before it is encoded: 'Let $x_1" in capsys.readouterr().out
 
 
 def test_signs_that_a_small_vocabulary_lacks_are_named(tmp_path, capsys):
@@ -401,6 +406,20 @@ def test_a_conversation_is_trained_on_as_it_is_sampled(tmp_path, template, prefi
         assert not scored[len(prompt) - 1] and scored[len(prompt)]
     whole = encode(tokenizer, tokenizer.apply_chat_template(TALK, tokenize=False))
     assert tokens == whole[: len(tokens)]
+
+
+@pytest.mark.parametrize("strip", [dict(rstrip=True), dict(lstrip=True), dict()])
+def test_special_tokens_that_swallow_blanks(tmp_path, strip):
+    """As Phi's: what stands around them is the same in training and in a prompt."""
+    made = byte_level()
+    made.add_special_tokens([AddedToken("<|sep|>", special=True, normalized=False, **strip)])
+    template = CHATML.replace("<|im_start|>", " <|sep|>\n")
+    tokenizer = load_tokenizer(
+        model_folder(tmp_path / "m", made, LlamaConfig, chat_template=template)
+    )
+    tokens, _ = tokenize_messages(tokenizer, TALK)
+    prompt = render_prompt(tokenizer, TALK[:3])
+    assert tokens[: len(prompt)] == prompt
 
 
 def test_a_tools_words_go_on_after_a_new_line(tmp_path):

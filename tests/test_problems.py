@@ -755,10 +755,12 @@ def test_the_same_rows_of_any_kind_of_file(tmp_path, one_process, tokenizer):
     assert "None" not in "".join(texts[1])
 
 
-def test_a_dict_of_lists(tokenizer):
+def test_a_dict_of_lists(tmp_path, tokenizer):
     """What a table makes of a sequence of dicts."""
     columns = {key: [message[key] for message in TALK] for key in ("role", "content")}
     assert tokenize_messages(tokenizer, columns) == tokenize_messages(tokenizer, TALK)
+    prompt = {key: values[:-1] for key, values in columns.items()}
+    assert only_problem(tmp_path, dict(prompt=prompt, answer="4")).messages == TALK[:-1]
 
 
 def test_a_first_row_without_messages(tmp_path, one_process, tokenizer, capsys):

@@ -591,7 +591,10 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         if len(others.items) != 1 or len(ends) != 2 or not equal(*ends):
             return False
         return equal(others.items[0], ends[0])
-    brackets = {gold.brackets, answer.brackets} - {"⟦⟧"}
+    brackets = {gold.brackets, answer.brackets}
+    if "⟦⟧" in brackets and brackets & {"(]", "[)"}:
+        return False
+    brackets -= {"⟦⟧"}
     if len(brackets) > 1 and (brackets != {"", "()"} or "∪" in gold.unit + answer.unit):
         return False
     if not gold.items or len(gold.items) != len(answer.items):
@@ -624,9 +627,11 @@ def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         raise Unparsed("sets too big")
     if not wanted or not given:
         return not wanted and not given
-    if ("∪" in gold.unit) != ("∪" in answer.unit) and all(map(is_point, wanted + given)):
+    if ("∪" in gold.unit) != ("∪" in answer.unit):
         # (1, 2), (3, 4) are two points, and no union of intervals.
-        return False
+        listed = given if "∪" in gold.unit else wanted
+        if all(map(is_point, listed)):
+            return False
     if gold.brackets == answer.brackets == "{}" and count_sets(wanted) != count_sets(given):
         # The set {x} is no x.
         return False

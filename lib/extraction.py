@@ -46,7 +46,8 @@ NOTHING = re.compile(
 # What may stand between the boxes of one answer: commas, "and", "x =", bullets of a list.
 GLUE = re.compile(
     r"(?:\n[ \t]*[-*\u2022]\s|[\s$,;&~\u200b]|\\[,;:()!\[\]\\ ]|\\q?quad\b|\*\*"
-    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\\lor\b|\\vee\b|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*+"
+    r"|\\text\s*{\s*,?\s*(?:and|or)\s*}|\b(?:and|or)\b|\\lor\b|\\vee\b"
+    r"|\b[a-zA-Z](?:_{?\d+}?)?\s*=)*+"
 )
 # Between an exact value and the same in decimals: the first is the answer.
 ROUGHLY = re.compile(r"[\s$(,]*(?:\\\(\s*)?(?:\\approx|\\simeq|\\sim|\u2248)[\s$]*(?:\\\(\s*)?")

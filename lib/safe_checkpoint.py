@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 # What torch's .metadata consist of, by module. The path is where the checkpoint was written.
 CLASSES = {
@@ -52,6 +53,8 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs):
         with open(Path(self.path, ".metadata"), "rb") as file:
             metadata = MetadataUnpickler(file).load()
+        # Earlier versions of torch wrote none.
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

@@ -198,12 +198,12 @@ def remainder(a, b):
 
 
 def power(base, exponent):
-    is_integer = isinstance(exponent, Fraction) and exponent.denominator == 1
-    if is_integer and base in (1, -1):
+    is_whole = is_integer(exponent)
+    if is_whole and base in (1, -1):
         return base if exponent % 2 else base * base
     if bits(exponent) > 2 * MAX_EXPONENT_BITS:
         raise TooBig("exponent")
-    if is_integer and isinstance(base, Fraction):
+    if is_whole and isinstance(base, Fraction):
         if not base and exponent <= 0:
             return Fraction(1) if exponent == 0 else divide(Fraction(1), base)
         if abs(exponent) * bits(base) <= MAX_BITS:
@@ -214,14 +214,14 @@ def power(base, exponent):
 
     # An odd root of a negative number is real: the cube root of -8 is -2.
     is_odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2 == 1
-    if is_odd_root and not is_integer and not mp.im(base) and mp.re(base) < 0:
+    if is_odd_root and not is_whole and not mp.im(base) and mp.re(base) < 0:
         sign = -1 if exponent.numerator % 2 else 1
         return sign * power(-base, exponent)
     if isinstance(base, Fraction) and bits(base) > FIRST_BITS // 2:
         need(2 * min(bits(base), MAX_BITS))
     if isinstance(exponent, Fraction) and exponent.denominator == 2:
         return exact_root(base, exponent)
-    if is_integer:
+    if is_whole:
         return mp.power(inexact(base), int(exponent))
     return mp.power(inexact(base), inexact(exponent))
 
@@ -272,12 +272,22 @@ def double_factorial(n):
 
 
 def binomial(n, k):
-    if isinstance(k, Fraction) and k.denominator == 1 and 0 <= k <= 200:
+    if is_integer(n) and is_integer(k):
+        if n < 0:
+            raise ValueError("binomials of negative integers are defined in several ways")
+        if k < 0 or k > n:
+            return Fraction(0)
+        k = min(k, n - k)
+    if is_integer(k) and 0 <= k <= 200:
         value = Fraction(1)
         for j in range(int(k)):
             value = divide(multiply(value, add(n, Fraction(-j))), Fraction(j + 1))
         return value
     return divide(factorial(n), multiply(factorial(k), factorial(add(n, -k))))
+
+
+def is_integer(x) -> bool:
+    return isinstance(x, Fraction) and x.denominator == 1
 
 
 def floor(x):

@@ -886,7 +886,8 @@ def clean(text: str) -> str:
     """
     # Characters beyond ASCII.
     text = INVISIBLE.sub("", text[: 2 * MAX_CHARS])
-    text = text.replace("\\&", ", ")
+    # @ marks words and units further down.
+    text = text.replace("\\&", ", ").replace("@", "\\at ")
     text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS))

@@ -423,9 +423,13 @@ class Parser:
         if token in self.bound:
             return self.bound[token]
         if token.startswith("_") and self.bound:
-            pattern = rf"(?<![a-zA-Z\\])[{''.join(self.bound)}](?![a-zA-Z])"
-            return re.sub(pattern, lambda match: self.bound[match[0]], token)
+            return re.sub(r"\\?[a-zA-Z]+", self.renamed_letters, token)
         return token
+
+    def renamed_letters(self, match: re.Match) -> str:
+        if match[0].startswith("\\"):
+            return self.bound.get(match[0], match[0])
+        return "".join(self.bound.get(letter, letter) for letter in match[0])
 
     def decoration(self, sign: str) -> Value:
         r"""\overline{AB}, \angle ABC: one name. A bar over digits has been read before."""

@@ -427,6 +427,16 @@ EQUAL = {
         (r"\lceil n/2\rceil", r"\lfloor(n+1)/2\rfloor"),
         (r"-\lfloor -x\rfloor", r"\lceil x\rceil"),
     ],
+    "more identities": [
+        (r"\binom{n}{k}", r"\binom{n}{n-k}"),
+        (r"\gcd(n,n+1)", "1"),
+        (r"n\bmod 2", r"\frac{1-(-1)^n}{2}"),
+        ("(2n)!", "2^n n!(2n-1)!!"),
+        ("(1,2)", "y=2, x=1"),
+        ("x:y:z=1:2:3", "2:4:6"),
+        ("1/3", r"0.333\ldots"),
+        (r"\emptyset", "no solution"),
+    ],
     "large and small": [
         ("e^{-1000}", "1/e^{1000}"),
         (r"(2+\sqrt3)^{1000}(2-\sqrt3)^{1000}", "1"),
@@ -772,6 +782,16 @@ DIFFERENT = {
         ("|2x-3|", "|x-1|+|x-2|"),
         (r"\lfloor x^2/100\rfloor", "0"),
         ("|z|^2", "z^2"),
+    ],
+    "intervals and lists": [
+        ("1<x<2", "1, 2"),
+        ("x>1,x<2", "1, 2"),
+        ("1:2:3", "1, 2, 3"),
+        ("(1,2)", "y=1, x=2"),
+        ("4", ".4"),
+        (r"\emptyset", ""),
+        ("6", "2 @ 3"),
+        (r"\sum_{i=1}^n\sum_{j=1}^m a_{ij}", r"\sum_{j=1}^n\sum_{i=1}^m a_{ij}"),
     ],
     "words": [
         ("no", "on"),

@@ -26,7 +26,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import grader  # noqa: E402
 
-FILES = ["cases", "near_misses", "latex_parse", "real_math", "real_gsm8k", "security"]
+FILES = [
+    "cases",
+    "near_misses",
+    "latex_parse",
+    "public_reports",
+    "real_math",
+    "real_gsm8k",
+    "security",
+]
 WARM_UP = {"gold": r"\sqrt{2}", "prediction": "x", "expected": False}
 
 

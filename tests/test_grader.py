@@ -844,6 +844,7 @@ def judge_row(row):
         ("cases", 97),
         ("near_misses", 100),
         ("latex_parse", 92),
+        ("public_reports", 99),
         ("real_math", 99.6),
         ("real_gsm8k", 99.95),
         ("security", 100),

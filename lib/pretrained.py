@@ -262,14 +262,24 @@ def check_same_tokens(tokenizer, folder: str) -> None:
 
     The whole folder counts, config.json included. vLLM opens it in the same way.
     """
-    from transformers import AutoTokenizer
-
-    text = differing_text(AutoTokenizer.from_pretrained(folder), tokenizer)
-    if text is not None:
+    difference = difference_when_opened(tokenizer, folder)
+    if difference is not None:
         raise UserError(
             f"{folder}: transformers opens the tokenizer that was written there as another one, "
-            f"which differs at {text[:40]!r}: take --tokenizer of the model's own kind"
+            f"which differs at {difference[:60]!r}: take --tokenizer of the model's own kind"
         )
+
+
+def difference_when_opened(tokenizer, folder: str) -> str | None:
+    """A text that what transformers opens in a folder encodes differently, or why it cannot."""
+    from transformers import AutoTokenizer
+
+    try:
+        opened = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        # A class of its own may not take this tokenizer.json.
+        return f"{type(error).__name__}: {error}"
+    return differing_text(opened, tokenizer)
 
 
 def save_tokenizer(tokenizer, folder: str) -> None:
@@ -277,10 +287,8 @@ def save_tokenizer(tokenizer, folder: str) -> None:
 
     Raises UserError if transformers opens another one all the same.
     """
-    from transformers import AutoTokenizer
-
     tokenizer.save_pretrained(folder)
-    if differing_text(AutoTokenizer.from_pretrained(folder), tokenizer) is None:
+    if difference_when_opened(tokenizer, folder) is None:
         return
 
     # Beside the configuration of some kinds of models (Qwen2) transformers takes a class of its own

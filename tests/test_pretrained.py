@@ -8,7 +8,7 @@ from conftest import ROOT, run
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteFallback, ByteLevel, Fuse, Replace, Strip
 from tokenizers.decoders import Sequence as Decoders
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE, Unigram, WordLevel
 from tokenizers.normalizers import NFC, Lowercase, Prepend
 from tokenizers.normalizers import Replace as ReplaceText
 from tokenizers.normalizers import Sequence as Normalizers
@@ -266,8 +266,27 @@ def test_blanks_before_punctuation_stay(tmp_path):
 # written and read again
 
 
+def by_character(model):
+    """A tokenizer of another model than byte-pair encoding, with a token per character."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.decoder = Fuse()
+    return finish(tokenizer)
+
+
+CHARACTERS = list(dict.fromkeys(["<unk>", *SPECIAL, *TEXT, *LETTERS]))
+WORD_LEVEL = {character: number for number, character in enumerate(CHARACTERS)}
+TOKENIZERS = {
+    "byte level": byte_level(),
+    "byte level, digits": byte_level(DIGITS),
+    "sentence piece": sentence_piece("every"),
+    "word level": by_character(WordLevel(WORD_LEVEL, unk_token="<unk>")),
+    "unigram": by_character(Unigram([(character, -1.0) for character in CHARACTERS], unk_id=0)),
+}
+
+
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig])
-@pytest.mark.parametrize("tokenizer", [byte_level(), byte_level(DIGITS), sentence_piece("every")])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_a_saved_tokenizer_opens_as_the_same(tmp_path, config, tokenizer):
     """For transformers, and so for everybody: also beside the config.json of another family."""
     mine = load_tokenizer(model_folder(tmp_path / "tokenizer", tokenizer, None))

@@ -341,8 +341,9 @@ def determinant(*entries):
         pivots = [row for row in range(column, n) if rows[row][column]]
         if not pivots:
             return Fraction(0)
-        if pivots[0] != column:
-            rows[column], rows[pivots[0]] = rows[pivots[0]], rows[column]
+        # A row that passes an odd number of others changes the sign.
+        rows.insert(column, rows.pop(pivots[0]))
+        if (pivots[0] - column) % 2 == 1:
             value = -value
         pivot = rows[column][column]
         value = multiply(value, pivot)
@@ -772,32 +773,32 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
 def agree_closely(point: Point, a: Node, b: Node, length: int) -> bool:
     """The same with so many digits that no rounding can hide a difference.
 
-    What changes between two precisions is the rounding error of the lower one.
+    length: bits of the fraction that one of them may be. Raises TooBig if a constant is too costly.
     """
-    limit = MAX_PRECISION if point is ANYWHERE else MAX_PRECISION_OF_POINT
     precision = 0
-    while precision < 2 * Work.needed + FIRST_BITS:
-        if 2 * max(Work.needed, length) + FIRST_BITS > limit:
+    while precision < min(2 * Work.needed + FIRST_BITS, limit_at(point)):
+        precision = 2 * max(Work.needed, length) + FIRST_BITS
+        if precision > limit_at(point):
             if point is ANYWHERE:
                 raise TooBig("digits")
-            precision = limit
-        else:
-            precision = 2 * max(Work.needed, length) + FIRST_BITS
+            precision = limit_at(point)
         x_rough = at_precision(precision, a, point)
         y_rough = at_precision(precision, b, point)
-        if precision == limit:
-            break
+
+    # What changes with more digits is the error of the fewer ones, so that of more is known.
     precision += FIRST_BITS
     x = at_precision(precision, a, point)
     y = at_precision(precision, b, point)
     with mp.workprec(precision):
-        x_rough, y_rough, x, y = map(inexact, (x_rough, y_rough, x, y))
-        error = max(
-            abs(x - x_rough),
-            abs(y - y_rough),
-            mp.ldexp(abs(x), FIRST_BITS - precision),
-        )
-        return bool(abs(x - y) <= mp.ldexp(error, SLACK - FIRST_BITS))
+        errors = [abs(inexact(x) - inexact(x_rough)), abs(inexact(y) - inexact(y_rough))]
+        errors.append(mp.ldexp(abs(inexact(x)), FIRST_BITS - precision))
+        difference = abs(inexact(x) - inexact(y))
+        return bool(difference <= mp.ldexp(max(errors), SLACK - FIRST_BITS))
+
+
+def limit_at(point: Point) -> int:
+    """The most bits. At most points less will do, as each has to agree."""
+    return MAX_PRECISION if point is ANYWHERE else MAX_PRECISION_OF_POINT
 
 
 def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:

@@ -666,7 +666,7 @@ def with_unit(value: Value, token: str) -> Value:
 
 
 def judge(answer: str, gold: str, parity: bool = False, tolerance: float | None = None) -> bool:
-    """Does the text `answer` state what `gold` does?
+    """Does the text `answer` state what `gold` does? Not for several threads at once.
 
     Raises Unparsed if one of them cannot be read, or is too costly to work out.
     """
@@ -713,24 +713,8 @@ NO_SOLUTION = re.compile(r"@?no (?:real )?solutions?@?", re.I)
 CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
 
 
-SHORT_WORDS = {
-    "no",
-    "on",
-    "up",
-    "go",
-    "do",
-    "if",
-    "is",
-    "it",
-    "in",
-    "an",
-    "as",
-    "at",
-    "of",
-    "or",
-    "so",
-    "to",
-}
+WORDS = "no on up go do if is it in an as at of or so to"
+SHORT_WORDS = set(WORDS.split())
 
 
 def is_short_word(text: str) -> bool:

@@ -114,11 +114,6 @@ POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 # Words without a meaning in a unit.
 FILLERS = {"a", "an", "the", "of", "in", "each", "exactly"}
 WORD = re.compile(r"([^\W\d_]+|[$€£¥₹₩₽¢°%□])\s*(?:\^?\s*{?\s*(-?\d+)\s*}?)?|(/)")
-LARGE_PREFIXES = set("kMGTcmnμp")
-
-
-def is_known(word: str) -> bool:
-    return lookup(word) is not None
 
 
 def lookup(word: str) -> str | None:

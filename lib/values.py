@@ -417,14 +417,10 @@ SYMMETRIC = {"\\parallel", "\\perp", "\\cong", "\\wedge", "\\vee", "\\Leftrighta
 
 
 def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
-    """The same signs and words, with equal sides between them, in the same order.
-
-    A value with a unit on both sides is equal to itself only. One side may be a list with one
-    member, said twice.
-    """
+    """The same signs and words, with equal sides between them, in the same order."""
     if not (is_statement(gold) and is_statement(answer)):
-        is_list = "" in (gold.brackets, answer.brackets) or "{}" in (gold.brackets, answer.brackets)
-        return is_list and sets_agree(gold, answer, rules)
+        # A list may say one statement twice.
+        return is_list(gold, answer) and sets_agree(gold, answer, rules)
     if list(gold.signs) != list(answer.signs) or len(gold.sides) != len(answer.sides):
         return False
     if len(gold.signs) == 1 and gold.signs[0] in SYMMETRIC:
@@ -438,6 +434,11 @@ def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         elif not equal(one, other, rules):
             return False
     return True
+
+
+def is_list(*values: Value) -> bool:
+    """Is one of them a list or a set?"""
+    return any(value.brackets in ("", "{}") for value in values)
 
 
 def conclusion(value: Value) -> Value:
@@ -574,34 +575,41 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
 
     A list may stand for a tuple, and a matrix has any brackets.
     """
-    if gold.brackets is None or answer.brackets is None:
-        # One of them is a number or a relation: a list may say it, once or twice.
-        return bool({"", "{}"} & {gold.brackets, answer.brackets}) and sets_agree(
-            gold, answer, rules
-        )
-    is_list_of_tuples = {"", "{}"} & {gold.brackets, answer.brackets} and (
-        any(map(is_tuple, gold.items)) or any(map(is_tuple, answer.items))
-    )
-    if is_list_of_tuples and sets_agree(gold, answer, rules):
+    # A list of tuples, or a list beside a number or a relation.
+    tuples = [value for value in (*gold.items, *answer.items) if is_tuple(value)]
+    is_beside_number = gold.brackets is None or answer.brackets is None
+    may_be_set = is_list(gold, answer) and (tuples or is_beside_number)
+    if may_be_set and sets_agree(gold, answer, rules):
         return True
-    if {gold.brackets, answer.brackets} == {"[]", "{}"}:
-        # [1, 1] is {1}.
-        single, others = (gold, answer) if gold.brackets == "[]" else (answer, gold)
-        ends = single.items
-        if len(others.items) != 1 or len(ends) != 2 or not equal(*ends):
-            return False
-        return equal(others.items[0], ends[0])
-    brackets = {gold.brackets, answer.brackets}
-    if "⟦⟧" in brackets and brackets & {"(]", "[)"}:
+    if is_beside_number:
         return False
-    brackets -= {"⟦⟧"}
-    if len(brackets) > 1 and (brackets != {"", "()"} or "∪" in gold.unit + answer.unit):
+
+    if {gold.brackets, answer.brackets} == {"[]", "{}"}:
+        return is_single_point(gold, answer) or is_single_point(answer, gold)
+    if not brackets_agree(gold, answer):
         return False
     if not gold.items or len(gold.items) != len(answer.items):
         return False
     gold = in_order_of_names(gold)
     answer = in_order_of_names(answer)
     return all(equal(x, y, rules) for x, y in zip(gold.items, answer.items))
+
+
+def is_single_point(interval: Value, others: Value) -> bool:
+    """[1, 1] is {1}."""
+    if len(interval.items) != 2 or len(others.items) != 1:
+        return False
+    return all(equal(end, others.items[0]) for end in interval.items)
+
+
+def brackets_agree(gold: Value, answer: Value) -> bool:
+    """The same brackets; a matrix has any but those of an interval, a tuple may have none."""
+    kinds = {gold.brackets, answer.brackets}
+    if "⟦⟧" in kinds:
+        return not kinds & {"(]", "[)", "(:"}
+    if len(kinds) == 1:
+        return True
+    return kinds == {"", "()"} and "∪" not in gold.unit + answer.unit
 
 
 def in_order_of_names(value: Value) -> Value:

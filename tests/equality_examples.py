@@ -210,6 +210,8 @@ EQUAL = {
         (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "[[1,2],[3,4]]"),
         ("-2", r"\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}"),
         ("ad-bc", r"\begin{vmatrix} a & b \\ c & d \end{vmatrix}"),
+        ("-1", r"\begin{vmatrix} 0&0&1 \\ 0&1&0 \\ 1&0&0 \end{vmatrix}"),
+        ("1", r"\begin{vmatrix} 0&0&1 \\ 1&0&0 \\ 0&1&0 \end{vmatrix}"),
     ],
     "bases": [
         ("52_8", "52_{8}"),

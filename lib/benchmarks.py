@@ -264,7 +264,8 @@ def add_published_golds(problems: list[Problem], golds_file: str, name: str) -> 
     """
     golds = {}
     for _, row in read_rows(golds_file):
-        golds[row.get("unique_id")] = row.get("expected_answer")
+        if not is_missing(row.get("expected_answer")):
+            golds[row.get("unique_id")] = row["expected_answer"]
     for problem in problems:
         problem.published_gold = golds.get(str(problem.id))
 

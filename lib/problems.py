@@ -175,6 +175,9 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
     check_messages(messages)
 
     ability = "math" if is_missing(row.get("ability")) else str(row["ability"])
+    if not own_reward and ability.lower() in ("math", "code"):
+        # DAPO's data set writes MATH.
+        ability = ability.lower()
     truth = read_truth(row.get(answer_key), ability, own_reward)
     if not own_reward:
         check_truth(ability, truth)

@@ -411,6 +411,12 @@ def test_ground_truths_as_texts(tmp_path):
         assert only_problem(tmp_path, dict(problem="p", answer=given)).ground_truth == expected
 
 
+@pytest.mark.parametrize("ability", ["MATH", "Math", None, " ", math.nan])
+def test_spellings_of_an_ability(tmp_path, ability):
+    problem = only_problem(tmp_path, dict(problem="p", answer="1", ability=ability))
+    assert problem.ability == "math"
+
+
 def test_missing_ids(tmp_path):
     rows = [dict(problem="1?", answer="2", id=math.nan), dict(problem="2?", answer="3", id=" ")]
     problems = load_problems(write_jsonl(tmp_path / "p.jsonl", rows))

@@ -430,6 +430,8 @@ def prompt_trouble(tokenizer, messages: list[dict], vocabulary: int | None = Non
     """
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # No tokenizer takes half a surrogate pair.
+        text.encode()
     except Exception as error:
         return f"the chat template does not take it: {str(error)[:100]}"
     if not text.strip():

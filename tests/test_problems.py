@@ -106,6 +106,17 @@ def test_kinds_of_files(tmp_path, name):
     assert load_problems(path)[1].ground_truth == "3"
 
 
+@pytest.mark.parametrize("name", ["clone", "clone [0]*"])
+def test_a_folder_as_the_hub_has_them(tmp_path, name):
+    """With the splits in the names of files in another folder."""
+    (tmp_path / name / "data").mkdir(parents=True)
+    for split, row in zip(("train", "test"), ROWS):
+        path = tmp_path / name / "data" / f"{split}-00000-of-00001.parquet"
+        pandas.DataFrame([row]).to_parquet(path)
+    for split, row in zip(("train", "test"), ROWS):
+        assert [found for _, found in read_rows(tmp_path / name, split)] == [row]
+
+
 def test_where_a_row_stands(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n')

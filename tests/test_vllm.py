@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 from conftest import read_jsonl, run, torchrun
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 pytestmark = pytest.mark.slow
 
@@ -294,3 +294,56 @@ def test_the_tool_with_vllm(tmp_path, caller):
     script.write_text(CHECK_TOOL)
     output = run(script, caller).stdout
     assert int(output.split("CALLS ")[1].split()[0]) >= 15
+
+
+STOPS = """
+import sys
+
+import torch
+
+sys.path.insert(0, ".")
+from engine import make_engine
+from lib.answers import Request
+from lib.pretrained import load_tokenizer
+
+tokenizer = load_tokenizer(sys.argv[1])
+cpu = torch.device("cpu")
+engine = make_engine("vllm", sys.argv[1], tokenizer, cpu, torch.float32, 400)
+requests = [Request([5], seed, max_tokens=300, stop="\\n") for seed in range(8)]
+for _, answer in engine.sample(requests):
+    text = tokenizer.decode(answer.tokens)
+    print("ENDED", answer.finish_reason, "\\n" in text, text.endswith("\\n"), flush=True)
+engine.close()
+"""
+
+
+def test_stop_strings_of_a_tokenizer_that_opens_as_another(tmp_path, world):
+    """As DeepSeekMath's, which vLLM by itself takes for Llama's: then it sees no new line."""
+    folder = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(f"{world}/init")
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | dict(tokenizer_class="LlamaTokenizerFast")
+    path.write_text(json.dumps(settings))
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS)
+    lines = [line.split() for line in run(script, folder).stdout.splitlines() if "ENDED" in line]
+    assert len(lines) == 8
+    assert ["ENDED", "string", "True", "True"] in lines
+    for _, reason, has_new_line, ends_with_it in lines:
+        assert (reason == "string") == (has_new_line == "True") == (ends_with_it == "True")

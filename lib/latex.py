@@ -555,11 +555,6 @@ REWRITES = [
         example=("3 x 10^8", "3*10^8"),
     ),
     Rewrite(
-        r"(?<=\d):00(?!\d)",
-        "",
-        example=("10:00 a.m.", "10 a.m."),
-    ),
-    Rewrite(
         r"(?i)(?<=\d)\s*(\\text\s*{)?\s*\b([ap])\.?m\b\.?(\s*})?",
         half_of_the_day,
         example=(r"3:45\text{ P.M.}", "3:45@pm@"),
@@ -802,12 +797,12 @@ REWRITES = [
         example=(r"0.1\overline{6}", "((0+0.10)+6/90)"),
     ),
     Rewrite(
-        r"(?<![\w.,^}/*])(\d[\d,]*) +(\d+)/(\d+)",
+        r"(?<![\w.,^}/*])(\d+(?:,\d{3})*) +(\d+)/(\d+)",
         mixed_number,
         example=("2 3/4", r"(2+\frac{3}{4})"),
     ),
     Rewrite(
-        r"(?<![\w.,^}])(\d[\d,]*)\s*(\\frac\s*{\d+}\s*{\d+})",
+        r"(?<![\w.,^}])(\d+(?:,\d{3})*)\s*(\\frac\s*{\d+}\s*{\d+})",
         mixed_number,
         example=(r"2\frac{3}{4}", r"(2+\frac{3}{4})"),
     ),
@@ -823,7 +818,7 @@ REWRITES = [
         example=("5'", "5"),
     ),
     Rewrite(
-        r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?",
+        r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?(?![\d}])",
         r"\1e\2",
         example=(r"1.6 \times 10^{-19}", "1.6e-19"),
     ),

@@ -237,9 +237,9 @@ class Parser:
             sign = self.take()
             signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
             # The arguments of an unknown command stay in their order as well.
-            while sign.startswith("\\") and self.peek() == "{":
-                parts.append(self.bracket(self.take()))
-                signs.append("{}")
+            while sign.startswith("\\") and self.peek() in ("{", "("):
+                signs.append(self.take())
+                parts.append(self.bracket(signs[-1]))
         if signs:
             return Value(signs=tuple(signs), sides=tuple(parts))
         if parts[0] == NOTHING or start == self.position:
@@ -268,7 +268,7 @@ class Parser:
         if is_end:
             before = self.tokens[self.position - 1] if self.position else ""
             if (
-                before == "}"
+                before in ("}", ")")
                 or self.is_unknown(before)
                 or self.is_unknown(self.peek())
                 and not self.is_alone(self.position)
@@ -472,6 +472,8 @@ class Parser:
         upper = None
         while self.peek() == "^" or self.peek().startswith("_"):
             token = self.take()
+            if token == "^" and upper is not None:
+                raise Unparsed("two upper bounds")
             if token == "^":
                 upper = self.operand(POWER)
             else:
@@ -700,17 +702,26 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
 
     # HHT is an order and IV a numeral: neither is a product.
     for text in (answer.strip("@ "), gold.strip("@ ")):
-        if re.fullmatch("[A-Z]{2,}|[IVX]+", text) or is_short_word(text):
+        if re.fullmatch("[A-Z]{2,}|[A-Z][A-Z\\d]{2,}|[IVX]+", text) or is_short_word(text):
             return False
-    if CLOCK.fullmatch(gold_text) and CLOCK.fullmatch(answer_text):
-        return gold_text.lstrip("0") == answer_text.lstrip("0")
+    if CLOCK.fullmatch(gold) and CLOCK.fullmatch(answer) and re.search("[:@]", gold + answer):
+        return times_agree(gold, answer)
     if "\\emptyset" in (gold, answer) and any(map(NO_SOLUTION.fullmatch, (gold, answer))):
         return True
     return families_agree(gold, answer, rules)
 
 
 NO_SOLUTION = re.compile(r"@?no (?:real )?solutions?@?", re.I)
-CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
+CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?(?: ?@([ap]m)@)?")
+
+
+def times_agree(gold: str, answer: str) -> bool:
+    """7:30 is 07:30 and 7:30 a.m., but not 7:30 p.m. against a.m.; and 10 a.m. is 10:00."""
+    *gold_digits, gold_half = CLOCK.fullmatch(gold).groups()
+    *answer_digits, answer_half = CLOCK.fullmatch(answer).groups()
+    if gold_half and answer_half and gold_half != answer_half:
+        return False
+    return [int(x or 0) for x in gold_digits] == [int(x or 0) for x in answer_digits]
 
 
 WORDS = "no on up go do if is it in an as at of or so to"

@@ -345,6 +345,7 @@ EQUAL = {
         (r"36^\circ", r"36\text{ degrees}"),
         ("10:00", "10:00 a.m."),
         ("7:30 a.m.", "7:30"),
+        ("10 a.m.", "10:00 a.m."),
     ],
     "repeated items": [
         ("1", "1, 1"),
@@ -793,6 +794,12 @@ DIFFERENT = {
         ("4", ".4"),
         (r"\emptyset", ""),
         ("6", "2 @ 3"),
+        ("12:00", "12:01"),
+        ("2:30", "1:15"),
+        (r"137\frac12", r"137,\frac12"),
+        (r"3.3 \times 10^{-10}", r"3.3 \times 10^{-1}0"),
+        (r"\operatorname{Var}(2X)", r"\operatorname{Var}(2)X"),
+        ("AZYUK2A", "AYZUK2A"),
         (r"\sum_{i=1}^n\sum_{j=1}^m a_{ij}", r"\sum_{j=1}^n\sum_{i=1}^m a_{ij}"),
     ],
     "words": [

@@ -128,15 +128,24 @@ def open_tokenizer(path: str):
         return without_clean_up(tokenizer)
 
     # What tokenizer.json says is what the model was trained with.
-    plain = PreTrainedTokenizerFast.from_pretrained(path)
+    try:
+        plain = PreTrainedTokenizerFast.from_pretrained(path)
+    except Exception as error:
+        raise as_value_error(error) from None
     if trouble is None and differing_text(tokenizer, plain) is None:
         return without_clean_up(tokenizer)
     opened = type(trouble or tokenizer).__name__
-    print0(
+    print_once(
         f"note: {path}: transformers opens this tokenizer as {opened}, which is not what its "
         "tokenizer.json says; tokenizer.json is used"
     )
     return without_clean_up(plain)
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Print a line on rank 0, the first time only."""
+    print0(line)
 
 
 def as_value_error(error: Exception) -> Exception:

@@ -40,7 +40,16 @@ from lib.responses import (
     write_file,
 )
 from lib.rows import read_rows
-from lib.run import announce_sandbox, check_limits, git_commit, join_ranks, pick_device, print0
+from lib.run import (
+    announce_sandbox,
+    check_limits,
+    cores,
+    git_commit,
+    join_ranks,
+    local_processes,
+    pick_device,
+    print0,
+)
 from lib.scores import summarize_sets
 from lib.tools import Job, Tool, sample, stream_answers
 
@@ -518,7 +527,7 @@ def main():
     announce_sandbox(sandbox, needed=tir or (has_code and reward is None))
 
     results = {}
-    workers = grade_workers or max(1, os.cpu_count() // world_size)
+    workers = grade_workers or max(1, cores() // local_processes())
     with Grader(workers, grade_timeout, reward=reward) as grader:
         judge = reward_name(reward)
         for path, tokenizer in tokenizers.items():

@@ -68,7 +68,9 @@ from lib.run import (
     announce_sandbox,
     catch_signals,
     check_limits,
+    cores,
     is_due,
+    local_processes,
     machine_words,
     peak_memory_gb,
     pick_device,
@@ -628,6 +630,11 @@ def check_settings() -> None:
     )
     least = dict.fromkeys(at_least_one.split(), 1)
     least["samples_per_prompt"] = 2
+    not_negative = (
+        "learning_rate prm_learning_rate weight_decay prm_weight_decay grad_clip prm_grad_clip "
+        "warmup_steps save_interval samples_logged max_bad_share clip"
+    )
+    least |= dict.fromkeys(not_negative.split(), 0)
     least["oversample"] = 1.0 if collect == "once" else 0.0  # one draw must be enough there
     check_limits(
         globals(),
@@ -640,6 +647,9 @@ def check_settings() -> None:
         estimator=tuple(ESTIMATORS),
     )
     check_wandb(wandb_project)
+    for name in ("learning_rate", "prm_learning_rate"):
+        if not math.isfinite(globals()[name]):
+            raise UserError(f"{name}={globals()[name]}: a finite number")
     if not 0 < temperature <= 2:
         raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
     if not (outcome_coef or process_coef):
@@ -811,7 +821,7 @@ def main():
     memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
     stop_signals = catch_signals()
     stream, held_out = load_data(tokenizer)
-    workers = grade_workers or max(1, os.cpu_count() // world_size)
+    workers = grade_workers or max(1, cores() // local_processes())
     grader = Grader(workers=workers, timeout=grade_timeout, reward=reward)
     rollout_engine = open_engine(tokenizer, torch_device, torch_dtype)
     with waiting_for("loading", timeout_minutes):
@@ -912,7 +922,8 @@ def main():
             state = dict(stream.state(), samples=samples)
             stopped = all_sum(len(stop_signals), torch_device) > 0
             if stopped or is_due(save_interval, step + 1, max_steps):
-                save_run(models, step + 1, state)
+                with stops_if_not_finite(out_dir, clock, batch.describe):
+                    save_run(models, step + 1, state)
             if stopped:
                 break
 

@@ -154,6 +154,7 @@ import threading
 import datasets
 import matplotlib
 import torch
+import torch._dynamo  # sets a variable of the environment, of torch's own
 import transformers
 
 sys.path.insert(0, os.getcwd())

@@ -79,9 +79,8 @@ def read_any(name: str, split: str, config: str | None) -> list[tuple[str, objec
     if kind.endswith(".csv"):
         return read_csv(name)
     if kind.endswith(".json"):
-        # Not by `datasets`, which turns strings like 2020-01-01 into dates.
-        table = json.loads(Path(name).read_bytes(), parse_int=read_int)
-    elif kind.endswith(".parquet"):
+        return read_json(name)
+    if kind.endswith(".parquet"):
         table = read_parquet([name])
     elif os.path.isfile(name):
         raise ValueError(f"known kinds of files are {', '.join(KINDS)}")
@@ -115,6 +114,21 @@ def read_parquet(names: list[str]) -> Iterator[dict]:
     for name in names:
         for batch in ParquetFile(name).iter_batches():
             yield from batch.to_pylist()
+
+
+def read_json(name: str) -> list[tuple[str, object]]:
+    """The rows of a file that is one list; or a row per line, as some .json files have it.
+
+    Not by `datasets`, which turns strings like 2020-01-01 into dates.
+    """
+    try:
+        table = json.loads(Path(name).read_bytes(), parse_int=read_int)
+    except json.JSONDecodeError:
+        rows = read_json_lines(name)
+        if rows and isinstance(rows[0][1], dict):
+            return rows
+        raise
+    return [(f"{name} row {number}", row) for number, row in enumerate(table)]
 
 
 def read_json_lines(name: str) -> list[tuple[str, object]]:

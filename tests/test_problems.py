@@ -90,6 +90,8 @@ KINDS_OF_FILES = {
     "rows [a-b]*?.jsonl": write_lines,
     "rows [a-b]*?.parquet": write_parquet,
     "folder [0]*": write_folder,
+    # Lines under the name of a list.
+    "lines.json": write_lines,
     # Byte order marks.
     "bom.jsonl": write_bom,
     "bom.json": write_json_bom,

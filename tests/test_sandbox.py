@@ -815,6 +815,13 @@ def test_system_calls_that_no_answer_needs_are_refused(any_level):
     assert run(code).stdout == "done\n"
 
 
+def test_a_machine_whose_system_calls_we_do_not_know(monkeypatch):
+    monkeypatch.setattr(sandbox_child, "MACHINES", {})
+    assert not sandbox_child.limit_system_calls("limits")
+    # Nothing to protect with, and no exception.
+    sandbox_child.protect_processes([os.getpid()])
+
+
 @needs_seccomp
 def test_what_programs_need_is_not_refused(any_level):
     """Own limits and priority, threads, processes, pipes, signals to them, copies of files."""

@@ -39,7 +39,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
-from lib.finite import NotFinite, names_not_finite, row_list
+from lib.finite import NotFinite, check_finite, names_not_finite, row_list
 from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
@@ -320,6 +320,7 @@ def score(
     """row_logprobs() of all N rows, the same on every rank: ([N, T], [N, T] or None). Collective.
 
     Each rank runs its micro-batches and leaves the other rows 0; the sum over ranks has them all.
+    Raises NotFinite if a log-probability is not finite.
     """
     logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
     entropies = torch.zeros_like(logprobs) if entropy else None
@@ -333,6 +334,7 @@ def score(
     model.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
 
     dist.all_reduce(logprobs)
+    check_finite("log-probabilities", logprobs)
     if entropy:
         dist.all_reduce(entropies)
     return logprobs, entropies

@@ -40,7 +40,7 @@ from grader import Grader, extract_answer
 from lib import memory
 from lib.answers import sample_seed
 from lib.estimators import check_groups, dr_grpo, grpo, reinforce, suffix_sum
-from lib.finite import check_finite, stops_if_not_finite
+from lib.finite import stops_if_not_finite
 from lib.pretrained import (
     check_positions,
     check_same_tokenizer,
@@ -661,6 +661,14 @@ def check_settings() -> None:
         )
 
 
+def make_folder(torch_dtype) -> None:
+    """The run's folder. Raises UserError if its disk has no room for what the run writes."""
+    os.makedirs(out_dir, exist_ok=True)
+    saved = [model, prm_model or model]
+    trained = saved if prm_update != "none" else [model]
+    memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
+
+
 def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
     """The problems to learn from and the held-out ones, as streams of prompts."""
     columns = dict(
@@ -815,10 +823,7 @@ def main():
     tokenizer = load_tokenizer(model, chat_template)
     check_other_models(tokenizer)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
-    os.makedirs(out_dir, exist_ok=True)
-    saved = [model, prm_model or model]
-    trained = saved if prm_update != "none" else [model]
-    memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
+    make_folder(torch_dtype)
     stop_signals = catch_signals()
     stream, held_out = load_data(tokenizer)
     workers = grade_workers or max(1, cores() // local_processes())
@@ -863,11 +868,9 @@ def main():
                     models.policy, batch, micro_batch_tokens, temperature, entropy=True
                 )
                 metrics = batch_metrics(batch, old_logprobs, entropies)
-                check_finite("log-probabilities of the policy", old_logprobs)
                 check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
                 clock.start("ref")
                 ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
-                check_finite("log-probabilities of the reference", ref_logprobs)
 
                 # 3. The implicit PRM: its log-ratio to the reference is the reward of a token
                 # (Eq. 3), learned from outcomes alone (Eq. 4).
@@ -875,7 +878,6 @@ def main():
                 with on_device(torch_device, offload, models.prm, models.prm_optimizer):
                     prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
                 metrics |= stats
-                check_finite("log-probabilities of the PRM", prm_logprobs)
                 process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
 
                 # 4. Leave-one-out returns of outcome and process rewards, added and whitened

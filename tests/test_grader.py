@@ -483,6 +483,7 @@ HOSTILE = {
     "absolute values": "|x|+" * 1500 + "x",
     "derivatives": r"\frac{dy}{dx}" * 500,
     "currencies": r"\$5 " * 1900,
+    "decimals": "0." + "3" * 7900,
     "percent": "5" + "%" * 9000,
     "backslashes": "\\" * 19_000,
     # nested

@@ -416,6 +416,11 @@ def gamma(x):
     return factorial(add(x, Fraction(-1)))
 
 
+def cis(x):
+    """cos x + i sin x"""
+    return transcendental("exp")(multiply(mp.mpc(0, 1), x))
+
+
 def zeta(x):
     if mp.im(x) or not abs(x) < 1000 or x == 1 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("zeta")
@@ -456,6 +461,7 @@ TABLE |= {
     "\\cot": secant("tan"),
     "\\det": determinant,
     "\\Gamma": gamma,
+    "\\cis": cis,
     "\\zeta": zeta,
 }
 CONSTANTS = {
@@ -727,6 +733,7 @@ def points_for(*nodes: Node) -> list[Point]:
 
 
 STEPS = {"\\floor", "\\lfloor", "\\ceil", "\\lceil", "#", "\\gcd", "\\lcm", "!", "!!", "\\binom"}
+FACTORIALS = {"!", "\\binom"}
 KINKED = {"\\abs", "\\lvert", "\\max", "\\min"}
 
 
@@ -754,9 +761,11 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
     if are_exact(x, y):
         return x == y
     if mp.isnan(x) or mp.isnan(y):
-        # Where all variables are positive, both must have a value, or none.
+        # Where all variables are positive, both must have a value, or none; but (n - k)! has none
+        # where n choose k is zero.
         is_one_sided = bool(mp.isnan(x)) != bool(mp.isnan(y))
-        return False if is_one_sided and point.is_positive else None
+        has_factorials = (operations_of(a) | operations_of(b)) & FACTORIALS
+        return False if is_one_sided and point.is_positive and not has_factorials else None
     if not (mp.isfinite(x) and mp.isfinite(y)):
         return bool(x == y)
 

@@ -337,15 +337,13 @@ def signed_formula(formula: re.Match) -> str:
 GOLD_PHRASE = re.compile(rf"\banswers?\b{SAYS}|^####:?[ \t]*(?=\S)", re.I | re.M)
 # A number, a formula, an equation of a name, or words. In running text sqrt(2) may be anything.
 SAYABLE = re.compile(r"[-\d.$\\(\[{\u2212\u2013\u20ac\u00a3\u00a5]|[a-zA-Z]\s*=|[^\W\d]+(?![\w(^])")
-CHOICE = re.compile(r"\s*\\(?:text(?:bf|rm)?|math(?:bf|rm)){\(([A-F])\)[\s\\~]*}[\s\\~]*(?=\S)(.+)")
 
 
 def golds(gold) -> list[str]:
-    r"""The texts that count as right; none for a gold that is missing: None, NaN, "", [] or {}.
+    """The texts that count as right; none for a gold that is missing: None, NaN, "", [] or {}.
 
     gold: an answer; a worked solution, of which the last box or what the last phrase ("the answer
-    is", ####) says counts; a number; or a list of these. A choice with its value, \textbf{(B)} 7,
-    may be answered by B and by 7 as well.
+    is", ####) says counts; a number; or a list of these.
     """
     # Arrays and numbers of numpy.
     if hasattr(gold, "tolist"):
@@ -370,9 +368,6 @@ def golds(gold) -> list[str]:
         text = said(text) or text
     if NOTHING.fullmatch(text):
         return []
-    choice = CHOICE.fullmatch(text)
-    if choice:
-        return [text, *choice.groups()]
     return [text]
 
 

@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lib import units
+
 MAX_CHARS = 8_000
 
 
@@ -25,7 +27,7 @@ class Unparsed(Exception):
 # --- the vocabulary ---
 
 WITH_ARGUMENTS = (
-    "asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc "
+    "asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc cis "
     "log lg exp sqrt abs floor ceil max min gcd lcm"
 )
 FUNCTIONS = WITH_ARGUMENTS.split()
@@ -271,6 +273,18 @@ def repeating_decimal(match: re.Match) -> str:
     return f"(({whole}+0.{start}0)+{period}/{nines}{zeros})"
 
 
+def unit_of_commands(match: re.Match) -> str:
+    r"""\mu\text{m} -> \text{μm}, and k\Omega -> \text{kΩ}"""
+    if not is_behind_number_alone(match):
+        return match[0]
+    text = re.sub(r"\\(?:text|mathrm)(?![a-z])|[{}\s]", "", match[0])
+    text = re.sub(r"\\mu", "μ", text)
+    text = re.sub(r"\\(?:Omega|ohm)", "Ω", text)
+    if "_" in text:
+        text = {"M": "solar masses", "L": "solar luminosities", "R": "solar radii"}[text[0]]
+    return f"\\text{{{text}}}"
+
+
 WORDS = "two three four five six seven eight nine ten eleven twelve"
 NUMBER_WORDS = WORDS.split()
 
@@ -303,11 +317,15 @@ def unwrap_text(match: re.Match) -> str:
     command = match[1]
     text = re.sub(r"\\(?:cdot|times)(?![a-z])", "·", match[2])
     text = re.sub(r"[@\\]", " ", text).strip()
-    if text in FUNCTIONS or command.startswith("o"):
+
+    # 5 min and 5 sec are times, but min(2, 3) is a function.
+    is_behind_number = bool(BEFORE_UNIT.search(match.string[: match.start()]))
+    has_argument = re.match(r"\s*[\\a-zA-Z\d({^_]", match.string[match.end() :])
+    is_unit = is_behind_number and not has_argument and units.is_unit(text)
+    if not is_unit and (text in FUNCTIONS or command.startswith("o")):
         return "\\" + re.sub(r"[^a-zA-Z]", "", text) + " "
 
     # Behind a number a single letter is a unit as well, unless it is a constant or a choice.
-    is_behind_number = bool(BEFORE_UNIT.search(match.string[: match.start()]))
     pieces = []
     for piece in BETWEEN_ITEMS.split(text):
         pieces.append(unwrap_piece(piece, is_behind_number and not pieces))
@@ -328,7 +346,7 @@ def unwrap_piece(piece: str, is_behind_number: bool) -> str:
     if number:
         return f" {number[1]} @{number[2]}@"
     if is_behind_number and not re.fullmatch(r"[eiId]|\([A-F]\)", text):
-        is_word = re.search("[a-zA-Z]|[μΩ°%$]", text)
+        is_word = re.search("[a-zA-Z]|[μΩÅ°%$]", text)
     else:
         is_word = re.search("[a-zA-Z]{2}", text)
     if is_word and text.strip(" ,") not in SYNONYMS:
@@ -359,19 +377,20 @@ BORDER = re.compile(r"[=,~@]|\b(?:or|and)\b|\\approx")
 def mark_unit(match: re.Match) -> str:
     """5 m and 2.5e-3 m are lengths, but in 1+2m, (a+b)h and 2m^2-m a letter is a variable."""
     unit = match[0].strip()
-    if len(unit) > 1:
+    if len(unit) > 1 or is_behind_number_alone(match):
         return f"@{unit}@"
+    return match[0]
 
-    # A letter is a unit only where nothing but a number stands before it, and nothing behind it.
+
+def is_behind_number_alone(match: re.Match) -> bool:
+    """Does nothing but a number stand before a letter, and nothing behind it?"""
     before = match.string[max(0, match.start() - 200) : match.start()]
     before = BORDER.split(before)[-1]
     for _ in range(4):
         before = NUMBER_IN_BRACKETS.sub("1", before)
     after = match.string[match.end() : match.end() + 50]
     after = BORDER.split(after)[0]
-    if NUMBER_BEFORE_UNIT.fullmatch(before) and END_AFTER_UNIT.fullmatch(after):
-        return f"@{unit}@"
-    return match[0]
+    return bool(NUMBER_BEFORE_UNIT.fullmatch(before) and END_AFTER_UNIT.fullmatch(after))
 
 
 TEXT_COMMAND = (
@@ -390,6 +409,10 @@ UNIT = (
     rf"(?:{ABBREVIATED_UNIT}|{LOWER_CASE_WORD})"
     r"(?: (?!or\b|and\b)[a-z]{2,}\b)*"
 )
+
+
+# What stands under a line without being a name.
+NO_LETTERS = r"(?:[^a-zA-Z\\{}]|\\(?:text|mathrm)\s*{[^{}]*}|\\[a-zA-Z]+)*"
 
 
 # --- the table ---
@@ -435,6 +458,23 @@ REWRITES = [
         r"\\crossproduct ",
         example=(r"\vec{a}\times\vec{b}", r"\vec{a}\crossproduct \vec{b}"),
     ),
+    # Differentials. An upright d is one whatever follows, and so is a d behind a thin space.
+    Rewrite(
+        r"\\(?:mathrm|text|operatorname|mathop)\s*(?:{\s*d\s*}|\s+d(?![a-z]{2}))\s*"
+        r"(?=[a-zA-Z](?![a-zA-Z])|\\[a-z]+)",
+        r" \\dd ",
+        example=(r"x\,\mathrm{d}x", r"x\, \dd x"),
+    ),
+    Rewrite(
+        r"(?<!\d)\\,\s*d ?(?=[a-zA-Z](?![a-zA-Z]))",
+        r" \\dd ",
+        example=(r"P\,dV", r"P \dd V"),
+    ),
+    Rewrite(
+        r"(?<![\\a-z])d ?(\^ ?{?\d}?)? ?([a-zA-Z])? ?/ ?d ?([a-zA-Z](?: ?\^ ?{?\d}?)?)(?![a-zA-Z_])",
+        r"\\frac{d\1 \2}{d \3}",
+        example=("dP/dV", r"\frac{d P}{d V}"),
+    ),
     # Layout without meaning.
     Rewrite(
         r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)(?![a-z])",
@@ -472,9 +512,15 @@ REWRITES = [
         example=(r"\vec{v}", "{v}"),
     ),
     Rewrite(
-        r"\\(?:text)?color(?:box)?\s*{\s*\w+\s*}|\\phantom\s*{[^{}]*}|\\underline(?=\s*{\s*[-\d.,/]+\s*})",
+        r"\\(?:text)?color(?:box)?\s*{\s*\w+\s*}|\\phantom\s*{[^{}]*}",
         " ",
         example=(r"\textcolor{blue}{13}", "{13}"),
+    ),
+    # A line under a number or a point stresses it; \underline{AB} is a name.
+    Rewrite(
+        rf"\\underline(?=\s*{{{NO_LETTERS}(?:{{{NO_LETTERS}(?:{{{NO_LETTERS}}}{NO_LETTERS})*}}{NO_LETTERS})*}})",
+        " ",
+        example=(r"\underline{(3, -2)}", "{(3, -2)}"),
     ),
     Rewrite(
         r"(?:\\text\s*)?{\s*([-+])\s*}",
@@ -626,6 +672,13 @@ REWRITES = [
         "",
         example=(r"2x \text{ for all real } x", "2x"),
     ),
+    # A parameter that may be any real number.
+    Rewrite(
+        r"\s*(?:[,;]|\(|\b(?:for|where|with)\b|\\text\s*{\s*(?:for|where|with)\s*})\s*"
+        r"[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*(?:{\s*R\s*}|R)\s*\)?$",
+        "",
+        example=(r"(t, 2t), t\in\mathbb{R}", "(t, 2t)"),
+    ),
     Rewrite(
         r",\s*(?=[=<>])|\\text\s*{\s*(?:if|for|when)\s*}",
         " ",
@@ -727,6 +780,12 @@ REWRITES = [
         "a",
         example=(r"\arcsin x", r"\asin x"),
     ),
+    # Behind a function ^ takes one digit, as in TeX: \sin^22x.
+    Rewrite(
+        r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)\s*\^)\s*([2-9])(?=\d)",
+        r"\1{\2}",
+        example=(r"\sin^22x", r"\sin^{2}2x"),
+    ),
     Rewrite(
         r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}",
         r"\\a\1",
@@ -791,6 +850,11 @@ REWRITES = [
         example=("^1/_2", r"\frac{1}{2}"),
     ),
     Rewrite(
+        r"(?<=\.)(\d{0,20})\\dot\s*{?(\d)}?(\d{0,18})\\dot\s*{?(\d)}?",
+        r"\1\\overline{\2\3\4}",
+        example=(r"0.\dot{1}4285\dot7", r"0.\overline{142857}"),
+    ),
+    Rewrite(
         r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)(?:\s*{(\d{1,20})}|\s*(\d))|\((\d{1,20})\))"
         r"(?:\.\.\.|\\dots\b)?(?!\d)",
         repeating_decimal,
@@ -821,6 +885,16 @@ REWRITES = [
         r"(\d\.\d*)\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*{?\s*([-+]?\d+)\s*}?(?![\d}])",
         r"\1e\2",
         example=(r"1.6 \times 10^{-19}", "1.6e-19"),
+    ),
+    # Units that are commands.
+    Rewrite(
+        r"(?<=[\d}])\s*(?:\\mu\s*(?:\\(?:text|mathrm)\s*{\s*[A-Za-z]{1,3}\s*}|[mgsLFACHJNWTV](?![a-zA-Z\d_^(]))"
+        r"|(?:\\(?:text|mathrm)\s*{\s*)?[kMGm]?(?:\s*})?\s*\\(?:Omega|ohm)(?![a-zA-Z_^(])"
+        r"|Å"
+        r"|(?:\\(?:text|mathrm)\s*{)?\s*[MLR]\s*(?:})?_\s*{?\s*\\(?:odot|sun)(?![a-z])\s*}?)"
+        r"(?=[\s.)}\]]*(?:$|,|\\text|=|@|and\b|or\b))",
+        unit_of_commands,
+        example=(r"10\mu\text{F}", r"10\text{μF}"),
     ),
     # Words and units.
     Rewrite(
@@ -883,6 +957,7 @@ def clean(text: str) -> str:
     text = INVISIBLE.sub("", text[: 2 * MAX_CHARS])
     # @ marks words and units further down.
     text = text.replace("\\&", ", ").replace("@", "\\at ")
+    text = re.sub(r"\\(?:AA|angstrom)(?![a-zA-Z])", "Å", text)
     text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS))
@@ -916,16 +991,19 @@ NUMBER = (
     r"[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)(?:\.\d*)?(?![^(\[]{0,99}[)\]])"
     r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?!\d))?"
 )
-DIFFERENTIAL = r"d ?(?:[xyztuvwrs]|\\(?:theta|phi|varphi|tau|mu|rho|omega)(?![a-z]))(?![a-zA-Z])"
+DIFFERENTIAL = (
+    r"(?:d ?(?:[xyztuvwrs]|\\(?:theta|phi|varphi|tau|mu|rho|omega)(?![a-z]))"
+    r"|\\dd (?:[a-zA-Z]|\\[a-z]+))(?![a-zA-Z])"
+)
 LONG_FUNCTIONS = "|".join(name for name in FUNCTIONS if len(name) > 2)
 TOKEN = re.compile(
     r"\s*(?:"
     # a name
-    rf"(\\[a-zA-Z]+|{LONG_FUNCTIONS}|(?:{NAMES})(?![a-zA-Z]))"
+    rf"((?!\\dd )\\[a-zA-Z]+|{LONG_FUNCTIONS}|(?:{NAMES})(?![a-zA-Z]))"
     # a word: four letters or more that end like one and have a vowel
     r"|(?=[a-zA-Z]{4})([A-Z]?[a-z]{0,20}[aeiou][a-z]{0,20}(?![a-zA-Z]))"
     # all others: a number, a unit or word between @, a relation, an index, a sign
-    rf"|({NUMBER}|@[^@]*@|\\.|[<>!]=|!!|{DIFFERENTIAL}|_\s*(?:{{(?:[^{{}}]|{{[^{{}}]*}})*}}|\\?[a-zA-Z]+|.)|\S)"
+    rf"|({NUMBER}|@[^@]*@|{DIFFERENTIAL}|\\.|[<>!]=|!!|_\s*(?:{{(?:[^{{}}]|{{[^{{}}]*}})*}}|\\?[a-zA-Z]+|.)|\S)"
     r")"
 )
 
@@ -948,7 +1026,7 @@ def tokenize(text: str) -> list[str]:
         else:
             token = other
             if re.fullmatch(DIFFERENTIAL, token):
-                token = "d " + token[1:].strip()
+                token = "d " + token.removeprefix("\\d")[1:].strip()
 
         # "2, and 3" has one separator.
         if token in (",", "&", ";") and tokens and tokens[-1] == ",":

@@ -154,9 +154,19 @@ def is_unknown(token: str) -> bool:
     if token.startswith("\\") and token[1:].isalpha():
         is_known = token in LETTERS or token in TABLE or token in DECORATIONS or token in BINDERS
         return not (is_known or token in LEVELS or token == "\\emptyset")
-    if token.startswith("d ") and len(token) > 1:
-        return True
     return not (re.match(r"\.?\w|$", token) or token in LEVELS)
+
+
+# Tokens with blanks between: d, d^2 or a partial sign alone, or before a letter; dt, dx^2, dx dy.
+ORDER = r"(?: \^ (?:{ )?\d(?: })?)?"
+OPERATOR = re.compile(rf"(?:{{ )?(?:d|\\partial){ORDER}(?: }})?")
+ABOVE = re.compile(rf"(?:^|[ {{])(?:d|\\partial){ORDER} (?:\\?[a-zA-Z]|[(\[{{])")
+BELOW = re.compile(
+    rf"(?:{{ )?(?:(?:d|\\partial) (?:\\[a-z]+|[a-zA-Z])(?: _[^ ]*)?{ORDER}(?: |$))+}}?"
+)
+
+# A word that makes another statement of the equation behind it.
+NO_NAME = re.compile(r"(?i)\b(?:not?|never|less|more|than|least|most|if|when|or|and|only|about)\b")
 
 
 class Parser:
@@ -169,16 +179,7 @@ class Parser:
         self.tokens = [*tokens, ""]
         self.position = 0
         self.bound = bound
-        self.in_integral = False
-
-    def is_unknown(self, token: str) -> bool:
-        return is_unknown(token) and not (self.in_integral and token.startswith("d "))
-
-    def binding(self, token: str) -> int:
-        """How tightly a token binds: in an integral dx is an operand."""
-        if self.in_integral and token.startswith("d "):
-            return IMPLIED
-        return binding(token)
+        self.has_differentials = any(token[0] == "d" or token == "\\partial" for token in tokens)
 
     def peek(self) -> str:
         return self.tokens[self.position]
@@ -222,7 +223,7 @@ class Parser:
             return Value(brackets="{}", items=items)
         found = collection(items, opener[-1:] + closer[-1:])
         if ";" in separators and found.brackets == "":
-            return found._replace(unit="∪")
+            return found._replace(unit="∨")
         return found
 
     def relation(self) -> Value:
@@ -232,7 +233,7 @@ class Parser:
         while True:
             start = self.position
             parts.append(self.chain())
-            if not self.is_unknown(self.peek()):
+            if not is_unknown(self.peek()):
                 break
             sign = self.take()
             signs.append(sign.lower().strip("@ ") if sign.startswith("@") else sign)
@@ -264,17 +265,17 @@ class Parser:
 
     def side(self) -> Value:
         """What stands between two signs; between two words it may be nothing."""
-        is_end = self.peek() in CLOSERS[""] or self.binding(self.peek()) == END
+        is_end = self.peek() in CLOSERS[""] or binding(self.peek()) == END
         if is_end:
             before = self.tokens[self.position - 1] if self.position else ""
             if (
                 before in ("}", ")")
-                or self.is_unknown(before)
-                or self.is_unknown(self.peek())
+                or is_unknown(before)
+                or is_unknown(self.peek())
                 and not self.is_alone(self.position)
             ):
                 return NOTHING
-        if is_end and self.peek().startswith("\\"):
+        if is_end and self.peek().startswith(("\\", "@")):
             value = self.unknown_name()
         else:
             value = self.expression()
@@ -284,16 +285,20 @@ class Parser:
         return value
 
     def is_alone(self, position: int) -> bool:
-        """Is a command, with its index, all that stands on its side?"""
+        """Is a command or word, with its index, all that stands on its side: Area = 48?"""
+        token = self.tokens[position]
         following = self.tokens[min(position + 1, len(self.tokens) - 1)]
         if following.startswith("_"):
             following = self.tokens[position + 2]
+        if token.startswith("@"):
+            is_first = position == 0 or self.tokens[position - 1] in (*RELATIONS, *SEPARATORS)
+            return following in ("=", "~") and is_first and not NO_NAME.search(token)
         is_end = following in RELATIONS or following in LEVELS and LEVELS[following] == END
-        return self.tokens[position].startswith("\\") and (is_end or following == "")
+        return token.startswith("\\") and (is_end or following == "")
 
     def unknown_name(self) -> Value:
-        """A command that is not known, alone on its side: a name like any other."""
-        text = self.take()
+        """A command or word that is not known, alone on its side: a name like any other."""
+        text = self.take().lower() if self.peek().startswith("@") else self.take()
         if self.peek().startswith("_"):
             text += self.take()
         return Value(name(text))
@@ -306,7 +311,7 @@ class Parser:
             if token.startswith("@") and lowest <= SUM and self.is_unit(value, token):
                 value = with_unit(value, self.take())
                 continue
-            level = self.binding(token)
+            level = binding(token)
             if level <= lowest:
                 return value
             value = self.extend(value, token, level)
@@ -380,29 +385,40 @@ class Parser:
 
     def fraction(self, sign: str) -> Value:
         r"""\frac{a}{b}; with differentials it is a derivative, which is no fraction."""
-        start = self.position
-        opening = "".join(self.tokens[start : start + 2])
-        if sign == "\\frac" and re.match(r"{(?:\\partial|d)", opening):
-            with contextlib.suppress(Unparsed):
-                return self.derivative()
-            self.position = start
+        if sign == "\\frac" and self.is_derivative():
+            return self.derivative()
         return compute(sign, self.operand(POWER), self.operand(POWER))
 
-    def derivative(self) -> Value:
-        r"""\frac{d^2y}{dx^2}, \frac{\partial f}{\partial x}: a name, in which every token counts.
+    def is_derivative(self) -> bool:
+        """Are there differentials above and below? dP/dV is not P/V."""
+        if not self.has_differentials:
+            return False
+        start = self.position
+        try:
+            self.group()
+            middle = self.position
+            self.group()
+            above = " ".join(self.tokens[start:middle])
+            below = " ".join(self.tokens[middle : self.position])
+        except Unparsed:
+            return False
+        finally:
+            self.position = start
+        if not BELOW.fullmatch(below):
+            return False
+        return bool(ABOVE.search(above) or OPERATOR.fullmatch(above))
 
-        Raises Unparsed if it is none.
-        """
-        above = self.group()
-        below = self.group()
-        pattern = r"{?(?:\\partial|d(?= )|d\^)"
-        if not (re.match(pattern, above) and re.match(r"{?(?:\\partial|d )", below)):
-            raise Unparsed("no derivative")
+    def derivative(self) -> Value:
+        r"""\frac{d^2y}{dx^2}, \frac{\partial f}{\partial x}: a name, in which every token counts."""
+        above = re.sub(r"(?<!\\)d ", "d", self.group())
+        below = re.sub(r"(?<!\\)d ", "d", self.group())
         if re.fullmatch(r"{?(?:d|\\partial)(?:\^{?\d}?)?}?", above):
             raise Unparsed("an operator without its operand")
-        first = re.fullmatch(r"{d ([a-z])}{d x}", above + below)
+        first = re.fullmatch(r"{d([a-z])}{dx}", above + below)
         if first:
             return Value(letter(first[1] + "'"))
+        above = re.sub(r"\^{(\d)}", r"^\1", above)
+        below = re.sub(r"\^{(\d)}", r"^\1", below)
         return Value(name(f"\\frac{above}{below}"))
 
     def group(self) -> str:
@@ -517,24 +533,19 @@ class Parser:
         end = self.differential()
         letter_of = self.tokens[end][2:] if end else None
         bound = letter_of if is_definite else None
-        was_inside = self.in_integral
-        self.in_integral = True
-        try:
-            if end and self.depth_at(end) == 0:
-                following = self.tokens[end]
-                self.tokens[end] = ""
-                value = Value(number(Fraction(1)))
-                if self.position < end:
-                    value = self.body(bound, END)
-                self.tokens[end] = following
-                if self.position != end:
-                    raise Unparsed("an integral")
-                self.position = end + 1
-                last = name("d", letter(BOUND[len(self.bound)] if is_definite else letter_of))
-                return operation("*", node_of(value), last)
+        if not end or self.depth_at(end) > 0:
             return node_of(self.body(bound, SUM))
-        finally:
-            self.in_integral = was_inside
+        following = self.tokens[end]
+        self.tokens[end] = ""
+        value = Value(number(Fraction(1)))
+        if self.position < end:
+            value = self.body(bound, END)
+        self.tokens[end] = following
+        if self.position != end:
+            raise Unparsed("an integral")
+        self.position = end + 1
+        last = name("d", letter(BOUND[len(self.bound)] if is_definite else letter_of))
+        return operation("*", node_of(value), last)
 
     def differential(self) -> int | None:
         """The position of the differential that belongs to an integral which starts here."""
@@ -561,8 +572,7 @@ class Parser:
 
     def variable(self, text: str) -> Value:
         """A letter with its indices and primes, or an unknown function of what is in brackets."""
-        is_differential = text.startswith("d ") and self.in_integral
-        if is_differential:
+        if text.startswith("d "):
             return Value(name("d", letter(self.bound.get(text[2:], text[2:]))))
         if text not in LETTERS and not (len(text) == 1 and text.isalpha()):
             raise Unparsed("no operand")
@@ -643,6 +653,9 @@ def with_unit(value: Value, token: str) -> Value:
     if value.node is None and not token.startswith("@"):
         raise Unparsed("a unit of a set")
     text = token.strip("@ ")
+    direction = re.fullmatch(r"(?i)degrees? ((?!celsius|fahrenheit|[CF]\b)\w.*)", text)
+    if direction and not value.unit and value.node is not None:
+        return with_unit(value._replace(unit="°"), f"@{direction[1]}@")
     if token.startswith("_"):
         text = "_" + re.sub(r"[{}()\s]", "", token[1:])
     elif token.startswith("@"):
@@ -658,8 +671,9 @@ def with_unit(value: Value, token: str) -> Value:
         items = [with_unit(item, token) if item.node else item for item in value.items]
         return value._replace(items=items, unit="")
     if value.unit and text:
-        if value.unit == "°" or value.unit == "%":
-            return value
+        # 30° south of west, and 50% more.
+        if value.unit in ("°", "%") and token.startswith("@"):
+            return value._replace(remark=f"{value.remark} {text}".strip())
         raise Unparsed("two units")
     return value._replace(unit=text)
 
@@ -690,7 +704,40 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
         gold = without_bases(gold)
     if re.fullmatch(r"\(?[A-F]\)?", gold):
         answer = chosen_letter(answer)
+    if CAPITAL_DIFFERENTIAL.search(answer) and CAPITAL_DIFFERENTIAL.search(gold):
+        # T dS is not S dT, but if only one side has a dS it may be a product.
+        answer = CAPITAL_DIFFERENTIAL.sub(r" \\dd \1", answer)
+        gold = CAPITAL_DIFFERENTIAL.sub(r" \\dd \1", gold)
 
+    gold_choice = CHOICE.fullmatch(gold)
+    answer_choice = CHOICE.fullmatch(answer)
+    if gold_choice and answer_choice:
+        return choices_agree(answer_choice, gold_choice, rules)
+    if gold_choice:
+        letter_of, value = gold_choice.groups()
+        return chosen_letter(answer).strip("()") == letter_of or cleaned_agree(answer, value, rules)
+    if answer_choice and answer_choice[1] not in gold:
+        answer = answer_choice[2]
+    return cleaned_agree(answer, gold, rules)
+
+
+CAPITAL_DIFFERENTIAL = re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])")
+# (D) 42: the letter of a choice and its value, which is not another choice.
+CHOICE = re.compile(
+    r"@?\(?([A-F])\)[.:]? @? ?(?![-+*/^=<>,;&] |[+*/^=<>,;&]|and\b|or\b)((?:(?!\b[A-F]\b).)+)", re.S
+)
+
+
+def choices_agree(answer: re.Match, gold: re.Match, rules: Rules) -> bool:
+    """(D) 42 and (D) 42, but not (D) 43; of words the letter decides."""
+    if answer[1] != gold[1]:
+        return False
+    if not re.search(r"\d", answer[2]) or not re.search(r"\d", gold[2]):
+        return True
+    return cleaned_agree(answer[2], gold[2], rules)
+
+
+def cleaned_agree(answer: str, gold: str, rules: Rules) -> bool:
     # Texts that are written alike are equal, and need not be mathematics.
     is_words = are_words(answer, gold)
     answer_text = without_layout(answer, is_words)

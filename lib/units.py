@@ -9,75 +9,45 @@ import re
 
 # Each line: a symbol, and other ways to write it. Plurals need not be listed.
 NAMES = """
-m meter metre
-km kilometer kilometre kms
-cm centimeter centimetre
-mm millimeter millimetre
-nm nanometer nanometre
-μm micrometer micron um
-dm decimeter decimetre
+km kms
+kg kgs kilo
+g gm
+cm centimetre
+mm millimetre
+μm um micron
+μs us
+mL ml
 in inch inche
 ft foot feet
 yd yard yds
 mi mile
-g gram gm
-kg kilogram kgs kilo
-mg milligram
 lb pound lbs
 oz ounce
 t ton tonne
-s second sec secs
-ms millisecond
-μs microsecond us
+s sec secs
 min minute mins
 h hour hr hrs
 day days d
 week weeks wk
 month months
-year years yr
-L liter litre l
-mL milliliter millilitre ml
-dL deciliter dl
-cL centiliter cl
+year years yr a
+L litre l
+m metre
+Å angstrom
 gal gallon
 qt quart
 pt pint
 cup cups
 acre acres
 ha hectare
-N newton
-kN kilonewton
-Pa pascal
-kPa kilopascal
 atm atmosphere
 bar bars
-J joule
-kJ kilojoule
 cal calorie
 kcal kilocalorie
-eV electronvolt
-keV
-MeV
-GeV
-W watt
-kW kilowatt
-MW megawatt
 kWh
-V volt
-kV kilovolt
-A ampere amp
-mA milliampere
-Ω ohm
-kΩ
-C coulomb
-F farad
-T tesla
-Hz hertz
-kHz kilohertz
-MHz megahertz
-GHz gigahertz
-K kelvin
-mol mole
+A amp
+kΩ kilohm
+MΩ megohm
 M molar
 rad radian
 celsius
@@ -100,7 +70,47 @@ yuan rmb cny
 franc chf
 ¢ cent penny pence pennie
 """
+
+# Units that have prefixes.
+METRIC = {
+    "m": "meter",
+    "g": "gram",
+    "s": "second",
+    "L": "liter",
+    "N": "newton",
+    "Pa": "pascal",
+    "J": "joule",
+    "W": "watt",
+    "V": "volt",
+    "A": "ampere",
+    "Ω": "ohm",
+    "C": "coulomb",
+    "F": "farad",
+    "H": "henry",
+    "T": "tesla",
+    "Hz": "hertz",
+    "K": "kelvin",
+    "mol": "mole",
+    "eV": "electronvolt",
+}
+PREFIXES = {
+    "": "",
+    "p": "pico",
+    "n": "nano",
+    "μ": "micro",
+    "m": "milli",
+    "c": "centi",
+    "d": "deci",
+    "k": "kilo",
+    "M": "mega",
+    "G": "giga",
+}
 ALIASES = {}
+for short, prefix in PREFIXES.items():
+    for base, word in METRIC.items():
+        ALIASES[short + base] = short + base
+        ALIASES[prefix + word] = short + base
+        ALIASES[prefix + word.removesuffix("er") + "re"] = short + base
 for line in NAMES.split("\n"):
     symbol, *others = line.split() or [""]
     for alias in [symbol, *others]:
@@ -109,6 +119,7 @@ del ALIASES[""]
 ALIASES |= {"am": "am", "pm": "pm"}
 ALIASES |= {"kmh": "km/h", "kph": "km/h", "kmph": "km/h", "mph": "mi/h", "fps": "ft/s"}
 ALIASES |= {"mps": "m/s", "cc": "cm^3"}
+SYMBOLS = {*ALIASES.values(), "unit"}
 
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 # Words without a meaning in a unit.
@@ -131,7 +142,15 @@ def lookup(word: str) -> str | None:
     return None
 
 
+def is_filler(word: str) -> bool:
+    """Has a word no meaning in a unit? "A" has: it is the ampere."""
+    return word != "A" and word.lower() in FILLERS
+
+
 def singular(word: str) -> str:
+    """A word that is no unit: small letters count as capitals only in words, not in symbols."""
+    if len(word) < 3:
+        return word
     word = word.lower()
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
@@ -158,7 +177,7 @@ def factors(text: str) -> dict[str, int]:
             else:
                 multiplier = POWERS[word.lower()]
             continue
-        if word.lower() in FILLERS and not (word == "in" and not powers):
+        if is_filler(word) and not (word == "in" and not powers):
             continue
         power = sign * multiplier * int(exponent or 1)
         multiplier = 1
@@ -177,8 +196,9 @@ def canonical(text: str) -> str:
     text = re.sub(r"(?i)\bdegrees?\b\s*(?=.)", "", text)
     spelled = []
     if not is_unit(text):
-        words = [singular(word) for word in re.findall(r"[^\W\d_]+", text)]
-        return " ".join(word for word in words if word not in FILLERS)
+        words = re.findall(r"[^\W\d_]+", text)
+        telling = [word for word in words if not is_filler(word)]
+        return " ".join(map(singular, telling or words))
     for symbol, power in sorted(factors(text).items()):
         spelled.append(symbol if power == 1 else f"{symbol}^{power}")
     return " ".join(spelled)
@@ -187,8 +207,7 @@ def canonical(text: str) -> str:
 def is_unit(text: str) -> bool:
     """Is a text made of nothing but known units?"""
     found = factors(text)
-    symbols = set(ALIASES.values()) | {"unit"}
-    return bool(found) and all(symbol in symbols for symbol in found)
+    return bool(found) and all(symbol in SYMBOLS for symbol in found)
 
 
 def agree(one: str, other: str) -> bool:

@@ -21,6 +21,7 @@ from lib.expressions import (
     is_constant_ratio,
     letter,
     mp,
+    number,
     operation,
 )
 from lib.latex import Unparsed
@@ -33,7 +34,7 @@ class Value(NamedTuple):
 
     A number has a `node`, its expression; `digits`, the number of significant digits if it is
     written as a decimal; and a `unit`: km h^-1, %, °. A unit that starts with _ must not be left
-    out (_8 is the base of 52_8), one with ≡ is a modulus.
+    out (_8 is the base of 52_8), one with ≡ is a modulus. remark: words behind % and °.
 
     A collection has `items` and `brackets`: "" (a list without brackets), "{}" (a set), "()", "[)",
     ... (a tuple or an interval), "(:" (a ratio), "⟦⟧" (a matrix, or a row of one). What is known to
@@ -49,6 +50,7 @@ class Value(NamedTuple):
     node: Node | None = None
     digits: int = 0
     unit: str = ""
+    remark: str = ""
     brackets: str | None = None
     items: list | tuple = ()
     signs: list | tuple = ()
@@ -159,6 +161,11 @@ def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Val
         sides = sides[::-1]
         named = named[::-1]
 
+    solved = absolute_inequality(sides, signs)
+    if solved is not None:
+        name, value = solved
+        return value._replace(signs=signs, sides=sides, name=name)
+
     name = sides[0]
     if True in named:
         name = sides[named.index(True)]
@@ -181,6 +188,8 @@ def is_name(text: str) -> bool:
 def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Value:
     """The value that a relation gives to its name, an empty one if it gives none."""
     kinds = set(signs)
+    if sides[-1].unit.startswith("≡") and True not in named:
+        return value_of_congruence(sides)
     if kinds <= {"=", "~", "\\in"} and is_right(sides, named, signs):
         return last_exact_side(sides, named, signs)
     if named.count(True) != 1:
@@ -190,12 +199,6 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
     # x != 5 is all real numbers but 5.
     if signs == ["!="]:
         return combine("\\setminus", real_line(), sides[1 - k])
-
-    # |x| > 2 are two intervals.
-    if kinds <= {"<", "<="} and len(sides) == 2:
-        letter_of = absolute_letter(sides[k].node)
-        if letter_of is not None:
-            return value_of_absolute(Value(letter_of), sides[1 - k], signs[0], is_upper=k == 0)
 
     # 1 < x <= 2 is an interval, and x < 5 one without a lower end.
     if kinds <= {"<", "<="}:
@@ -208,24 +211,113 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
     return NOTHING
 
 
-def absolute_letter(node: Node | None) -> Node | None:
-    """The x of |x|, if it is a letter for a real number."""
-    if node is None or node.operation not in ("\\lvert", "\\abs"):
+def value_of_congruence(sides: list[Value]) -> Value:
+    r"""7 \equiv 2 \pmod 5 says 2, and nothing if it is wrong."""
+    last = sides[-1]
+    if last.node is None or last.node.operation != "#":
+        return NOTHING
+    written, modulus = last.node.parts
+    for side in sides[:-1]:
+        if not are_equal(compute("#", side, Value(modulus)).node, last.node):
+            return NOTHING
+    return last._replace(node=written)
+
+
+class Linear(NamedTuple):
+    """slope * x + offset; without an x it is a constant."""
+
+    x: Node | None
+    slope: Fraction
+    offset: Node
+
+
+def linear(node: Node) -> Linear | None:
+    """A linear expression in one letter for a real number, None for any other."""
+    if not has_names(node):
+        return Linear(None, Fraction(0), node)
+    if node.operation == "name":
+        is_real = len(node.parts) == 1 and node.parts[0] not in expressions.COMPLEX_LETTERS
+        return Linear(node, Fraction(1), number(Fraction(0))) if is_real else None
+    if node.operation not in ("+", "negative", "*", "/", "\\frac"):
         return None
-    inner = node.parts[0]
-    is_letter = inner.operation == "name" and len(inner.parts) == 1
-    return inner if is_letter and inner.parts[0] not in expressions.COMPLEX_LETTERS else None
+    found = [linear(part) for part in node.parts]
+    letters = {part.x for part in found if part is not None and part.x is not None}
+    if None in found or len(letters) > 1:
+        return None
+    x = letters.pop()
+    if node.operation == "+":
+        slope = sum(part.slope for part in found)
+        return Linear(x, slope, operation("+", *(part.offset for part in found)))
+
+    # A product with constants, or a quotient by one.
+    slope = Fraction(-1 if node.operation == "negative" else 1)
+    for k, part in enumerate(found):
+        factor = part.slope if part.x is not None else constant(part.offset)
+        if not factor or not isinstance(factor, Fraction):
+            return None
+        is_divisor = node.operation in ("/", "\\frac") and k > 0
+        if part.x is not None and (is_divisor or found.count(part) > 1):
+            return None
+        slope = slope / factor if is_divisor else slope * factor
+    inner = next(part for part in found if part.x is not None)
+    ratio = number(slope / inner.slope)
+    return Linear(x, slope, operation("*", ratio, inner.offset))
 
 
-def value_of_absolute(x: Value, bound: Value, sign: str, is_upper: bool) -> Value:
-    """The x with |x| < bound, or with |x| > bound."""
-    opposite = negative(bound)
-    if is_upper:
-        inner = make_relation([opposite, x, bound], ["0", "x", "0"], [sign, sign])
-        return inner._replace(signs=(), sides=(), name=None)
-    below = make_relation([x, opposite], ["x", "0"], [sign])
-    above = make_relation([bound, x], ["0", "x"], [sign])
-    return combine("\\cup", below._replace(signs=()), above._replace(signs=()))
+def linear_in_bars(side: Value) -> Linear | None:
+    """What stands in |2x - 1|, if it is linear and not constant."""
+    if side.node is None or side.unit or side.node.operation not in ("\\lvert", "\\abs"):
+        return None
+    inner = linear(side.node.parts[0])
+    return inner if inner is not None and inner.slope else None
+
+
+def mentions(node: Node, x: Node) -> bool:
+    return node == x or any(isinstance(part, Node) and mentions(part, x) for part in node.parts)
+
+
+def absolute_inequality(sides: list[Value], signs: list[str]) -> tuple[Value, Value] | None:
+    """The x of |2x - 1| < 3 or 1 < |x| < 2, and where it is; None for any other relation."""
+    if not set(signs) <= {"<", "<="}:
+        return None
+    found = [k for k, side in enumerate(sides) if linear_in_bars(side)]
+    if len(found) != 1:
+        return None
+    k = found[0]
+    inner = linear_in_bars(sides[k])
+    for bound in sides[:k] + sides[k + 1 :]:
+        if bound.node is None or bound.unit or mentions(bound.node, inner.x):
+            return None
+    regions = []
+    if k > 0:
+        regions.append(outside(inner, sides[k - 1], signs[k - 1]))
+    if k < len(signs):
+        regions.append(inside(inner, sides[k + 1], signs[k]))
+    found = combine("\\cap", *regions) if len(regions) > 1 else regions[0]
+    return Value(inner.x), found
+
+
+def ends_of(inner: Linear, bound: Value) -> list[Value]:
+    """The two x with |inner| = bound."""
+    ends = []
+    for end in (expressions.negative(bound.node), bound.node):
+        distance = operation("-", end, inner.offset)
+        ends.append(Value(operation("/", distance, number(inner.slope))))
+    return ends if inner.slope > 0 else ends[::-1]
+
+
+def inside(inner: Linear, bound: Value, sign: str) -> Value:
+    """The x with |inner| < bound."""
+    return interval(ends_of(inner, bound), "()" if sign == "<" else "[]")
+
+
+def outside(inner: Linear, bound: Value, sign: str) -> Value:
+    """The x with bound < |inner|."""
+    low, high = ends_of(inner, bound)
+    infinity = letter("\\infty")
+    below = interval([Value(expressions.negative(infinity)), low], "()" if sign == "<" else "(]")
+    above = interval([high, Value(infinity)], "()" if sign == "<" else "[)")
+    return combine("\\cup", below, above)
 
 
 def real_line() -> Value:
@@ -487,6 +579,8 @@ def relations_agree(gold: Value, answer: Value) -> bool:
 
 def quantities_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """Numbers with their units. 50% is 0.5, and where one side only has a unit it is ignored."""
+    if gold.remark and answer.remark and not units.agree(gold.remark, answer.remark):
+        return False
     is_same_unit = gold.unit == answer.unit
     if not is_same_unit and "°" not in (gold.unit, answer.unit):
         is_percent = "%" in (gold.unit, answer.unit)
@@ -609,7 +703,7 @@ def brackets_agree(gold: Value, answer: Value) -> bool:
         return not kinds & {"(]", "[)", "(:"}
     if len(kinds) == 1:
         return True
-    return kinds == {"", "()"} and "∪" not in gold.unit + answer.unit
+    return kinds == {"", "()"} and not {"∪", "∨"} & {gold.unit, answer.unit}
 
 
 def in_order_of_names(value: Value) -> Value:
@@ -635,7 +729,7 @@ def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         raise Unparsed("sets too big")
     if not wanted or not given:
         return not wanted and not given
-    if ("∪" in gold.unit) != ("∪" in answer.unit):
+    if ("∪" in gold.unit) != ("∪" in answer.unit) and "∨" not in gold.unit + answer.unit:
         # (1, 2), (3, 4) are two points, and no union of intervals.
         listed = given if "∪" in gold.unit else wanted
         if all(map(is_point, listed)):

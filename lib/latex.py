@@ -471,7 +471,8 @@ REWRITES = [
         example=(r"P\,dV", r"P \dd V"),
     ),
     Rewrite(
-        r"(?<![\\a-z])d ?(\^ ?{?\d}?)? ?([a-zA-Z])? ?/ ?d ?([a-zA-Z](?: ?\^ ?{?\d}?)?)(?![a-zA-Z_])",
+        r"(?<![\\a-z])d ?(\^ ?{?\d}?)? ?([a-zA-Z])? ?/"
+        r" ?d ?([a-zA-Z](?: ?\^ ?{?\d}?)?)(?![a-zA-Z_])",
         r"\\frac{d\1 \2}{d \3}",
         example=("dP/dV", r"\frac{d P}{d V}"),
     ),

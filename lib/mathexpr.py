@@ -409,7 +409,7 @@ class Parser:
         return bool(ABOVE.search(above) or OPERATOR.fullmatch(above))
 
     def derivative(self) -> Value:
-        r"""\frac{d^2y}{dx^2}, \frac{\partial f}{\partial x}: a name, in which every token counts."""
+        r"""\frac{d^2y}{dx^2}, \frac{\partial f}{\partial x}: a name of which every token counts."""
         above = re.sub(r"(?<!\\)d ", "d", self.group())
         below = re.sub(r"(?<!\\)d ", "d", self.group())
         if re.fullmatch(r"{?(?:d|\\partial)(?:\^{?\d}?)?}?", above):
@@ -724,7 +724,8 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
 CAPITAL_DIFFERENTIAL = re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])")
 # (D) 42: the letter of a choice and its value, which is not another choice.
 CHOICE = re.compile(
-    r"@?\(?([A-F])\)[.:]? @? ?(?![-+*/^=<>,;&] |[+*/^=<>,;&]|and\b|or\b)((?:(?!\b[A-F]\b).)+)", re.S
+    r"@?\(?([A-F])[).][.:]? @? ?(?![-+*/^=<>,;&] |[+*/^=<>,;&]|and\b|or\b)((?:(?!\b[A-F]\b).)+)",
+    re.S,
 )
 
 

@@ -111,6 +111,7 @@ COMMAND_SYNONYMS = {
     "rightarrow": "to",
     "iff": "Leftrightarrow",
     "Longleftrightarrow": "Leftrightarrow",
+    "Pr": "P",
     "land": "wedge",
     "lor": "vee",
     "lnot": "neg",
@@ -316,13 +317,16 @@ def unwrap_text(match: re.Match) -> str:
     become one token between @ signs; "3 and 4" is a list."""
     command = match[1]
     text = re.sub(r"\\(?:cdot|times)(?![a-z])", "·", match[2])
+    text = re.sub(r"\\mu\s*(?![a-z])", "μ", text)
+    text = re.sub(r"\\(?:Omega|ohm)(?![a-z])", "Ω", text)
     text = re.sub(r"[@\\]", " ", text).strip()
 
     # 5 min and 5 sec are times, but min(2, 3) is a function.
     is_behind_number = bool(BEFORE_UNIT.search(match.string[: match.start()]))
     has_argument = re.match(r"\s*[\\a-zA-Z\d({^_]", match.string[match.end() :])
     is_unit = is_behind_number and not has_argument and units.is_unit(text)
-    if not is_unit and (text in FUNCTIONS or command.startswith("o")):
+    is_name = re.match(r"\s*(?:=|\\approx)", match.string[match.end() :])
+    if not (is_unit or is_name) and (text in FUNCTIONS or command.startswith("o")):
         return "\\" + re.sub(r"[^a-zA-Z]", "", text) + " "
 
     # Behind a number a single letter is a unit as well, unless it is a constant or a choice.
@@ -628,6 +632,11 @@ REWRITES = [
         example=(r"x^{\prime}", "x^{'}"),
     ),
     Rewrite(
+        r"(?<=[\d)])!=",
+        "! =",
+        example=("3!=6", "3! =6"),
+    ),
+    Rewrite(
         r"\\not\s*=",
         r"\\ne ",
         example=(r"x \not= 1", r"x \ne 1"),
@@ -923,6 +932,11 @@ REWRITES = [
         UNIT,
         mark_unit,
         example=("60 miles per hour", "60@miles per hour@"),
+    ),
+    Rewrite(
+        r"^@([^@:]*?)(?: is|:| is:)@ ?(?=[-\d\\$(])",
+        r"@\1@ = ",
+        example=("@The area is@ 48", "@The area@ = 48"),
     ),
     # A text of words alone.
     Rewrite(

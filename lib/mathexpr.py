@@ -91,7 +91,7 @@ DECORATIONS = set(DECORATION_NAMES.split())
 # Signs of which all parts are read and kept in place: \sum_{k=1}^n k.
 BINDERS = {"\\sum", "\\prod", "\\int", "\\oint", "\\lim", "\\bigcup", "\\bigcap"}
 # f(2x) is never a product; of other letters, x(y + 1) is one.
-FUNCTION_LETTERS = set("fghFHPE") | {"\\phi", "\\psi", "\\Phi", "\\Psi"}
+FUNCTION_LETTERS = set("fghFHPE") | {"\\phi", "\\psi", "\\Phi", "\\Psi", "\\Gamma", "\\zeta"}
 FACTOR_LETTERS = set("abcdeijklmnrtxyz") | {"\\pi", "\\lambda", "\\theta", "\\alpha", "\\beta"}
 FACTOR_LETTERS |= {"\\gamma", "\\infty", "\\Delta"}
 # The names of bound variables: letters that nobody writes.
@@ -157,13 +157,12 @@ def is_unknown(token: str) -> bool:
     return not (re.match(r"\.?\w|$", token) or token in LEVELS)
 
 
-# Tokens with blanks between: d, d^2 or a partial sign alone, or before a letter; dt, dx^2, dx dy.
+# Tokens with blanks between: d, d^2, a partial sign or a delta alone, or before a letter; dt, dx^2, dx dy.
 ORDER = r"(?: \^ (?:{ )?\d(?: })?)?"
-OPERATOR = re.compile(rf"(?:{{ )?(?:d|\\partial){ORDER}(?: }})?")
-ABOVE = re.compile(rf"(?:^|[ {{])(?:d|\\partial){ORDER} (?:\\?[a-zA-Z]|[(\[{{])")
-BELOW = re.compile(
-    rf"(?:{{ )?(?:(?:d|\\partial) (?:\\[a-z]+|[a-zA-Z])(?: _[^ ]*)?{ORDER}(?: |$))+}}?"
-)
+DIFFERENCE = r"(?:d|\\(?:partial|Delta|delta))"
+OPERATOR = re.compile(rf"(?:{{ )?{DIFFERENCE}{ORDER}(?: }})?")
+ABOVE = re.compile(rf"(?:^|[ {{]){DIFFERENCE}{ORDER} (?:\\?[a-zA-Z]|[(\[{{])")
+BELOW = re.compile(rf"(?:{{ )?(?:{DIFFERENCE} (?:\\[a-z]+|[a-zA-Z])(?: _[^ ]*)?{ORDER}(?: |$))+}}?")
 
 # A word that makes another statement of the equation behind it.
 NO_NAME = re.compile(r"(?i)\b(?:not?|never|less|more|than|least|most|if|when|or|and|only|about)\b")
@@ -179,7 +178,7 @@ class Parser:
         self.tokens = [*tokens, ""]
         self.position = 0
         self.bound = bound
-        self.has_differentials = any(token[0] == "d" or token == "\\partial" for token in tokens)
+        self.has_differentials = any(re.match(DIFFERENCE, token) for token in tokens)
 
     def peek(self) -> str:
         return self.tokens[self.position]
@@ -412,7 +411,7 @@ class Parser:
         r"""\frac{d^2y}{dx^2}, \frac{\partial f}{\partial x}: a name of which every token counts."""
         above = re.sub(r"(?<!\\)d ", "d", self.group())
         below = re.sub(r"(?<!\\)d ", "d", self.group())
-        if re.fullmatch(r"{?(?:d|\\partial)(?:\^{?\d}?)?}?", above):
+        if re.fullmatch(rf"{{?{DIFFERENCE}(?:\^{{?\d}}?)?}}?", above):
             raise Unparsed("an operator without its operand")
         first = re.fullmatch(r"{d([a-z])}{dx}", above + below)
         if first:
@@ -718,9 +717,16 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
         return chosen_letter(answer).strip("()") == letter_of or cleaned_agree(answer, value, rules)
     if answer_choice and answer_choice[1] not in gold:
         answer = answer_choice[2]
+
+    # P(1, 2) is the point (1, 2) if the other side has no name for it.
+    if gold.startswith("("):
+        answer = NAMED_POINT.sub(r"\1", answer)
+    if answer.startswith("("):
+        gold = NAMED_POINT.sub(r"\1", gold)
     return cleaned_agree(answer, gold, rules)
 
 
+NAMED_POINT = re.compile(r"^[A-Z] ?(\([^()]*,[^()]*\))$")
 CAPITAL_DIFFERENTIAL = re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])")
 # (D) 42: the letter of a choice and its value, which is not another choice.
 CHOICE = re.compile(

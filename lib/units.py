@@ -210,6 +210,11 @@ def is_unit(text: str) -> bool:
     return bool(found) and all(symbol in SYMBOLS for symbol in found)
 
 
+def known(powers: dict[str, int]) -> dict[str, int]:
+    """The units among the words."""
+    return {symbol: power for symbol, power in powers.items() if symbol in SYMBOLS}
+
+
 def agree(one: str, other: str) -> bool:
     """Do two units in one spelling agree?
 
@@ -220,9 +225,14 @@ def agree(one: str, other: str) -> bool:
         return True
     first = factors(one)
     second = factors(other)
-    if "unit" in first or "unit" in second:
-        return sum(first.values()) == sum(second.values())
-    if is_unit(one) or is_unit(other):
+    if is_unit(one) and is_unit(other):
+        if "unit" in first or "unit" in second:
+            return sum(first.values()) == sum(second.values())
         return first == second
+    if is_unit(one) or is_unit(other):
+        # 5 m is 5 m north, but $5 is not $5 per apple.
+        extra = {symbol for symbol in first | second if symbol not in SYMBOLS}
+        is_remark = all((first | second)[symbol] == 1 for symbol in extra)
+        return is_remark and known(first) == known(second)
     # Of "prime numbers" and "numbers" one says more of the same thing.
     return f" {one}".endswith(f" {other}") or f" {other}".endswith(f" {one}")

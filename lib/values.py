@@ -326,10 +326,25 @@ def real_line() -> Value:
 
 
 def is_right(sides: list[Value], named: list[bool], signs: list[str]) -> bool:
-    """An equation without a name must be right: 3 * 4 = 13 has no value."""
-    if True in named or "~" in signs:
+    """An equation without a name must be right: 3 * 4 = 13 has no value, and 0 is not about 1."""
+    if True in named:
         return True
+    if "~" in signs:
+        return are_near(sides[signs.index("~")], sides[-1])
     return all(equal(sides[-1], side) for side in sides)
+
+
+def are_near(one: Value, other: Value) -> bool:
+    """Do two numbers differ by less than a tenth?"""
+    if one.node is None or other.node is None:
+        return True
+    x = constant(one.node)
+    y = constant(other.node)
+    if x is None or y is None:
+        return True
+    x = mp.convert(x)
+    y = mp.convert(y)
+    return abs(x - y) <= max(abs(x), abs(y)) / 10
 
 
 def last_exact_side(sides: list[Value], named: list[bool], signs: list[str]) -> Value:

@@ -52,7 +52,7 @@ MAX_COMPLAINTS = 20
 MAX_BROKEN = 20
 # A program that fails this many tests from the first on is not run against the rest.
 FIRST_TESTS = 5
-# Characters of output beyond the expected ones that are looked at.
+# Characters of output, or of a value's JSON, beyond the expected ones that are looked at.
 MAX_EXTRA_OUTPUT = 10_000
 
 
@@ -498,9 +498,10 @@ def returns(code: str, function: str, given, wanted, timeout: float) -> bool:
         arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
     test = CALL.format(name=function, arguments=arguments)
     result = run_python(code, timeout=timeout, prelude=PRELUDE, test=test)
-    value = json.loads(result.stdout)
-    if result.returncode != 0:
+    longest = 4 * len(json.dumps(wanted, default=str)) + MAX_EXTRA_OUTPUT
+    if result.returncode != 0 or len(result.stdout) > longest:
         return False
+    value = json.loads(result.stdout)
 
     # Some data sets put the value into a list.
     if outputs_agree(value, wanted) or outputs_agree([value], wanted):

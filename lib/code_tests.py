@@ -8,8 +8,11 @@ import re
 # ----------------------------------------------------------------------------------------------
 # programs and tests
 
+# Attack: text that takes a pattern minutes, in the process that trains. So there is one way only
+# to read each character: [0-9]+(\.[0-9]*)? and not [0-9]+\.?[0-9]*.
+
 # Opens a block of Python.
-FENCE = re.compile(r"```[ \t]*(?:python|py)[\d.]*(?![\w-])[^\n`]*\n", re.I)
+FENCE = re.compile(r"```[ \t]*(?:python|py)[\d.]*+(?![\w-])[^\n`]*\n", re.I)
 
 
 def find_program(response: str) -> str | None:
@@ -75,7 +78,7 @@ def has_code(text: str) -> bool:
 # equal outputs
 
 INTEGER = re.compile(r"[-+]?[0-9]+")
-NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 # A number as programs print it: 0.5, 1e-07, 1.0E10. (12e3 and 007 are words.)
 DECIMAL = re.compile(
     r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+][0-9]+)"

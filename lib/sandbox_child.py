@@ -64,8 +64,15 @@ LOOK_PAUSE = 20
 TOKEN = 3
 # What a program gets whose input is longer than the scratch.
 TOO_LONG = "the standard input does not fit into the sandbox\n"
-# What the machine can be short of. It costs the program, and is no bug of ours.
-SHORTAGES = (*(errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE),)
+# What the machine can be short of: processes, memory, room on a disk, open files. It costs the
+# program, and is no bug of ours.
+SHORTAGES = {
+    *(errno.EAGAIN, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.EMFILE, errno.ENFILE),
+}
+# The longest integer that travels in decimals, in bits: Python writes 4,300 digits at most.
+MAX_BITS = 10_000
 # The process that has started this one.
 CALLER = os.getppid()
 # The user that programs are if we were root, which has no other processes (see drop_root).
@@ -204,6 +211,7 @@ NUMBERS = {
     "setxattrat": (463, 463),
     "shmget": (29, 194),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "tgkill": (234, 131),
     "tkill": (200, 130),
     "umount2": (166, 39),
@@ -477,7 +485,12 @@ def users_of_processes():
 
 
 def is_ours_alone(user):
-    """Reserves a user for this process, against the other children that start just now."""
+    """
+    Reserves a user for this process, against the other children that start just now.
+
+    In namespaces no child sees another. Two may then have the same user, and share the limit on
+    its processes (RLIMIT_NPROC), but nothing else: they cannot signal or read each other.
+    """
     if sys.platform != "linux":
         return True
     # An abstract socket has a name that one process at a time can hold, and no file.
@@ -511,8 +524,10 @@ def limit_files(paths, scratch):
     It may read and run what is below `paths`, and do all below `scratch`. Under such rules
     (Landlock, Linux 5.19 or newer) the kernel also refuses to mount, to trace processes outside,
     and, from Linux 6.12 on, to send signals to them. Returns whether the kernel has such rules.
+    landlock(7) and linux/landlock.h describe the numbers.
     """
     CREATE_RULESET, RESTRICT_SELF = 444, 446
+    # Run a file, read a file, list a folder.
     READ = 0b1101
     WRITE_FILE = 0b10
     REMOVE_FOLDER = 0b10000
@@ -523,7 +538,8 @@ def limit_files(paths, scratch):
         return False
     everything = (1 << rights.get(version, 16)) - 1
 
-    # The rights of files, none of the network, no signals or abstract sockets.
+    # Three sets: rights of files, of the network (none is handled, seccomp refuses it), and what
+    # may not go outside: abstract sockets and signals.
     handled = struct.pack("=QQQ", everything, 0, 0b11)
     size = 24 if version >= 6 else 8
     ruleset = system_call(CREATE_RULESET, handled, size, 0)
@@ -546,6 +562,7 @@ def allow(ruleset, path, rights):
     """Adds a rule of Landlock: these rights below this path, if there is such a path."""
     ADD_RULE = 445
     PATH_BENEATH = 1
+    # Those that a rule for a single file may have: run, write, read, truncate, ioctl.
     RIGHTS_OF_FILES = 0b1100000000000111
     try:
         place = os.open(path, os.O_PATH)
@@ -561,8 +578,9 @@ def limit_system_calls(level):
     """
     Attack: a program uses what the kernel offers beyond the need of any answer.
 
-    A filter (seccomp) refuses the system calls of REFUSED, and sockets. In bubblewrap local ones
-    are allowed, which reach no other process there. Returns whether there is a filter.
+    A filter (seccomp) refuses the system calls of REFUSED, and sockets. Local ones are allowed in
+    bubblewrap, where they reach no other process, and everywhere as a pair, which reaches nobody.
+    Returns whether there is a filter.
     """
     rules = []
     for error, names in REFUSED.items():
@@ -573,6 +591,8 @@ def limit_system_calls(level):
     for name, argument in OWN_ONLY:
         rules.append(refuse_others(name, errno.EPERM, argument, 0))
     rules.append(refuse_bits("clone", errno.EPERM, 0, NEW_NAMESPACES))
+    # Attack: a pair of sockets of any kind, for which the kernel may even load a module.
+    rules.append(refuse_others("socketpair", errno.EAFNOSUPPORT, 0, socket.AF_UNIX))
     if level == "bubblewrap":
         rules.append(refuse_others("socket", errno.EAFNOSUPPORT, 0, socket.AF_UNIX))
     else:
@@ -584,7 +604,8 @@ def protect_processes(processes):
     """
     Attack: without namespaces, a program stops or kills its child or its caller.
 
-    processes: their numbers, which no signal of this process may go to from now on.
+    processes: their numbers, which no signal of this process may go to from now on. The kernel
+    also takes the number of a thread for its process; only Landlock sees to that (limit_files).
     """
     targets = [-1]
     for process in processes:
@@ -1029,7 +1050,8 @@ def exit_status(end):
     if end.code is None:
         return 0
     if isinstance(end.code, int):
-        return end.code & 255
+        # Attack: a number of a class of its own, with an & that returns no number.
+        return int.__and__(end.code, 255)
     print(end.code, file=sys.stderr)
     return 1
 
@@ -1280,6 +1302,8 @@ def pack(value, objects):
     # Arrays and numbers of numpy.
     if hasattr(type(value), "tolist"):
         value = value.tolist()
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return {"int": hex(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     for kind in type(value).__mro__:
@@ -1299,6 +1323,8 @@ def pack(value, objects):
 def unpack(pair):
     """The inverse of pack for one JSON object, {name: content}; KeyError if it is no such kind."""
     ((name, content),) = pair.items()
+    if name == "int":
+        return int(content, 16)
     if name == "range":
         return range(*content)
     return KINDS[name](content)

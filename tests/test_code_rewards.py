@@ -3,6 +3,8 @@
 import doctest
 import json
 import textwrap
+import time
+import tracemalloc
 
 import pytest
 
@@ -165,6 +167,24 @@ def test_other_signs_neither_end_a_line_nor_a_word(sign):
     assert words(text) not in (words("a\nb"), words("a b"))
 
 
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: find_program("```py" + "." * 100_000 + "`"),
+        lambda: find_program("```python" + "3" * 100_000 + "x\n"),
+        lambda: outputs_agree("1" * 100_000 + "x", "3"),
+        lambda: outputs_agree("1" * 100_000 + ".5x", "3.5"),
+        lambda: outputs_agree("1." + "5" * 100_000 + "ex", "3.5"),
+        lambda: outputs_agree("[" + "1" * 100_000 + "x]", "[3]"),
+    ],
+)
+def test_no_text_takes_long_to_look_at(look):
+    """This work is done in the process that trains, where no deadline ends it."""
+    began = time.process_time()
+    assert not look()
+    assert time.process_time() - began < 1
+
+
 def block(code):
     return f"Some words.\n```python\n{textwrap.dedent(code)}\n```\n"
 
@@ -256,6 +276,23 @@ FAILING = """
 def test_the_function_may_be_a_method_of_solution(code, score):
     tests = {"fn_name": "f", "inputs": [[1]], "outputs": [2]}
     assert grader.grade_code(block(code), tests) == score
+
+
+def test_megabytes_of_a_value_are_not_read():
+    """A list of 200,000 lists takes 14 MB of the caller's memory, per concurrent call."""
+    tests = {"fn_name": "f", "inputs": [[1]], "outputs": [[[]]]}
+    tracemalloc.start()
+    try:
+        assert grader.grade_code(block("def f(n): return [[]] * n"), tests) == 1.0
+        code = block("def f(n): return [[] for _ in range(200_000)]")
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert grader.grade_code(code, tests) == 0.0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The output itself is 0.8 MB, of which there are some copies.
+    assert peak - before < 8e6
 
 
 # ----------------------------------------------------------------------------------------------

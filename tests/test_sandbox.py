@@ -134,6 +134,7 @@ def test_output_stdin_exit_status(outer_level):
         ("import sys; sys.exit(-1)", RunResult("", "", 255, False)),
         ("raise SystemExit", RunResult("", "", 0, False)),
         ("import sys; sys.stderr.write('no newline')", RunResult("", "no newline", 0, False)),
+        ("raise SystemExit(type('E', (int,), {'__and__': str})(7))", RunResult("", "", 7, False)),
     ],
 )
 def test_the_ways_to_end(outer_level, code, wanted):
@@ -797,6 +798,8 @@ REFUSED = {
     "packet socket": ([41, 17, 3, 0], errno.EAFNOSUPPORT),
     "socket of virtual machines": ([41, 40, 1, 0], errno.EAFNOSUPPORT),
     "network socket": ([41, 2, 1, 0], errno.EAFNOSUPPORT),
+    "pair of network sockets": ([53, 2, 1, 0, 0], errno.EAFNOSUPPORT),
+    "pair of packet sockets": ([53, 17, 3, 0, 0], errno.EAFNOSUPPORT),
     "numbers of 32-bit programs": ([0x40000000 + 39], ENOSYS),
 }
 
@@ -1725,6 +1728,7 @@ EXCHANGE = """
     def fail(): raise MyError('no')
     def count(x): return collections.Counter(x)
     def numbers(n): return (i for i in range(n))
+    def power(x, n): return x ** n
     BIG = 10 ** 40
 """
 
@@ -1741,6 +1745,8 @@ EXCHANGE = """
         """,
         "assert same_thing(float('nan')) != same_thing(float('nan'))",
         "assert BIG == 10 ** 40 and same_thing(x=3, k=4) == 3",
+        # More digits than Python prints.
+        "assert power(7, 20000) == 7 ** 20000 and [-(7 ** 20000)] == [-power(7, 20000)]",
         """
         try: fail()
         except KeyError as e: assert 'no' in str(e)

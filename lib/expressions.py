@@ -835,3 +835,51 @@ def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
         elif abs(inexact(x) - inexact(first)) > abs(inexact(first)) * mp.ldexp(1, -FIRST_BITS // 2):
             return False
     return seen >= 2
+
+
+# --- linear expressions ---
+
+
+class Linear(NamedTuple):
+    """slope * x + offset; without an x it is a constant."""
+
+    x: Node | None
+    slope: Fraction
+    offset: Node
+
+
+def linear(node: Node) -> Linear | None:
+    """A linear expression in one letter for a real number, None for any other."""
+    if not has_names(node):
+        return Linear(None, Fraction(0), node)
+    if node.operation == "name":
+        is_real = len(node.parts) == 1 and node.parts[0] not in COMPLEX_LETTERS
+        return Linear(node, Fraction(1), number(Fraction(0))) if is_real else None
+    if node.operation not in ("+", "negative", "*", "/", "\\frac"):
+        return None
+    found = [linear(part) for part in node.parts]
+    letters = {part.x for part in found if part is not None and part.x is not None}
+    if None in found or len(letters) > 1:
+        return None
+    x = letters.pop()
+    if node.operation == "+":
+        slope = sum(part.slope for part in found)
+        return Linear(x, slope, operation("+", *(part.offset for part in found)))
+
+    # A product with constants, or a quotient by one.
+    slope = Fraction(-1 if node.operation == "negative" else 1)
+    for k, part in enumerate(found):
+        factor = part.slope if part.x is not None else constant(part.offset)
+        if not factor or not isinstance(factor, Fraction):
+            return None
+        is_divisor = node.operation in ("/", "\\frac") and k > 0
+        if part.x is not None and (is_divisor or found.count(part) > 1):
+            return None
+        slope = slope / factor if is_divisor else slope * factor
+    inner = next(part for part in found if part.x is not None)
+    ratio = number(slope / inner.slope)
+    return Linear(x, slope, operation("*", ratio, inner.offset))
+
+
+def mentions(node: Node, x: Node) -> bool:
+    return node == x or any(isinstance(part, Node) and mentions(part, x) for part in node.parts)

@@ -402,7 +402,8 @@ TEXT_COMMAND = (
     r"\s*{((?:[^{}]|\^\s*{-?\d+})*)}"
 )
 ABBREVIATED_UNIT = (
-    r"(?:[ckmnd]?m|[mdc]?L|ml|mins?|in|ft|yd|mi|sq|[km]?g|lbs?|oz|hr?s?|mph|kph|kmh|[kMG]?Hz|k[JWNV]"
+    r"(?:[ckmnd]?m|[mdc]?L|ml|mins?|in|ft|yd|mi|sq|[km]?g|lbs?|oz|hr?s?|mph|kph|kmh|[kMG]?Hz"
+    r"|k[JWNV]"
     r"|kWh|k?Pa|[kMG]?eV|mol|k?cal|rpm|atm|th|st|nd|rd|secs?|seconds?|minutes?"
     rf"|{CODES}|[ap]m)\b(?![({{])"
     r"(?:\^{?\d}?)?(?:/(?:[ckm]?m|s|h|hr|min|sec|L|k?g|mol|day)\b(?:\^{?\d}?)?)*"
@@ -458,7 +459,8 @@ REWRITES = [
     ),
     # A product of vectors does not commute.
     Rewrite(
-        r"\\times(?=\s*{?\s*\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)(?![a-z])\s*{?\s*[a-zA-Z])",
+        r"\\times(?=\s*{?\s*\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)(?![a-z])"
+        r"\s*{?\s*[a-zA-Z])",
         r"\\crossproduct ",
         example=(r"\vec{a}\times\vec{b}", r"\vec{a}\crossproduct \vec{b}"),
     ),
@@ -505,8 +507,9 @@ REWRITES = [
         example=(r"\left(1, 2\right)", "(1, 2)"),
     ),
     Rewrite(
-        r"\\(?:displaystyle|textstyle|scriptstyle|n?o?limits|ensuremath|tiny|small|normalsize|large|Large|LARGE"
-        r"|huge|Huge|centering|bf|rm|it|boldsymbol|bm|math(?:bf|it|sf|tt|cal|normal)|mathopen|mathclose)"
+        r"\\(?:displaystyle|textstyle|scriptstyle|n?o?limits|ensuremath|tiny|small|normalsize"
+        r"|large|Large|LARGE|huge|Huge|centering|bf|rm|it|boldsymbol|bm"
+        r"|math(?:bf|it|sf|tt|cal|normal)|mathopen|mathclose)"
         r"(?![a-zA-Z])",
         " ",
         example=(r"\displaystyle 2", "2"),
@@ -523,7 +526,8 @@ REWRITES = [
     ),
     # A line under a number or a point stresses it; \underline{AB} is a name.
     Rewrite(
-        rf"\\underline(?=\s*{{{NO_LETTERS}(?:{{{NO_LETTERS}(?:{{{NO_LETTERS}}}{NO_LETTERS})*}}{NO_LETTERS})*}})",
+        rf"\\underline(?=\s*{{{NO_LETTERS}"
+        rf"(?:{{{NO_LETTERS}(?:{{{NO_LETTERS}}}{NO_LETTERS})*}}{NO_LETTERS})*}})",
         " ",
         example=(r"\underline{(3, -2)}", "{(3, -2)}"),
     ),
@@ -564,7 +568,8 @@ REWRITES = [
     large_number("billion", 9),
     large_number("trillion", 12),
     Rewrite(
-        rf"\\text(?:bf|rm)?\s*{{\s*((?:\\\$|Rs\b\.?|[{MORE_CURRENCIES}])?\s*[-+]?\s*[\d.,]*)\s*}}(?=.)",
+        rf"\\text(?:bf|rm)?\s*{{\s*((?:\\\$|Rs\b\.?|[{MORE_CURRENCIES}])?"
+        r"\s*[-+]?\s*[\d.,]*)\s*}(?=.)",
         r"\1",
         example=(r"\text{-}4", "-4"),
     ),
@@ -584,7 +589,8 @@ REWRITES = [
         example=("log10(2)", r"\log_{10}(2)"),
     ),
     Rewrite(
-        rf"(?:\b(?:US|AU|CA|NZ|HK|A|C|S))?(\\\$|\\(?:pounds|euro|yen)(?![a-z])|[{MORE_CURRENCIES}])\s*"
+        r"(?:\b(?:US|AU|CA|NZ|HK|A|C|S))?"
+        rf"(\\\$|\\(?:pounds|euro|yen)(?![a-z])|[{MORE_CURRENCIES}])\s*"
         r"(\d(?:[\d,]*\d)?(?:\.\d+)?(?:\*10\^\d+)?)",
         currency,
         example=("€36", "36@euro@"),
@@ -655,7 +661,7 @@ REWRITES = [
     Rewrite(
         r"[,;.\s]*(?:\\q?quad|\\[ ,;])*\s*\(?\s*(?:\\text\s*{\s*)?"
         r"(?:\b(?:for|where|with|and|when)\b)?(?: (?:some|any|all|every|each))?\s*}?"
-        r"\s*\(?\s*(?<![a-zA-Z\\{])([a-z](?:\s*,\s*[a-z])*)\s*"
+        r"\s*\(?\s*(?<![a-zA-Z\\{])([a-z](?:\s*,\s*[a-z]){0,5})\s*"
         r"(?:\\in\s*(?:\\math(?:bb|bf)\s*{?\s*Z\s*}?|\\?Z\b|\\text\s*{\s*Z\s*})"
         r"|\s*(?:\\text\s*{)?\s*(?:is|are) (?:an |any )?integers?\s*}?)\s*\)?$",
         r", \1\\in \\mathbb{Z}",
@@ -685,7 +691,7 @@ REWRITES = [
     # A parameter that may be any real number.
     Rewrite(
         r"\s*(?:[,;]|\(|\b(?:for|where|with)\b|\\text\s*{\s*(?:for|where|with)\s*})\s*"
-        r"[a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*(?:{\s*R\s*}|R)\s*\)?$",
+        r"[a-z](?:\s*,\s*[a-z]){0,5}\s*\\in\s*\\mathbb\s*(?:{\s*R\s*}|R)\s*\)?$",
         "",
         example=(r"(t, 2t), t\in\mathbb{R}", "(t, 2t)"),
     ),
@@ -898,7 +904,8 @@ REWRITES = [
     ),
     # Units that are commands.
     Rewrite(
-        r"(?<=[\d}])\s*(?:\\mu\s*(?:\\(?:text|mathrm)\s*{\s*[A-Za-z]{1,3}\s*}|[mgsLFACHJNWTV](?![a-zA-Z\d_^(]))"
+        r"(?<=[\d}])\s*(?:\\mu\s*"
+        r"(?:\\(?:text|mathrm)\s*{\s*[A-Za-z]{1,3}\s*}|[mgsLFACHJNWTV](?![a-zA-Z\d_^(]))"
         r"|(?:\\(?:text|mathrm)\s*{\s*)?[kMGm]?(?:\s*})?\s*\\(?:Omega|ohm)(?![a-zA-Z_^(])"
         r"|Å"
         r"|(?:\\(?:text|mathrm)\s*{)?\s*[MLR]\s*(?:})?_\s*{?\s*\\(?:odot|sun)(?![a-z])\s*}?)"
@@ -1018,7 +1025,8 @@ TOKEN = re.compile(
     # a word: four letters or more that end like one and have a vowel
     r"|(?=[a-zA-Z]{4})([A-Z]?[a-z]{0,20}[aeiou][a-z]{0,20}(?![a-zA-Z]))"
     # all others: a number, a unit or word between @, a relation, an index, a sign
-    rf"|({NUMBER}|@[^@]*@|{DIFFERENTIAL}|\\.|[<>!]=|!!|_\s*(?:{{(?:[^{{}}]|{{[^{{}}]*}})*}}|\\?[a-zA-Z]+|.)|\S)"
+    rf"|({NUMBER}|@[^@]*@|{DIFFERENTIAL}|\\.|[<>!]=|!!"
+    r"|_\s*(?:{(?:[^{}]|{[^{}]*})*}|\\?[a-zA-Z]+|.)|\S)"
     r")"
 )
 

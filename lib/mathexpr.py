@@ -157,7 +157,8 @@ def is_unknown(token: str) -> bool:
     return not (re.match(r"\.?\w|$", token) or token in LEVELS)
 
 
-# Tokens with blanks between: d, d^2, a partial sign or a delta alone, or before a letter; dt, dx^2, dx dy.
+# Tokens with blanks between. Above: d, d^2, a partial sign or a delta, alone or before a letter.
+# Below: dt, dx^2, dx dy.
 ORDER = r"(?: \^ (?:{ )?\d(?: })?)?"
 DIFFERENCE = r"(?:d|\\(?:partial|Delta|delta))"
 OPERATOR = re.compile(rf"(?:{{ )?{DIFFERENCE}{ORDER}(?: }})?")

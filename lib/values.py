@@ -223,57 +223,12 @@ def value_of_congruence(sides: list[Value]) -> Value:
     return last._replace(node=written)
 
 
-class Linear(NamedTuple):
-    """slope * x + offset; without an x it is a constant."""
-
-    x: Node | None
-    slope: Fraction
-    offset: Node
-
-
-def linear(node: Node) -> Linear | None:
-    """A linear expression in one letter for a real number, None for any other."""
-    if not has_names(node):
-        return Linear(None, Fraction(0), node)
-    if node.operation == "name":
-        is_real = len(node.parts) == 1 and node.parts[0] not in expressions.COMPLEX_LETTERS
-        return Linear(node, Fraction(1), number(Fraction(0))) if is_real else None
-    if node.operation not in ("+", "negative", "*", "/", "\\frac"):
-        return None
-    found = [linear(part) for part in node.parts]
-    letters = {part.x for part in found if part is not None and part.x is not None}
-    if None in found or len(letters) > 1:
-        return None
-    x = letters.pop()
-    if node.operation == "+":
-        slope = sum(part.slope for part in found)
-        return Linear(x, slope, operation("+", *(part.offset for part in found)))
-
-    # A product with constants, or a quotient by one.
-    slope = Fraction(-1 if node.operation == "negative" else 1)
-    for k, part in enumerate(found):
-        factor = part.slope if part.x is not None else constant(part.offset)
-        if not factor or not isinstance(factor, Fraction):
-            return None
-        is_divisor = node.operation in ("/", "\\frac") and k > 0
-        if part.x is not None and (is_divisor or found.count(part) > 1):
-            return None
-        slope = slope / factor if is_divisor else slope * factor
-    inner = next(part for part in found if part.x is not None)
-    ratio = number(slope / inner.slope)
-    return Linear(x, slope, operation("*", ratio, inner.offset))
-
-
-def linear_in_bars(side: Value) -> Linear | None:
+def linear_in_bars(side: Value) -> expressions.Linear | None:
     """What stands in |2x - 1|, if it is linear and not constant."""
     if side.node is None or side.unit or side.node.operation not in ("\\lvert", "\\abs"):
         return None
-    inner = linear(side.node.parts[0])
+    inner = expressions.linear(side.node.parts[0])
     return inner if inner is not None and inner.slope else None
-
-
-def mentions(node: Node, x: Node) -> bool:
-    return node == x or any(isinstance(part, Node) and mentions(part, x) for part in node.parts)
 
 
 def absolute_inequality(sides: list[Value], signs: list[str]) -> tuple[Value, Value] | None:
@@ -286,7 +241,7 @@ def absolute_inequality(sides: list[Value], signs: list[str]) -> tuple[Value, Va
     k = found[0]
     inner = linear_in_bars(sides[k])
     for bound in sides[:k] + sides[k + 1 :]:
-        if bound.node is None or bound.unit or mentions(bound.node, inner.x):
+        if bound.node is None or bound.unit or expressions.mentions(bound.node, inner.x):
             return None
     regions = []
     if k > 0:
@@ -297,7 +252,7 @@ def absolute_inequality(sides: list[Value], signs: list[str]) -> tuple[Value, Va
     return Value(inner.x), found
 
 
-def ends_of(inner: Linear, bound: Value) -> list[Value]:
+def ends_of(inner: expressions.Linear, bound: Value) -> list[Value]:
     """The two x with |inner| = bound."""
     ends = []
     for end in (expressions.negative(bound.node), bound.node):
@@ -306,12 +261,12 @@ def ends_of(inner: Linear, bound: Value) -> list[Value]:
     return ends if inner.slope > 0 else ends[::-1]
 
 
-def inside(inner: Linear, bound: Value, sign: str) -> Value:
+def inside(inner: expressions.Linear, bound: Value, sign: str) -> Value:
     """The x with |inner| < bound."""
     return interval(ends_of(inner, bound), "()" if sign == "<" else "[]")
 
 
-def outside(inner: Linear, bound: Value, sign: str) -> Value:
+def outside(inner: expressions.Linear, bound: Value, sign: str) -> Value:
     """The x with bound < |inner|."""
     low, high = ends_of(inner, bound)
     infinity = letter("\\infty")

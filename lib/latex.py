@@ -690,7 +690,9 @@ REWRITES = [
     ),
     # A parameter that may be any real number.
     Rewrite(
-        r"\s*(?:[,;]|\(|\b(?:for|where|with)\b|\\text\s*{\s*(?:for|where|with)\s*})\s*"
+        r"(?:[\s,;]|\\[ ,;]|\\q?quad(?![a-z])){0,6}"
+        r"(?:[,;(]|\b(?:for|where|with)\b|\\text\s*{\s*(?:for|where|with)\s*})"
+        r"(?:\s|\\[ ,;]|\\q?quad(?![a-z])){0,4}"
         r"[a-z](?:\s*,\s*[a-z]){0,5}\s*\\in\s*\\mathbb\s*(?:{\s*R\s*}|R)\s*\)?$",
         "",
         example=(r"(t, 2t), t\in\mathbb{R}", "(t, 2t)"),
@@ -941,7 +943,7 @@ REWRITES = [
         example=("60 miles per hour", "60@miles per hour@"),
     ),
     Rewrite(
-        r"^@([^@:]*?)(?: is|:| is:)@ ?(?=[-\d\\$(])",
+        r"^@([^@:]*?)(?:(?: is|:| is:)@|@ ?:) ?(?=[-\d\\$(])",
         r"@\1@ = ",
         example=("@The area is@ 48", "@The area@ = 48"),
     ),

@@ -413,7 +413,7 @@ class Parser:
         above = re.sub(r"(?<!\\)d ", "d", self.group())
         below = re.sub(r"(?<!\\)d ", "d", self.group())
         if re.fullmatch(rf"{{?{DIFFERENCE}(?:\^{{?\d}}?)?}}?", above):
-            raise Unparsed("an operator without its operand")
+            return Value(name(f"\\frac{above}{below}", node_of(self.expression(SUM))))
         first = re.fullmatch(r"{d([a-z])}{dx}", above + below)
         if first:
             return Value(letter(first[1] + "'"))
@@ -720,14 +720,14 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
         answer = answer_choice[2]
 
     # P(1, 2) is the point (1, 2) if the other side has no name for it.
-    if gold.startswith("("):
-        answer = NAMED_POINT.sub(r"\1", answer)
-    if answer.startswith("("):
-        gold = NAMED_POINT.sub(r"\1", gold)
+    if gold.startswith("(") and NAMED_POINTS.fullmatch(answer):
+        answer = re.sub(r"[A-Z] ?\(", "(", answer)
+    if answer.startswith("(") and NAMED_POINTS.fullmatch(gold):
+        gold = re.sub(r"[A-Z] ?\(", "(", gold)
     return cleaned_agree(answer, gold, rules)
 
 
-NAMED_POINT = re.compile(r"^[A-Z] ?(\([^()]*,[^()]*\))$")
+NAMED_POINTS = re.compile(r"[A-Z] ?\([^()]*,[^()]*\)(?:, ?[A-Z] ?\([^()]*,[^()]*\))*")
 CAPITAL_DIFFERENTIAL = re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])")
 # (D) 42: the letter of a choice and its value, which is not another choice.
 CHOICE = re.compile(

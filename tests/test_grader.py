@@ -2,6 +2,7 @@
 
 import doctest
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -56,6 +57,13 @@ def test_each_rewriting_rule_does_what_its_example_says(rule):
     before, after = rule.example
     assert before != after
     assert latex.apply(rule.pattern, rule.replacement, before) == after
+
+
+def test_units_of_different_names_differ():
+    """A is no V, and mg no Mg: whatever the table says of each alone."""
+    symbols = sorted(units.SYMBOLS - {"unit"})
+    for one, other in itertools.combinations(symbols, 2):
+        assert not units.agree(units.canonical(one), units.canonical(other)), (one, other)
 
 
 @pytest.mark.parametrize("module", [grader, latex, mathexpr, units, values])

@@ -23,7 +23,14 @@ import torch
 
 from configurator import UserError
 from lib.answers import Answer, Request
-from lib.pretrained import check_positions, model_config, save_tokenizer, spread_gpus, stop_tokens
+from lib.pretrained import (
+    check_end_token,
+    check_positions,
+    model_config,
+    save_tokenizer,
+    spread_gpus,
+    stop_tokens,
+)
 from lib.run import print0
 from lib.weights import INDEX, ONE_FILE, check_model_folder, has_weights, weight_files
 
@@ -86,10 +93,12 @@ def make_engine(
     divide its heads), its share of each GPU's memory, and whether it shares process and GPU with a
     trainer.
     Raises UserError for another kind, if vLLM is asked for and not installed for this device, if
-    the model has fewer positions than max_model_len, for what vLLM refuses, and if the weights in
-    the model's folder are not finite or not those of its config.json.
+    the model has fewer positions than max_model_len or no end token that it knows, for what vLLM
+    refuses, and if the weights in the model's folder are not finite or not those of its
+    config.json.
     """
     check_positions(path, max_model_len)
+    check_end_token(tokenizer, path)
     # Where there is a trainer, it looks at the weights when it loads them.
     check_model_folder(path, finite=not colocated)
     installed = importlib.util.find_spec("vllm") is not None

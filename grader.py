@@ -290,7 +290,7 @@ class Grader:
         return ask(self.child.idle, CHILD_FILE, None, seconds, [task, *arguments])
 
     def ask_judge(self, response: str, reference: dict) -> Score:
-        gold = as_plain_json(reference["ground_truth"])
+        gold = own_reward.as_plain_json(reference["ground_truth"])
         tolerance = reference.get("tolerance")
         options = [self.fallback, self.parity, self.memory_mb]
         try:
@@ -321,7 +321,7 @@ class Grader:
             self.complain(message)
             return Score(0.0, "reward")
 
-        problem = as_plain_json(reference)
+        problem = own_reward.as_plain_json(reference)
         try:
             arguments = [self.reward, response, problem, self.memory_mb]
             reply = self.ask_child(self.timeout, "reward", *arguments)
@@ -373,11 +373,6 @@ def end_children(idle: list):
     """Ends the children of a list; whoever wants one of it gets a new one."""
     while idle:
         kill(idle.pop())
-
-
-def as_plain_json(value):
-    """A value as a child gets it."""
-    return json.loads(json.dumps(value, default=own_reward.as_json))
 
 
 # --- in a child ---

@@ -760,6 +760,8 @@ def write_model(model, weights: dict, tokenizer, path: str, dtype: torch.dtype, 
     """What rank 0 does in save_model()."""
     from transformers import GenerationConfig, logging
 
+    # Where a link to another disk leads to: the link stays.
+    path = os.path.realpath(path)
     unfinished = path + ".tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -816,7 +818,9 @@ def training_state(trained: dict) -> dict:
 
 def checkpoint_paths(folder: str) -> list[str]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(glob.glob(os.path.join(glob.escape(folder), "step_??????")))
+    # Digits: a copy that somebody has called step_backup is none.
+    pattern = "step_" + 6 * "[0-9]"
+    return sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
 
 
 def remove_unfinished(folder: str) -> None:

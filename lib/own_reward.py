@@ -63,6 +63,11 @@ def as_json(value):
     return str(value)
 
 
+def as_plain_json(value):
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value, default=as_json))
+
+
 def load(path: str, folder: str) -> str | None:
     """Imports a file and looks for its function `reward`. Returns None, or what is wrong.
 

@@ -473,6 +473,20 @@ def stop_tokens(tokenizer, path: str) -> list[int]:
     return sorted(ids - {None})
 
 
+def check_end_token(tokenizer, path: str) -> None:
+    """Raise UserError if the model knows none of its end tokens, so that no answer would end.
+
+    transformers adds an eos_token that tokenizer.json lacks, under a number of its own.
+    """
+    vocabulary = vocabulary_size(path)
+    if min(stop_tokens(tokenizer, path), default=0) >= vocabulary:
+        raise UserError(
+            f"{path}: no answer would end, since its end token {tokenizer.eos_token!r} is token "
+            f"{tokenizer.eos_token_id} and the model knows {vocabulary}: correct eos_token in "
+            "tokenizer_config.json"
+        )
+
+
 def named_end_tokens(path: str) -> list[int]:
     """The end tokens in a model's generation_config.json, or config.json."""
     from transformers import GenerationConfig, PreTrainedConfig

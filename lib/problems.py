@@ -12,6 +12,7 @@ import torch.distributed as dist
 from configurator import UserError
 from lib.answers import TOOL_END, TOOL_STOP
 from lib.code_tests import read_tests
+from lib.own_reward import as_plain_json
 from lib.pretrained import (
     encode,
     encode_after,
@@ -186,6 +187,10 @@ def make_problem(row: dict, prompt_key: str, answer_key: str, index: int, own_re
     for name in reversed(ID_COLUMNS):
         if not is_missing(row.get(name)):
             problem_id = row[name]
+
+    # Both are written beside answers; tables have dates, decimals and bytes, which JSON has not.
+    problem_id = as_plain_json(problem_id)
+    truth = as_plain_json(truth)
 
     problem = Problem(
         id=problem_id,

@@ -1019,6 +1019,21 @@ def test_load_and_save_round_trip(tmp_path, group, tied, world):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
 
 
+def test_a_folder_that_is_a_link_stays_one(tmp_path, group, world):
+    """The model is written where it leads, which may be another disk."""
+    small_model(tmp_path / "m")
+    net = load_model(str(tmp_path / "m"), CPU, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(world / "init")
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk" / "model")
+    for _ in range(2):
+        model.save_model(net, tokenizer, str(out), torch.float32, str(tmp_path / "m"))
+    assert out.is_symlink()
+    assert (out / "model.safetensors").is_file()
+    assert names_in(tmp_path / "disk") == ["model"]
+
+
 def test_a_saved_model_opens_with_the_tokenizer_it_was_saved_with(tmp_path, group):
     """By its own rules transformers opens Qwen2's beside a Qwen2 model, which cuts digits apart."""
     small_model(tmp_path / "m")
@@ -1081,6 +1096,16 @@ def test_the_newest_checkpoints_stay(tmp_path, trained):
     for step in (1, 2, 3):
         model.save_checkpoint(str(folder), step, trained, {}, keep=2)
     assert names_in(folder) == ["step_000002", "step_000003", "step_000009"]
+
+
+def test_a_copy_of_a_checkpoint_is_none(tmp_path, trained):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    shutil.copytree(folder / "step_000001", folder / "step_backup")
+    assert model.load_checkpoint(str(folder), trained) == (2, {})
+    model.save_checkpoint(str(folder), 3, trained, {}, keep=2)
+    assert names_in(folder) == ["step_000002", "step_000003", "step_backup"]
 
 
 def test_a_damaged_checkpoint(tmp_path, trained, capsys):

@@ -28,6 +28,7 @@ from transformers import (
 
 from configurator import UserError
 from lib.pretrained import (
+    check_end_token,
     check_same_tokenizer,
     check_same_tokens,
     check_tokenizer_can_be_saved,
@@ -390,6 +391,24 @@ def test_end_tokens_of_a_model(tmp_path, config, generation, expected):
     tokenizer = load_tokenizer(folder)
     names = tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer, folder))
     assert names == expected
+
+
+def test_an_end_token_that_the_model_does_not_know(tmp_path):
+    """transformers gives a name that tokenizer.json lacks the next free number."""
+    folder = model_folder(tmp_path / "m", byte_level(), None)
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    write_json(tmp_path / "m" / "tokenizer_config.json", settings | dict(eos_token="</end>"))
+    tokens = len(byte_level().get_vocab())
+    config = dict(model_type="llama", vocab_size=tokens)
+    write_json(tmp_path / "m" / "config.json", config)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.eos_token_id == tokens
+    with pytest.raises(UserError, match=f"no answer would end.*'</end>' is token {tokens}"):
+        check_end_token(tokenizer, folder)
+
+    # One that the model knows is enough.
+    write_json(tmp_path / "m" / "config.json", config | dict(eos_token_id=1))
+    check_end_token(tokenizer, folder)
 
 
 def test_end_tokens_of_a_model_that_had_another_tokenizer(tmp_path):

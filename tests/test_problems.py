@@ -1,6 +1,7 @@
 """lib/problems.py: files of all kinds -> problems; conversations -> tokens and what is scored."""
 
 import csv
+import decimal
 import gzip
 import hashlib
 import json
@@ -182,6 +183,25 @@ def test_abilities_and_ids_of_any_type(tmp_path):
     assert [problem.ability for problem in problems] == ["['chess']", "3"]
     assert [problem.id for problem in problems] == [0, 7]
     assert problems[0].ground_truth is None
+
+
+def test_ids_and_ground_truths_that_json_does_not_have(tmp_path):
+    """Both are written beside answers. An own reward sees the row as it was."""
+    table = dict(
+        problem=["1?", "2?"],
+        id=pandas.to_datetime(["2026-01-01", "2026-01-02"]),
+        answer=[[decimal.Decimal("1.50"), decimal.Decimal("2.50")], [decimal.Decimal(3)]],
+        picture=[b"\xff", b"\x00"],
+    )
+    path = str(tmp_path / "p.parquet")
+    pandas.DataFrame(table).to_parquet(path)
+    problems = load_problems(path, own_reward=True)
+    written = json.loads(json.dumps([[problem.id, problem.ground_truth] for problem in problems]))
+    assert written == [
+        ["2026-01-01 00:00:00", ["1.50", "2.50"]],
+        ["2026-01-02 00:00:00", ["3.00"]],
+    ]
+    assert problems[0].row["picture"] == b"\xff"
 
 
 def test_csv_of_a_spreadsheet(tmp_path):

@@ -853,7 +853,7 @@ def linear(node: Node) -> Linear | None:
     if not has_names(node):
         return Linear(None, Fraction(0), node)
     if node.operation == "name":
-        is_real = len(node.parts) == 1 and node.parts[0] not in COMPLEX_LETTERS
+        is_real = node.parts[0] not in COMPLEX_LETTERS
         return Linear(node, Fraction(1), number(Fraction(0))) if is_real else None
     if node.operation not in ("+", "negative", "*", "/", "\\frac"):
         return None

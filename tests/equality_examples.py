@@ -1398,7 +1398,6 @@ DIFFERENT = {
         (r"12\pi", r"\text{Volume}=12"),
         (r"\text{speed}=5\text{ m/s}", r"5\text{ km/h}"),
         ("3", r"\text{red}=3,\text{blue}=4"),
-        (r"\text{if } x=3", "3"),
         (r"n=3\text{ or }n=4", "3"),
         (r"\text{Yes, since } 5=5", "5"),
         (r"\text{false}", "0"),

@@ -401,8 +401,9 @@ def read_vllm_answer(output) -> Answer:
 class HFEngine(Engine):
     """A transformers model and a plain loop: slower than vLLM, runs everywhere.
 
-    Requests are answered in batches of alike ones. Each row has random numbers of its own, drawn
-    from its seed, so that the batch around it does not matter.
+    Requests are answered in batches of alike ones. A prompt is read once for all of its answers.
+    Each row has random numbers of its own, drawn from its seed, so that the batch around it does
+    not matter.
     """
 
     def __init__(
@@ -440,59 +441,63 @@ class HFEngine(Engine):
             request = requests[number]
             return request.temperature, request.top_p, request.stop
 
+        def prompt(number):
+            return requests[number].prompt
+
         def order(number):
             # As text: a stop string and None do not compare.
-            return str(kind(number)), len(requests[number].prompt)
+            return str(kind(number)), len(prompt(number)), prompt(number)
 
-        for _, group in itertools.groupby(sorted(numbers, key=order), kind):
-            alike = list(group)
-            for first in range(0, len(alike), self.batch_rows):
-                yield alike[first : first + self.batch_rows]
+        for _, alike in itertools.groupby(sorted(numbers, key=order), kind):
+            batch = []
+            for _, group in itertools.groupby(alike, prompt):
+                group = list(group)
+                # Answers to one prompt stay together, unless they are too many for any batch.
+                if batch and len(batch) + len(group) > self.batch_rows:
+                    yield batch
+                    batch = []
+                batch += group
+                while len(batch) > self.batch_rows:
+                    yield batch[: self.batch_rows]
+                    batch = batch[self.batch_rows :]
+            yield batch
 
     @torch.no_grad()
     def _answer(self, requests: list[Request]) -> list[Answer]:
         """The answers to requests that differ in prompt, seed and max_tokens only."""
-        B = len(requests)
         sampling = requests[0]
         limits = [min(r.max_tokens, self.max_model_len - len(r.prompt)) for r in requests]
-        uniform = random_numbers(requests, max(limits)).to(self.device)  # [B, T]
         answers = [Answer([], [], "length") for _ in requests]
-        running = set(range(B))
+        uniform = None
+        if sampling.temperature > 0:
+            uniform = random_numbers(requests, max(limits)).to(self.device)  # [B, T]
 
-        # Prompts are padded on the left: the next token of all rows is in the same column.
-        input_ids, mask = pad_left([r.prompt for r in requests])  # [B, P]
-        input_ids = input_ids.to(self.device)
-        mask = mask.to(self.device)
-        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = None
+        # A prompt is read once, however many requests have it.
+        prompts, sources = distinct([request.prompt for request in requests])
+        text = Text(self.model, prompts, self.device)
+        text.keep(sources)
 
+        # Requests whose answers have not ended, one per row of the text.
+        running = list(range(len(requests)))
         for t in range(max(limits)):
-            # Logits of the next token; the cache holds the keys and values of all before.
-            output = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
-            tokens, logprobs = choose(
-                output.logits[:, -1].float(), uniform[:, t], sampling.temperature, sampling.top_p
-            )
+            numbers = None if uniform is None else uniform[running, t]
+            tokens, logprobs = choose(text.logits, numbers, sampling.temperature, sampling.top_p)
 
-            # A row that has ended stays in the batch; what it goes on to say is not looked at.
-            values = list(zip(tokens.tolist(), logprobs.tolist()))
-            for row in sorted(running):
-                token, logprob = values[row]
-                if self._write(answers[row], token, logprob, limits[row], sampling.stop):
-                    running.remove(row)
-            if not running:
+            rows = []
+            values = zip(running, tokens.tolist(), logprobs.tolist())
+            for row, (number, token, logprob) in enumerate(values):
+                answer = answers[number]
+                if not self._write(answer, token, logprob, limits[number], sampling.stop):
+                    rows.append(row)
+            if not rows:
                 break
 
-            input_ids = tokens[:, None]
-            mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-            position_ids = position_ids[:, -1:] + 1
+            # Rows that have ended leave.
+            if len(rows) < len(running):
+                running = [running[row] for row in rows]
+                tokens = tokens[rows]
+                text.keep(rows)
+            text.append(tokens)
 
         return answers
 
@@ -527,6 +532,50 @@ class HFEngine(Engine):
             self.model.get_parameter(name).data.copy_(tensor)
 
 
+class Text:
+    """What a transformers model has read so far, in rows that go on independently.
+
+    logits     [B, V] of the next token of each row
+    cache      keys and values of all that was read
+    mask       [B, T] 1 on what was read, 0 where a prompt is padded
+    """
+
+    def __init__(self, model, prompts: list[list[int]], device: torch.device):
+        """Read prompts, one per row."""
+        self.model = model
+        # With padding on the left, the next token of all rows is in the same column.
+        input_ids, mask = pad_left(prompts)
+        self.mask = mask.to(device)
+        self.cache = None
+        self._read(input_ids.to(device), (self.mask.cumsum(-1) - 1).clamp(min=0))
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """Read one more token [B] in each row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self._read(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def _read(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> None:
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=self.mask,
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = output.past_key_values
+        self.logits = output.logits[:, -1].float()
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows, of which one may occur several times."""
+        if rows == list(range(len(self.mask))):
+            return
+        chosen = torch.tensor(rows, device=self.mask.device)
+        self.cache.reorder_cache(chosen)
+        self.mask = self.mask[chosen]
+        self.logits = self.logits[chosen]
+
+
 def pad_left(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts of different lengths -> (ids [B, P] with zeros on the left, mask [B, P]).
 
@@ -542,6 +591,18 @@ def pad_left(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+def distinct(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """(the different ones among prompts, the number of each prompt among these).
+
+    >>> distinct([[5], [6, 7], [5]])
+    ([[5], [6, 7]], [0, 1, 0])
+    """
+    numbers = {}
+    for prompt in prompts:
+        numbers.setdefault(tuple(prompt), len(numbers))
+    return [list(prompt) for prompt in numbers], [numbers[tuple(prompt)] for prompt in prompts]
+
+
 def random_numbers(requests: list[Request], T: int) -> torch.Tensor:
     """[B, T] uniform numbers in [0, 1), one per token, each row from its request's seed."""
     rows = []
@@ -552,13 +613,13 @@ def random_numbers(requests: list[Request], T: int) -> torch.Tensor:
 
 
 def choose(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float
+    logits: torch.Tensor, uniform: torch.Tensor | None, temperature: float, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens [B], their log-probabilities [B]) from logits [B, V] and numbers [B] in [0, 1).
 
     A token is drawn by inverting the cumulative distribution: probabilities 0.2, 0.5, 0.3 divide
     [0, 1) into [0, 0.2), [0.2, 0.7) and [0.7, 1), and the number falls into one of them.
-    Temperature 0 takes the most likely token.
+    Temperature 0 takes the most likely token, and needs no numbers.
     """
     from transformers.generation import TopPLogitsWarper
 
@@ -566,9 +627,13 @@ def choose(
         logprobs = logits.log_softmax(-1)
         tokens = logprobs.argmax(-1, keepdim=True)
     else:
-        nucleus = TopPLogitsWarper(top_p)
-        logprobs = nucleus(None, logits / temperature).log_softmax(-1)
-        cumulative = logprobs.double().exp().cumsum(-1)
+        if temperature != 1:
+            logits = logits / temperature
+        if top_p < 1:
+            # It sorts the vocabulary, which takes longer than a pass of a small model.
+            logits = TopPLogitsWarper(top_p)(None, logits)
+        logprobs = logits.log_softmax(-1)
+        cumulative = logprobs.exp().double().cumsum(-1)
         # Rounding: the last entry is not quite 1.
         target = uniform[:, None] * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, target, right=True)

@@ -407,18 +407,18 @@ def test_compile_threads_are_given_back(monkeypatch):
 
     name = "TORCHINDUCTOR_COMPILE_THREADS"
     monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "compile_threads", 1)
-    with engines.same_compile_threads():
-        os.environ[name] = "1"
-    assert name not in os.environ
-    assert config.compile_threads == min(32, len(os.sched_getaffinity(0)))
+    with config.patch(compile_threads=1):
+        with engines.same_compile_threads():
+            os.environ[name] = "1"
+        assert name not in os.environ
+        assert config.compile_threads == min(32, len(os.sched_getaffinity(0)))
 
-    # What the user says holds.
-    monkeypatch.setenv(name, "3")
-    with engines.same_compile_threads():
-        os.environ[name] = "1"
-    assert os.environ[name] == "3"
-    assert config.compile_threads == 3
+        # What the user says holds.
+        monkeypatch.setenv(name, "3")
+        with engines.same_compile_threads():
+            os.environ[name] = "1"
+        assert os.environ[name] == "3"
+        assert config.compile_threads == 3
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import configurator
 
-SCRIPTS = ["generate", "sft", "prime", "evaluate", "data/arithmetic/prepare"]
+SCRIPTS = ["generate", "sft", "prime", "evaluate", "data/arithmetic/prepare", "data/words/prepare"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
 RUNS = sorted((ROOT / "runs").glob("*.sh"))

@@ -27,10 +27,15 @@ def shared():
     return folder
 
 
+# Hundreds of small tests each, of parts that other tests use as well.
+SLOW_FILES = {"test_engine.py", "test_pretrained.py", "test_sandbox.py", "test_words.py"}
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of a model that has to be trained first are slow."""
+    """Tests of a model that has to be trained first are slow, and those of some files."""
     for item in items:
-        if {"guesser", "caller"} & set(item.fixturenames):
+        trained = {"guesser", "caller"} & set(item.fixturenames)
+        if trained or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
 
 

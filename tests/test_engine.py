@@ -367,6 +367,7 @@ def test_the_device_of_a_build_of_vllm(packages):
     assert engines.vllm_device() == "cpu"
 
 
+@pytest.mark.slow
 def test_a_vllm_for_gpus_is_not_taken_on_the_cpu(packages, world, capsys):
     """It would take a GPU all the same."""
     folder = f"{world}/init"

@@ -165,6 +165,7 @@ grader.serve(grader.answer_task)
 """
 
 
+@pytest.mark.slow
 def test_no_answer_holds_up_an_evaluation(tmp_path, monkeypatch):
     """What is compared after the grading, by their rules and in a vote, has a deadline as well."""
     child = tmp_path / "child.py"

@@ -59,6 +59,7 @@ def test_each_rewriting_rule_does_what_its_example_says(rule):
     assert latex.apply(rule.pattern, rule.replacement, before) == after
 
 
+@pytest.mark.slow
 def test_units_of_different_names_differ():
     """A is no V, and mg no Mg: whatever the table says of each alone."""
     symbols = sorted(units.SYMBOLS - {"unit"})
@@ -710,6 +711,7 @@ def test_children_that_are_slow_or_killed_while_they_start(mishap, tmp_path, mon
     assert scores[0].failure in (None, "crashes")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_pool_that_is_kept():
     def descriptors():
         return len(os.listdir("/proc/self/fd"))
@@ -731,6 +733,7 @@ def test_nothing_is_left_of_a_pool_that_is_kept():
     assert own_children() == children
 
 
+@pytest.mark.slow
 def test_a_child_that_died_while_idle_costs_nobody():
     with Grader(workers=1) as pool:
         assert pool.grade([r"\boxed{5}"], [reference("5")]) == [1.0]

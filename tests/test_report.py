@@ -59,6 +59,7 @@ def test_an_added_metric_is_in_the_status_line(capsys):
     assert "eta 0:01:00" in line
 
 
+@pytest.mark.slow
 def test_curves_with_an_added_metric(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [dict(step=-1, eval_greedy=0.2, eval_sampled=0.3)]

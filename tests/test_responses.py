@@ -520,6 +520,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 def test_odd_answers_cost_themselves_alone():
     boxes = [f"\\boxed{{{text}}}" for text in [*ODD, "5"]]
     wanted = [0.0] * len(ODD) + [1.0]

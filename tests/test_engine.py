@@ -174,6 +174,24 @@ def test_a_sample_depends_on_its_seed_alone(engine, tok):
     assert len(different) > 2
 
 
+def test_a_prompt_is_read_once_and_rows_that_have_ended_are_not_computed(engine, tok):
+    """The tokens that the model computes: each prompt, and each answer but its last token."""
+    ids = prompts(tok, "10?", "31?")
+    requests = [Request(ids[k % 2], k, max_tokens=4 + k) for k in range(12)]
+    computed = []
+
+    def count(module, args, inputs):
+        computed.append(inputs["input_ids"].numel())
+
+    hook = engine.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        found = answers(engine, requests)
+    finally:
+        hook.remove()
+    written = sum(len(answer.tokens) - 1 for answer in found)
+    assert sum(computed) == sum(len(prompt) for prompt in ids) + written
+
+
 def test_requests_of_all_kinds_in_several_windows(engine, tok, monkeypatch):
     """Each gets the answer that it gets alone."""
     monkeypatch.setattr(engines, "WINDOW", 5)

@@ -49,8 +49,9 @@ from lib.weights import KINDS, check_fit, read_files, weight_files
 # Tokens whose logits exist at a time.
 CHUNK = 2048
 
-# Numbers of micro-batches that are tried one after the other.
+# Numbers of micro-batches that are tried one after the other, with at most so many rows.
 TRIES = 16
+FEW_ROWS = 2048
 
 GB = 2**30
 
@@ -110,15 +111,18 @@ def micro_batches(lengths: list[int], budget: int, world_size: int) -> list[list
     enough = math.ceil(enough / world_size)
 
     # The first count that is enough: the bounds are close to each other and to it.
-    for count in range(fewest, min(enough, fewest + TRIES)):
+    tries = TRIES if len(lengths) <= FEW_ROWS else 1
+    for count in range(fewest, min(enough, fewest + tries)):
         bins = deal(lengths, order, budget, count * world_size)
         if bins:
             return [bins[rank::world_size] for rank in range(world_size)]
 
-    # With very many rows: halve what is left of the range, of which the upper end is enough.
-    too_few = min(enough, fewest + TRIES) - 1
+    # Else halve what is left of the range, of which the upper end is enough. With many rows a deal
+    # costs more than it saves, so a count within 1/64 of the best one will do.
+    tolerance = 1 if len(lengths) <= FEW_ROWS else max(1, fewest // 64)
+    too_few = min(enough, fewest + tries) - 1
     bins = deal(lengths, order, budget, enough * world_size)
-    while enough - too_few > 1:
+    while enough - too_few > tolerance:
         count = (too_few + enough) // 2
         better = deal(lengths, order, budget, count * world_size)
         if better:

@@ -611,6 +611,26 @@ def process_rewards_in_chunks(prm_logprobs, ref_logprobs, mask):
     return torch.cat([process_rewards(*chunk, granularity, normalize) for chunk in chunks])
 
 
+def batch_advantages(batch: Batch, process):
+    """(advantages [N, T], stats) of the batch's outcomes and its process rewards [N, T]."""
+    stats = {}
+    A = advantages(
+        batch.outcomes,
+        process,
+        batch.mask,
+        samples_per_prompt,
+        outcome_coef,
+        process_coef,
+        outcome_gamma,
+        process_gamma,
+        whiten,
+        ESTIMATORS[estimator],
+        stats,
+    )
+    stats["advantage_std"] = A[batch.mask].std().item()
+    return A, stats
+
+
 def importance_weights(old_logprobs, batch: Batch):
     """Truncated importance weights [N, T]: the tokens were drawn from the engine's distribution."""
     if importance_cap is None:
@@ -882,19 +902,8 @@ def main():
 
                 # 4. Leave-one-out returns of outcome and process rewards, added and whitened
                 # (Eq. 5).
-                A = advantages(
-                    batch.outcomes,
-                    process,
-                    batch.mask,
-                    samples_per_prompt,
-                    outcome_coef,
-                    process_coef,
-                    outcome_gamma,
-                    process_gamma,
-                    whiten,
-                    ESTIMATORS[estimator],
-                    stats=metrics,  # gets outcome_return and process_return
-                )
+                A, stats = batch_advantages(batch, process)  # [N, T]
+                metrics |= stats
                 weights = importance_weights(old_logprobs, batch)
 
                 # 5. PPO.
@@ -911,7 +920,6 @@ def main():
             samples = state["samples"] + len(drawn) * samples_per_prompt
             metrics |= dict(step=step, samples=samples, prompts_kept=len(kept))
             metrics |= sampling_metrics(drawn, stream)
-            metrics["advantage_std"] = A[batch.mask].std().item()
             if held_out.problems and is_due(eval_interval, step + 1, max_steps):
                 clock.start("eval")
                 metrics |= evaluate(rollout_engine, grader, held_out)

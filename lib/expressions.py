@@ -8,6 +8,9 @@ and the same two texts always get the same verdict.
 
 What is not understood is a Node "name": its value is a random number that depends on its name and
 on the values of its parts. It equals nothing but the same name of equal parts.
+
+A sum, product, integral or limit, and any expression with one in it, is a Node "written". It has no
+value at all: it equals only what is written alike, part by part, in the same order.
 """
 
 import functools
@@ -42,8 +45,8 @@ TWO = Fraction(2)
 
 
 class Node(NamedTuple):
-    """An operation on other nodes; for "number", "constant" and "name" the first part is what it
-    is called. A "name" has a text and any number of nodes."""
+    """An operation on other nodes; for "number", "constant", "name" and "written" the first part is
+    what it is called. A "name" and a "written" have a text and any number of nodes."""
 
     operation: str
     parts: tuple
@@ -81,7 +84,18 @@ def number(x: Fraction) -> Node:
 
 def name(text: str, *parts: Node) -> Node:
     """A variable, or anything that is not understood."""
+    if any(map(is_written, parts)):
+        return written(text, *parts)
     return Node("name", (text, *parts))
+
+
+def written(text: str, *parts: Node) -> Node:
+    """What is never calculated with: a sum, or an operation or a name with a sum in it."""
+    return Node("written", (text, *parts))
+
+
+def is_written(node: Node) -> bool:
+    return node.operation == "written"
 
 
 def letter(text: str) -> Node:
@@ -95,22 +109,28 @@ def operation(sign: str, *parts: Node) -> Node:
     """sign: a key of TABLE. Long sums and products are kept flat, as trees may not be deep."""
     if sign == "-" and len(parts) == 2:
         return operation("+", parts[0], negative(parts[1]))
-    if sign in ("+", "*") and parts[0].operation == sign:
-        return Node(sign, parts[0].parts + parts[1:])
+    if sign in ("+", "*"):
+        first = parts[0]
+        if first.operation == sign:
+            parts = first.parts + parts[1:]
+        elif is_written(first) and first.parts[0] == sign:
+            parts = first.parts[1:] + parts[1:]
     if sign not in TABLE:
         raise Unparsed(sign)
+    if any(map(is_written, parts)):
+        return written(sign, *parts)
     return Node(sign, parts)
 
 
 def negative(node: Node) -> Node:
     if node.operation == "number":
         return number(-node.parts[0])
-    return Node("negative", (node,))
+    return operation("negative", node)
 
 
 def has_names(node: Node) -> bool:
     """Does the value depend on the point?"""
-    if node.operation == "name":
+    if node.operation in ("name", "written"):
         return True
     if node.operation in ("number", "constant"):
         return False
@@ -708,6 +728,8 @@ def are_equal(a: Node, b: Node) -> bool:
     """Are two expressions equal at all points at which both have a value, at least at two?"""
     if a == b:
         return True
+    if is_written(a) or is_written(b):
+        return are_written_alike(a, b)
     if not has_names(a) and not has_names(b):
         return agree_at(ANYWHERE, a, b) is True
     agreements = 0
@@ -717,6 +739,21 @@ def are_equal(a: Node, b: Node) -> bool:
             return False
         agreements += verdict is True
     return agreements >= 2
+
+
+def are_written_alike(a: Node, b: Node) -> bool:
+    r"""The same signs with equal parts in the same order: x + \int f is not \int f + x.
+
+    Of a part without a sum or an integral only the value counts.
+    """
+    if a.operation != b.operation or len(a.parts) != len(b.parts):
+        return False
+    sign = a.parts[0]
+    other_sign = b.parts[0]
+    # \frac and / are one sign, as \lvert and \abs are.
+    if TABLE.get(sign, sign) != TABLE.get(other_sign, other_sign):
+        return False
+    return all(map(are_equal, a.parts[1:], b.parts[1:]))
 
 
 def points_for(*nodes: Node) -> list[Point]:

@@ -19,7 +19,18 @@ import re
 from fractions import Fraction
 
 from lib import units
-from lib.expressions import CONSTANTS, TABLE, begin, has_names, letter, name, number, operation
+from lib.expressions import (
+    CONSTANTS,
+    INTEGERS,
+    TABLE,
+    begin,
+    has_names,
+    letter,
+    name,
+    number,
+    operation,
+    written,
+)
 from lib.latex import FUNCTIONS, Unparsed, clean, tokenize
 from lib.values import (
     NOTHING,
@@ -35,6 +46,7 @@ from lib.values import (
     joint,
     make_relation,
     negative,
+    node_of,
 )
 
 MAX_TOKENS = 7000
@@ -94,8 +106,9 @@ BINDERS = {"\\sum", "\\prod", "\\int", "\\oint", "\\lim", "\\bigcup", "\\bigcap"
 FUNCTION_LETTERS = set("fghFHPE") | {"\\phi", "\\psi", "\\Phi", "\\Psi", "\\Gamma", "\\zeta"}
 FACTOR_LETTERS = set("abcdeijklmnrtxyz") | {"\\pi", "\\lambda", "\\theta", "\\alpha", "\\beta"}
 FACTOR_LETTERS |= {"\\gamma", "\\infty", "\\Delta"}
-# The names of bound variables: letters that nobody writes.
+# The names of bound variables, letters that nobody writes: of integers, and of real numbers.
 BOUND = "ᚠᚡᚢᚣᚤᚥ"
+REAL_BOUND = "ᚦᚧᚨᚩᚪᚫ"
 
 CONDITION = r"\b(?:or|if|at (?:most|least)|(?:even|odd|prime|positive|negative|divisible|is)%s)\b"
 CONDITION_AT_END = re.compile(CONDITION % r"(?=@?$)")
@@ -371,10 +384,11 @@ class Parser:
             matrix = self.operand(POWER)
             entries = [row.items for row in matrix.items]
             return compute(token, *itertools.chain(*entries))
+        is_extreme = token in ("\\max", "\\min") and self.peek().startswith("_")
+        if token in BINDERS or is_extreme:
+            return self.binder(token)
         if token[1:] in FUNCTIONS and token.startswith("\\"):
             return self.function(token)
-        if token in BINDERS:
-            return self.binder(token)
         if token in DECORATIONS:
             return self.decoration(token)
         if token == "\\ratio":
@@ -480,9 +494,9 @@ class Parser:
         return compute("^", value, exponent)
 
     def binder(self, sign: str) -> Value:
-        r"""A sum, product, integral or limit: a name with its bounds and its body as parts.
+        r"""A sum, product, integral or limit, with its bounds and its body as parts.
 
-        Its own letter has no meaning outside, so that \sum_k k is \sum_j j.
+        Nobody computes it. Its own letter has no meaning outside, so that \sum_k k is \sum_j j.
         """
         lower = ""
         upper = None
@@ -493,7 +507,9 @@ class Parser:
             if token == "^":
                 upper = self.operand(POWER)
             else:
-                lower = token[1:].strip("{} ")
+                lower = token[1:].strip()
+                if lower.startswith("{"):
+                    lower = lower[1:-1].strip()
 
         parts = []
         bound = None
@@ -502,6 +518,8 @@ class Parser:
         if start:
             bound = start[1]
             lower = start[2]
+        # The letters of outer sums, as in \sum_i \sum_{j = i}.
+        lower = re.sub(r"\\?[a-zA-Z]+", self.renamed_letters, lower)
         with contextlib.suppress(Unparsed):
             if lower:
                 parts.append(node_of(parse(lower)))
@@ -513,20 +531,27 @@ class Parser:
             key += "^"
 
         if sign in ("\\int", "\\oint"):
-            return Value(name(key, *parts, self.integrand(upper is not None)))
-        return Value(name(key, *parts, node_of(self.body(bound, PRODUCT - 1))))
+            return Value(written(key, *parts, self.integrand(upper is not None)))
+        is_real = sign == "\\lim" and bound is not None and bound not in INTEGERS
+        names = REAL_BOUND if is_real else BOUND
+        return Value(written(key, *parts, node_of(self.body(bound, names, SUM))))
 
-    def body(self, bound: str | None, lowest: int) -> Value:
-        """The expression behind a sign that binds a letter."""
+    def body(self, bound: str | None, names: str, lowest: int) -> Value:
+        """The expression behind a sign that binds a letter, which gets one of these names."""
         outer = self.bound
         if bound is not None:
-            if len(outer) == len(BOUND):
-                raise Unparsed("too many bound letters")
-            self.bound = outer | {bound: BOUND[len(outer)]}
+            self.bound = outer | {bound: self.free_name(names)}
         try:
             return self.expression(lowest)
         finally:
             self.bound = outer
+
+    def free_name(self, names: str) -> str:
+        """One of these names that no bound letter has."""
+        for name_of in names:
+            if name_of not in self.bound.values():
+                return name_of
+        raise Unparsed("too many bound letters")
 
     def integrand(self, is_definite: bool):
         """The expression up to dx, and x: a node. dx may be a factor as well, as in dx/x."""
@@ -534,18 +559,20 @@ class Parser:
         letter_of = self.tokens[end][2:] if end else None
         bound = letter_of if is_definite else None
         if not end or self.depth_at(end) > 0:
-            return node_of(self.body(bound, SUM))
+            return node_of(self.body(bound, REAL_BOUND, SUM))
+        last = letter(letter_of)
+        if is_definite:
+            last = letter(self.free_name(REAL_BOUND))
         following = self.tokens[end]
         self.tokens[end] = ""
         value = Value(number(Fraction(1)))
         if self.position < end:
-            value = self.body(bound, END)
+            value = self.body(bound, REAL_BOUND, END)
         self.tokens[end] = following
         if self.position != end:
             raise Unparsed("an integral")
         self.position = end + 1
-        last = name("d", letter(BOUND[len(self.bound)] if is_definite else letter_of))
-        return operation("*", node_of(value), last)
+        return operation("*", node_of(value), name("d", last))
 
     def differential(self) -> int | None:
         """The position of the differential that belongs to an integral which starts here."""
@@ -626,18 +653,6 @@ class Parser:
         if text in TABLE and len(nodes) == 1:
             return Value(operation(text, *nodes))
         return Value(name(text, *nodes))
-
-
-def node_of(value: Value):
-    """The expression that a value is; a name for anything else."""
-    if value.signs and value.sides:
-        nodes = [name("") if side == NOTHING else node_of(side) for side in value.sides]
-        return name("relation " + " ".join(value.signs), *nodes)
-    if value.node is not None:
-        return compute("+", value).node if not value.unit else name(value.unit, value.node)
-    if value.brackets is not None:
-        return name(f"collection {value.brackets}", *map(node_of, value.items))
-    raise Unparsed("no operand")
 
 
 def number_of(token: str) -> Value:

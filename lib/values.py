@@ -19,6 +19,7 @@ from lib.expressions import (
     constant,
     has_names,
     is_constant_ratio,
+    is_written,
     letter,
     mp,
     number,
@@ -100,6 +101,8 @@ def is_statement(value: Value) -> bool:
 def negative(value: Value) -> Value:
     if value.signs or value.brackets == "{}":
         raise Unparsed("minus a statement")
+    if value.items and has_written(value):
+        return Value(expressions.negative(node_of(value)))
     node = value.node and expressions.negative(value.node)
     items = [negative(item) for item in value.items]
     return value._replace(node=node, items=items)
@@ -118,6 +121,8 @@ def compute(sign: str, *arguments: Value) -> Value:
     """A function of numbers; a factor before a tuple multiplies its items."""
     if sign == "*" and is_tuple(arguments[1]) and arguments[0].node is not None:
         factor, vector = arguments
+        if has_written(factor) or has_written(vector):
+            return Value(operation("*", node_of(factor), node_of(vector)))
         return vector._replace(items=[compute("*", factor, item) for item in vector.items])
     if sign in ("+", "-") and all(map(is_matrix, arguments)):
         return matrix_sum(sign, *arguments)
@@ -139,8 +144,31 @@ def is_matrix(value: Value) -> bool:
 def matrix_sum(sign: str, one: Value, other: Value) -> Value:
     if len(one.items) != len(other.items):
         raise Unparsed("matrices of different shapes")
+    if has_written(one) or has_written(other):
+        return Value(operation(sign, node_of(one), node_of(other)))
     items = [compute(sign, x, y) for x, y in zip(one.items, other.items)]
     return one._replace(items=items)
+
+
+def node_of(value: Value) -> Node:
+    """The expression that a value is; a name for anything else."""
+    if value.signs and value.sides:
+        nodes = [expressions.name("") if side == NOTHING else node_of(side) for side in value.sides]
+        return expressions.name("relation " + " ".join(value.signs), *nodes)
+    if value.node is not None:
+        return (
+            compute("+", value).node if not value.unit else expressions.name(value.unit, value.node)
+        )
+    if value.brackets is not None:
+        return expressions.name(f"collection {value.brackets}", *map(node_of, value.items))
+    raise Unparsed("no operand")
+
+
+def has_written(value: Value) -> bool:
+    """Is there a sum or an integral in it?"""
+    if value.node is not None:
+        return is_written(value.node)
+    return any(map(has_written, (*value.items, *value.sides)))
 
 
 # --- relations ---
@@ -532,7 +560,8 @@ def relations_agree(gold: Value, answer: Value) -> bool:
     """Equations up to a constant factor, inequalities up to a positive one, chains side by side."""
     if gold.signs != answer.signs:
         return False
-    if len(gold.signs) > 1:
+    is_as_written = any(map(has_written, [*gold.sides, *answer.sides]))
+    if len(gold.signs) > 1 or is_as_written:
         return all(map(equal, gold.sides, answer.sides))
     for side in [*gold.sides, *answer.sides]:
         if side.node is None or side.signs:

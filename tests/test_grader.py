@@ -220,6 +220,7 @@ def exact_answers():
 EXACT = st.sampled_from(exact_answers())
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(EXACT, EXACT)
 def test_equality_is_symmetric(a, b):
@@ -252,6 +253,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(EXACT, st.sampled_from(sorted(HARMLESS)))
 def test_harmless_rewriting_changes_nothing(text, name):
@@ -312,6 +314,7 @@ def test_expressions_in_all_styles_of_sympy(expression, one, other, step):
     assert not is_equiv(STYLES[one](expression), STYLES[other](expression + step))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(-(10**40), 10**40), st.integers(1, 10**6))
 def test_integers_of_any_size(n, step):
@@ -356,6 +359,7 @@ OPERAND = st.sampled_from(OPERANDS)
 THING = st.builds(str.__mod__, st.sampled_from(UNKNOWN_THINGS), OPERAND)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(OPERAND, OPERAND, SIGN, SIGN)
 def test_unknown_signs_are_not_calculated_with(a, b, sign, other):
@@ -372,6 +376,7 @@ def test_unknown_signs_are_not_calculated_with(a, b, sign, other):
     assert not is_equiv(f"({statement})-({statement})", "0")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(THING, THING, OPERAND)
 def test_names_are_not_calculated_with(one, other, operand):
@@ -383,6 +388,7 @@ def test_names_are_not_calculated_with(one, other, operand):
     assert not is_equiv(f"({one})^2", one)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(THING, OPERAND, SIGN), min_size=1, max_size=6), st.data())
 def test_everything_equals_itself_in_another_spacing(pieces, data):
@@ -390,6 +396,83 @@ def test_everything_equals_itself_in_another_spacing(pieces, data):
     blanks = data.draw(st.lists(st.sampled_from([" ", "  ", r"\, "]), min_size=6, max_size=6))
     spaced = "".join(piece + blank for piece, blank in zip(pieces, blanks))
     assert is_equiv(spaced, text)
+
+
+SUMS = [
+    r"\int_0^1 %s\,dx",
+    r"\int %s\,dx",
+    r"\int_{-1}^{n} x^2 %s\,dx",
+    r"\sum_{k=1}^{n} %s k",
+    r"\sum_{k=0}^{\infty} \frac{%s}{k!}",
+    r"\sum_{i=1}^{n}\sum_{j=i}^{n} %s a_{ij}",
+    r"\prod_{k=1}^{n} (%s+k)",
+    r"\lim_{x\to 0} %s",
+    r"\oint_C %s\,dx",
+    r"\max_{x} f(%s)",
+]
+SUM = st.builds(str.__mod__, st.sampled_from(SUMS), OPERAND)
+# What is equal for numbers, with S for a sum and A for an operand.
+CALCULATIONS = [
+    ("0(S)", "0"),
+    ("1(S)", "S"),
+    ("(S)-(S)", "0"),
+    ("(S)+(S)", "2(S)"),
+    ("(S)(S)", "(S)^2"),
+    ("(S)^0", "1"),
+    ("(S)^1", "S"),
+    ("-(-(S))", "S"),
+    (r"\frac{S}{S}", "1"),
+    (r"\frac{A}{S}", r"A\frac{1}{S}"),
+    ("A(S)", "(S)A"),
+    ("A+(S)", "(S)+A"),
+    ("A-(S)", "-(S)+A"),
+    ("A(x+(S))", "Ax+A(S)"),
+    ("2A(S)", "A(2(S))"),
+    (r"e^{\ln(S)}", "S"),
+    (r"|-(S)|", "|S|"),
+    (r"\cos(-(S))", r"\cos(S)"),
+    ("(S)=A", "2(S)=2A"),
+    ("(S)=A", "(S)-A=0"),
+    ("2(S)<A", "4(S)<2A"),
+    ("|S|<3", "-3<(S)<3"),
+    ("2(S,A)", "(2(S),2A)"),
+    (r"\begin{vmatrix}S&0\\0&1\end{vmatrix}", "S"),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(SUM, OPERAND, st.sampled_from(CALCULATIONS))
+def test_sums_are_not_calculated_with(total, operand, calculation):
+    one, other = (text.replace("A", operand).replace("S", total) for text in calculation)
+    assert not is_equiv(one, other)
+    assert not is_equiv(other, one)
+
+
+# Other spellings, which say the same of a sum.
+SPELLINGS = {
+    "blanks": lambda text: text.replace(" ", "  ").replace("=", " = "),
+    "thin spaces": lambda text: text.replace(" ", r"\, "),
+    "limits": lambda text: re.sub(r"(\\(?:sum|prod|int|lim|max))", r"\1\\limits", text),
+    "display": lambda text: r"\displaystyle " + text,
+    "left and right": lambda text: text.replace("(", r"\left(").replace(")", r"\right)"),
+    "dfrac": lambda text: text.replace(r"\frac", r"\dfrac"),
+    "upright d": lambda text: text.replace(r"\,dx", r"\,\mathrm{d}x"),
+    "d without a space": lambda text: text.replace(r"\,dx", " dx"),
+    "braces": lambda text: re.sub(r"([_^])([\dn])(?!\w)", r"\1{\2}", text),
+    "unicode": lambda text: text.replace(r"\sum", "∑").replace(r"\int", "∫"),
+    "another letter": lambda text: re.sub(r"(?<![a-z\\])k", "j", text),
+    "dollars": lambda text: f"${text}$",
+}
+PLACES = ["S", "2S", "-S", "x+S", "y-2(S)", r"\frac{1}{n}(S)", "(S)^2", "y = S", "(S, 1)", "3, S"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(SUM, st.sampled_from(PLACES), st.sampled_from(sorted(SPELLINGS)))
+def test_a_sum_equals_itself_in_another_spelling(total, place, name):
+    text = place.replace("S", total)
+    rewritten = SPELLINGS[name](text)
+    assert is_equiv(rewritten, text)
+    assert is_equiv(text, rewritten)
 
 
 def test_no_text_is_an_exception():
@@ -517,6 +600,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gold", ["7", r"2\pi", "x=7", r"\begin{pmatrix}1\\2\end{pmatrix}"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers_are_wrong_cheap_and_not_run(name, gold, tmp_path, monkeypatch):
@@ -610,6 +694,7 @@ def test_a_score_keeps_its_failure_between_processes():
     assert score.failure == "unparsed"
 
 
+@pytest.mark.slow
 def test_pool_takes_all_kinds_of_text_and_gold():
     with Grader(workers=1) as pool:
         lone_surrogate = "\\boxed{\ud800½}"
@@ -626,6 +711,7 @@ def test_a_reference_needs_a_known_ability(bad):
         pool.submit(r"\boxed{5}", bad)
 
 
+@pytest.mark.slow
 def test_pool_with_fallback():
     with Grader(workers=1, fallback=True) as pool:
         assert pool.grade(["The answer is 5."], [reference("5")]) == [1.0]
@@ -649,6 +735,7 @@ def test_pool_survives_hostile_items(tricky):
         assert pool.grade([r"\boxed{5}"], [reference("5")]) == [1.0]
 
 
+@pytest.mark.slow
 def test_a_bug_costs_its_item_and_is_shown(tricky, capsys):
     boxes = [r"\boxed{5}", r"\boxed{BUG}", r"\boxed{5}", r"\boxed{BUG}"]
     with Grader(workers=1) as pool:
@@ -690,6 +777,7 @@ grader.serve(grader.answer_task)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mishap",
     [
@@ -811,6 +899,7 @@ def test_children_die_with_their_parent(response, tmp_path):
     assert not any(map(is_alive, pids))
 
 
+@pytest.mark.slow
 def test_importing_the_grader_has_no_side_effects():
     code = """
 import sys, threading

@@ -778,13 +778,7 @@ grader.serve(grader.answer_task)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mishap",
-    [
-        "import os; os.kill(os.getpid(), 9)",
-        pytest.param("time.sleep(100)", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("mishap", ["import os; os.kill(os.getpid(), 9)", "time.sleep(100)"])
 def test_children_that_are_slow_or_killed_while_they_start(mishap, tmp_path, monkeypatch):
     """They cost the first item, at most."""
     log = tmp_path / "log"

@@ -440,6 +440,7 @@ CALCULATIONS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SUM, OPERAND, st.sampled_from(CALCULATIONS))
 def test_sums_are_not_calculated_with(total, operand, calculation):
@@ -466,6 +467,7 @@ SPELLINGS = {
 PLACES = ["S", "2S", "-S", "x+S", "y-2(S)", r"\frac{1}{n}(S)", "(S)^2", "y = S", "(S, 1)", "3, S"]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SUM, st.sampled_from(PLACES), st.sampled_from(sorted(SPELLINGS)))
 def test_a_sum_equals_itself_in_another_spelling(total, place, name):

@@ -278,6 +278,7 @@ def test_the_function_may_be_a_method_of_solution(code, score):
     assert grader.grade_code(block(code), tests) == score
 
 
+@pytest.mark.slow
 def test_megabytes_of_a_value_are_not_read():
     """A list of 200,000 lists takes 14 MB of the caller's memory, per concurrent call."""
     tests = {"fn_name": "f", "inputs": [[1]], "outputs": [[[]]]}

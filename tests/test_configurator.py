@@ -490,6 +490,7 @@ needs_dev_full = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

@@ -89,6 +89,7 @@ def verdicts(name, problems, responses):
     return [(row["correct"], row["parity"], row["answer"]) for row, _ in pairs]
 
 
+@pytest.mark.slow
 def test_tolerance_of_olympiadbench(data_dir):
     rows = read_jsonl(f"{data_dir}/olympiadbench.jsonl")
     with_error = [number for number, row in enumerate(rows) if row["error"]]
@@ -102,6 +103,7 @@ def test_tolerance_of_olympiadbench(data_dir):
     assert graded[3][2] == "4.35"
 
 
+@pytest.mark.slow
 def test_parity_and_strict_differ_on_minerva(data_dir):
     """The published script cannot read a power of ten where the gold is 4.5e33."""
     problems = load_benchmark("minerva", data_dir=data_dir)
@@ -120,6 +122,7 @@ def test_parity_and_strict_differ_on_minerva(data_dir):
     assert [verdict[:2] for verdict in graded] == [(1, 0), (1, 1), (0, 0)]
 
 
+@pytest.mark.slow
 def test_parity_and_strict_differ_on_olympiadbench(data_dir):
     """The published script takes a hundredfold, and the last number where there is no box."""
     problems = load_benchmark("olympiadbench", data_dir=data_dir)

@@ -253,6 +253,7 @@ def test_which_stored_answers_are_graded_again(tmp_path, length, capsys):
     assert "1 answers to other problems are left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_back_to_the_built_in_judges(tmp_path, length):
     """Only verdicts of an own reward are replaced; a failure of their own is kept."""
     problems = [make_problem(number, own_reward=False) for number in range(2)]
@@ -394,6 +395,7 @@ COUNTS = dict(
 )
 
 
+@pytest.mark.slow
 def test_real_files_load(shared):
     for name, count in COUNTS.items():
         assert len(load_problems(shared / "data" / f"{name}.jsonl")) == count

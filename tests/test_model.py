@@ -155,6 +155,7 @@ def one_more_at_a_time(lengths, budget, world_size):
             return [bins[rank::world_size] for rank in range(world_size)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 80), st.sampled_from([1, 2, 3, 8]))
 def test_micro_batches_are_the_fewest(lengths, budget, world_size):
@@ -163,6 +164,7 @@ def test_micro_batches_are_the_fewest(lengths, budget, world_size):
     assert ranks == one_more_at_a_time(lengths, budget, world_size)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 80))
 def test_bounds_of_the_number_of_micro_batches(lengths, budget):
@@ -174,6 +176,7 @@ def test_bounds_of_the_number_of_micro_batches(lengths, budget):
     assert model.deal(lengths, order, budget, enough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shortest, longest, most",
     # No two fit together; two do; any lengths, of which the longer half is alone.
@@ -478,6 +481,7 @@ def test_padded_attention_and_its_gradients(lengths):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
 def test_similar_lengths(lengths):
@@ -579,6 +583,7 @@ def write_others(file, weights):
     save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stray", ["zz_backup.safetensors", "0.safetensors"])
 def test_a_backup_is_no_part_of_the_model(tmp_path, group, stray):
     """Beside shards and their index, and beside the one file."""
@@ -812,6 +817,7 @@ def state_of(net, optimizer):
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("grad_clip", [0, 1.0])
 def test_a_gradient_that_is_not_finite(tmp_path, trained, number, grad_clip):
@@ -984,6 +990,7 @@ def test_flops_by_hand(tmp_path, group):
         assert model.flops(net, tokens=8, pairs=9 + 25) == want
 
 
+@pytest.mark.slow
 def test_matmul_rate():
     assert model.matmul_rate(CPU, torch.float32) > 1e8
 
@@ -1098,6 +1105,7 @@ def test_the_newest_checkpoints_stay(tmp_path, trained):
     assert names_in(folder) == ["step_000002", "step_000003", "step_000009"]
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_checkpoint_is_none(tmp_path, trained):
     folder = tmp_path / "checkpoints"
     for step in (1, 2):
@@ -1134,6 +1142,7 @@ def test_a_broken_connection_is_no_damage(tmp_path, trained, monkeypatch):
         model.load_checkpoint(str(folder), trained)
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_not_lost(tmp_path, trained):
     """The checkpoint of a run that trained two models, in a run that trains one."""
     folder = tmp_path / "checkpoints"
@@ -1188,6 +1197,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path, trained, world):
     assert not (tmp_path / "out.tmp").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_finite_is_not_taken(tmp_path, trained, capsys, monkeypatch):
     """As earlier versions wrote them: the one before it is taken."""
     folder = tmp_path / "checkpoints"
@@ -1206,6 +1216,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_taken(tmp_path, trained, capsys,
         assert torch.equal(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run[lr=1e-3]", "*", "a?b c", "[!x]", "løp 実験"])
 def test_any_name_of_a_folder(tmp_path, trained, name):
     """What means something in a pattern is part of the name here."""
@@ -1228,6 +1239,7 @@ class Touch:
         return pathlib.Path.touch, (pathlib.Path(self.path),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_checkpoint_of_somebody_else_runs_nothing(tmp_path, trained, nested, capsys):
     """Its metadata are a pickle that could call any function."""

@@ -296,6 +296,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_responses_are_searched_quickly(name):
     start = time.process_time()

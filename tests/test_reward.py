@@ -119,6 +119,7 @@ def test_own_data_and_own_reward(write, tmp_path):
     assert not pool.failures
 
 
+@pytest.mark.slow
 def test_it_can_build_on_the_grader(write):
     """A shorter answer gets more; mathematics and programs are the reward's to grade as well."""
     path = write("""
@@ -134,6 +135,7 @@ def reward(response, problem):
         assert pool.grade(responses, [reference] * 3) == [1.0, 0.5, 0.0]
 
 
+@pytest.mark.slow
 def test_it_may_import_files_of_its_folder_and_read_files_of_the_run(write, tmp_path, monkeypatch):
     write("FACTOR = 0.5", "my_helper.py")
     write("import my_helper\ndef reward(r, p): return my_helper.FACTOR * len(open('words').read())")
@@ -144,6 +146,7 @@ def test_it_may_import_files_of_its_folder_and_read_files_of_the_run(write, tmp_
         assert grade_one(pool, "x") == 0.5
 
 
+@pytest.mark.slow
 def test_a_relative_path_is_that_of_the_start(write, tmp_path, monkeypatch):
     write("def reward(response, problem): return 1")
     monkeypatch.chdir(tmp_path)
@@ -152,6 +155,7 @@ def test_a_relative_path_is_that_of_the_start(write, tmp_path, monkeypatch):
         assert grade_one(pool, "x") == 1.0
 
 
+@pytest.mark.slow
 def test_it_is_imported_once_per_child(write, tmp_path):
     log = tmp_path / "log"
     path = write(f"""
@@ -174,6 +178,7 @@ def test_importing_may_take_longer_than_an_item(write):
     assert scores == [1.0] * 4
 
 
+@pytest.mark.slow
 def test_the_problem_arrives_with_all_that_json_can_hold(write):
     path = write("""
 import datetime
@@ -258,6 +263,7 @@ def test_failures_are_counted_and_cost_no_other(mischief, response, failure, mes
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_message_names_the_line_and_is_printed_once(write, capsys):
     path = write("def reward(response, problem):\n\n    return {}[response]\n")
     with Grader(workers=2, reward=path) as pool:
@@ -271,6 +277,7 @@ def test_a_message_names_the_line_and_is_printed_once(write, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_message_names_the_users_file_where_none_of_its_lines_has_run(write, capsys):
     path = write("def reward(response):\n    return 1\n")
     with Grader(workers=1, reward=path) as pool:
@@ -279,6 +286,7 @@ def test_a_message_names_the_users_file_where_none_of_its_lines_has_run(write, c
     assert line.startswith(f"reward: {path}: TypeError: reward() takes 1 positional argument")
 
 
+@pytest.mark.slow
 def test_messages_that_differ_each_time_come_to_an_end(write, capsys):
     path = write("def reward(response, problem):\n    return {}[response]\n")
     with Grader(workers=1, reward=path) as pool:
@@ -296,6 +304,7 @@ def test_what_it_prints_reads_or_forks_does_not_disturb_the_pool(mischief, respo
         assert grade_one(mischief, "good") == 1.0
 
 
+@pytest.mark.slow
 def test_its_standard_error_can_be_seen_and_its_output_cannot(write, capfd):
     with Grader(workers=1, reward=write(MISCHIEF)) as pool:
         assert grade_one(pool, "print") == 1.0
@@ -322,6 +331,7 @@ def test_a_hanging_reward_costs_its_own_deadline_only(write):
 # mistakes that end a run before it begins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -353,6 +363,7 @@ def test_a_file_that_takes_for_ever_to_import(write, monkeypatch):
         Grader(workers=1, reward=path)
 
 
+@pytest.mark.slow
 def test_the_file_is_not_imported_into_this_process(write):
     path = write("import sys\nsys.here = 1\ndef reward(response, problem): return 1")
     with Grader(workers=1, reward=path):
@@ -385,6 +396,7 @@ def test_the_hash_of_a_problem_changes_with_its_columns_only():
     assert hash_columns(row) != hash_columns(row | dict(weight=2))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_edited_at_once_is_not_taken_from_its_bytecode(write):
     for value in ("0.25", "0.75"):
         path = write(f"def reward(response, problem): return {value}")
@@ -392,6 +404,7 @@ def test_a_file_that_is_edited_at_once_is_not_taken_from_its_bytecode(write):
             assert pool.grade(["x"], [{}]) == [float(value)]
 
 
+@pytest.mark.slow
 def test_a_new_verdict_says_what_it_rests_on(write):
     path = write("def reward(response, problem): return problem['weight']")
     columns = dict(problem="1?", weight=0.5)

@@ -126,6 +126,7 @@ class Clock:
         monkeypatch.setattr(scores.time, "monotonic", lambda: self.now)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.2, 2, 5])
 def test_hostile_answers_do_not_hold_up_a_vote(seconds, monkeypatch):
     """Each may take some seconds; the others are compared as ever."""

@@ -136,6 +136,7 @@ def test_what_goes_on_is_what_was_written(tok):
     assert third.max_tokens == 300 - len(third.prompt) + 1
 
 
+@pytest.mark.slow
 def test_endings_and_that_finished_ones_leave(tok):
     loop = [program(f"print({k})") for k in range(9)]
     lines = [

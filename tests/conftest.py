@@ -1,5 +1,6 @@
 """What the tests share: the repository on sys.path, a small world, models, ways to run scripts."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -29,6 +30,12 @@ def shared():
 
 # Hundreds of small tests each, of parts that other tests use as well.
 SLOW_FILES = {"test_engine.py", "test_pretrained.py", "test_sandbox.py", "test_words.py"}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """They need not even be imported where only the fast ones run."""
+    if config.option.markexpr == "not slow" and collection_path.name in SLOW_FILES:
+        return True
 
 
 def pytest_collection_modifyitems(items):
@@ -157,7 +164,7 @@ def world(tmp_path_factory):
         code_test_problems=50,
     )
     settings = [f"--{name}={size}" for name, size in sizes.items()]
-    run("data/arithmetic/prepare.py", f"--out_dir={folder}", *settings)
+    call(importlib.import_module("data.arithmetic.prepare"), f"--out_dir={folder}", *settings)
     return folder
 
 

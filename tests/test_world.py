@@ -4,7 +4,7 @@ import importlib.util
 import random
 
 import pytest
-from conftest import ROOT, call, read_jsonl
+from conftest import ROOT, call, read_jsonl, run
 
 from configurator import UserError
 
@@ -94,6 +94,13 @@ def test_same_seed_same_bytes(folder, make_world, tmp_path):
         assert (again / name).read_bytes() == path.read_bytes(), name
         if path.suffix in (".jsonl", ".safetensors"):
             assert (other / name).read_bytes() != path.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_writes_the_same(folder, tmp_path):
+    run("data/arithmetic/prepare.py", f"--out_dir={tmp_path}", *SIZES)
+    for name in FILES:
+        assert read(tmp_path, name) == read(folder, name)
 
 
 def test_no_pair_is_in_two_files_whatever_the_seed(folder, make_world, tmp_path):

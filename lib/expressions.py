@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import mpmath
+from mpmath.libmp import from_rational
 
 from lib.latex import FUNCTIONS, Unparsed
 
@@ -109,6 +110,7 @@ def operation(sign: str, *parts: Node) -> Node:
     """sign: a key of TABLE. Long sums and products are kept flat, as trees may not be deep."""
     if sign == "-" and len(parts) == 2:
         return operation("+", parts[0], negative(parts[1]))
+    has_written = any(map(is_written, parts))
     if sign in ("+", "*"):
         first = parts[0]
         if first.operation == sign:
@@ -117,9 +119,7 @@ def operation(sign: str, *parts: Node) -> Node:
             parts = first.parts[1:] + parts[1:]
     if sign not in TABLE:
         raise Unparsed(sign)
-    if any(map(is_written, parts)):
-        return written(sign, *parts)
-    return Node(sign, parts)
+    return written(sign, *parts) if has_written else Node(sign, parts)
 
 
 def negative(node: Node) -> Node:
@@ -139,27 +139,36 @@ def has_names(node: Node) -> bool:
 
 # --- arithmetic: numbers are fractions where possible, else mpmath's ---
 
+# "type(x) is Fraction" takes a tenth of the time of isinstance, which asks abstract classes.
+
 
 def are_exact(*numbers) -> bool:
-    return all(isinstance(x, Fraction) for x in numbers)
+    return {Fraction}.issuperset(map(type, numbers))
 
 
 def bits(x) -> int:
     """The length of a fraction in binary digits, zero for other numbers."""
-    if isinstance(x, Fraction):
+    if type(x) is Fraction:
         return x.numerator.bit_length() + x.denominator.bit_length()
     return 0
 
 
 def size(x) -> int:
     """The binary exponent of a number that is not zero."""
-    if isinstance(x, Fraction):
+    if type(x) is Fraction:
         return x.numerator.bit_length() - x.denominator.bit_length()
     return mp.mag(x)
 
 
 def inexact(x):
+    """mp.convert(x), without its detours for fractions."""
+    if type(x) is Fraction:
+        return mp.make_mpf(from_rational(x.numerator, x.denominator, mp.prec))
     return mp.convert(x)
+
+
+def is_finite(x) -> bool:
+    return type(x) is Fraction or mp.isfinite(x)
 
 
 def need(precision: int):
@@ -179,7 +188,7 @@ def add(*numbers):
 
 
 def add_inexact(a, b):
-    if not a or not b or not (mp.isfinite(a) and mp.isfinite(b)):
+    if not a or not b or not (is_finite(a) and is_finite(b)):
         return inexact(a) + inexact(b)
     total = inexact(a) + inexact(b)
     largest = max(size(a), size(b))
@@ -200,8 +209,10 @@ def multiply(*numbers):
     for x in numbers[1:]:
         if are_exact(product, x) and bits(product) + bits(x) > MAX_BITS:
             product = inexact(product)
-        # Zero times any finite number is zero, exactly.
-        product = product * x
+        if are_exact(product, x):
+            product = product * x
+        else:
+            product = inexact(product) * inexact(x)
     return product
 
 
@@ -223,7 +234,7 @@ def power(base, exponent):
         return base if exponent % 2 else base * base
     if bits(exponent) > 2 * MAX_EXPONENT_BITS:
         raise TooBig("exponent")
-    if is_whole and isinstance(base, Fraction):
+    if is_whole and type(base) is Fraction:
         if not base and exponent <= 0:
             return Fraction(1) if exponent == 0 else divide(Fraction(1), base)
         if abs(exponent) * bits(base) <= MAX_BITS:
@@ -233,22 +244,25 @@ def power(base, exponent):
         return Fraction(0) if mp.re(exponent) > 0 else mp.nan
 
     # An odd root of a negative number is real: the cube root of -8 is -2.
-    is_odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2 == 1
+    is_odd_root = type(exponent) is Fraction and exponent.denominator % 2 == 1
     if is_odd_root and not is_whole and not mp.im(base) and mp.re(base) < 0:
         sign = -1 if exponent.numerator % 2 else 1
         return sign * power(-base, exponent)
-    if isinstance(base, Fraction) and bits(base) > FIRST_BITS // 2:
+    if type(base) is Fraction and bits(base) > FIRST_BITS // 2:
         need(2 * min(bits(base), MAX_BITS))
-    if isinstance(exponent, Fraction) and exponent.denominator == 2:
+    if type(exponent) is Fraction and exponent.denominator == 2:
         return exact_root(base, exponent)
     if is_whole:
         return mp.power(inexact(base), int(exponent))
+    if type(base) is not Fraction and base == mp.e:
+        # Without the logarithm of e.
+        return mp.exp(inexact(exponent))
     return mp.power(inexact(base), inexact(exponent))
 
 
 def check_size(base, exponent):
     """Raises TooBig if a power has too long an exponent to be written as a number."""
-    if not base or not mp.isfinite(base) or not mp.isfinite(exponent):
+    if not base or not is_finite(base) or not is_finite(exponent):
         return
     length = abs(inexact(exponent)) * (abs(size(base)) + 1)
     if length > 2**MAX_EXPONENT_BITS:
@@ -257,7 +271,7 @@ def check_size(base, exponent):
 
 def exact_root(base, exponent: Fraction):
     """A power whose exponent is a half of an odd number, exact where it is rational."""
-    if isinstance(base, Fraction) and base > 0:
+    if type(base) is Fraction and base > 0:
         numerator = math.isqrt(base.numerator)
         denominator = math.isqrt(base.denominator)
         if numerator**2 == base.numerator and denominator**2 == base.denominator:
@@ -275,18 +289,18 @@ def small_factorial(n: int) -> Fraction:
 
 
 def factorial(n):
-    if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= MAX_FACTORIAL:
+    if type(n) is Fraction and n.denominator == 1 and 0 <= n <= MAX_FACTORIAL:
         return small_factorial(int(n))
-    if not mp.isfinite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
+    if not is_finite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("factorial")
     return mp.gamma(inexact(n) + 1)
 
 
 def double_factorial(n):
     r"""7!! = 7*5*3*1. Of other numbers by the formula that holds for even and odd ones."""
-    if isinstance(n, Fraction) and n.denominator == 1 and -1 <= n <= MAX_FACTORIAL:
+    if type(n) is Fraction and n.denominator == 1 and -1 <= n <= MAX_FACTORIAL:
         return Fraction(math.prod(range(int(n), 0, -2)))
-    if not mp.isfinite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
+    if not is_finite(n) or abs(n) > 1e12 or mp.prec > 2 * MAX_PRECISION_OF_POINT:
         raise TooBig("factorial")
     return mp.fac2(inexact(n))
 
@@ -298,6 +312,8 @@ def binomial(n, k):
         if k < 0 or k > n:
             return Fraction(0)
         k = min(k, n - k)
+        if k * bits(n) <= MAX_BITS:
+            return Fraction(math.comb(int(n), int(k)))
     if is_integer(k) and 0 <= k <= 200:
         value = Fraction(1)
         for j in range(int(k)):
@@ -307,13 +323,13 @@ def binomial(n, k):
 
 
 def is_integer(x) -> bool:
-    return isinstance(x, Fraction) and x.denominator == 1
+    return type(x) is Fraction and x.denominator == 1
 
 
 def floor(x):
-    if isinstance(x, Fraction):
+    if type(x) is Fraction:
         return Fraction(math.floor(x))
-    if not mp.isfinite(x) or mp.im(x) or mp.mag(x) > mp.prec - SLACK:
+    if not is_finite(x) or mp.im(x) or mp.mag(x) > mp.prec - SLACK:
         raise TooBig("floor")
     # A number that was rounded may lie a little below the integer that it is.
     return Fraction(int(mp.floor(mp.re(x) + mp.ldexp(1, SLACK - mp.prec + max(0, mp.mag(x))))))
@@ -392,7 +408,7 @@ def transcendental(function: str):
     def compute(x):
         if not x and function in VANISHING:
             return Fraction(0)
-        if not mp.isfinite(x):
+        if not is_finite(x):
             return getattr(mp, function)(x)
         length = abs(size(x)) if x else 0
         if length > 3000 or (length > 60 and function not in ("log", "atan") and size(x) > 0):
@@ -629,12 +645,18 @@ def evaluate(node: Node, point: Point = ANYWHERE):
         return value_of_name(node, point)
 
     numbers = [evaluate(part, point) for part in node.parts]
+    longest = 0
+    is_exact = True
     for x in numbers:
-        if not isinstance(x, Fraction) and mp.isnan(x):
-            return mp.nan
-        if bits(x) > MAX_BITS:
-            raise TooBig(kind)
-    Work.steps += cost(kind, numbers)
+        if type(x) is Fraction:
+            longest = max(longest, bits(x))
+            if longest > MAX_BITS:
+                raise TooBig(kind)
+        else:
+            is_exact = False
+            if mp.isnan(x):
+                return mp.nan
+    Work.steps += cost(kind, longest, is_exact)
     try:
         x = TABLE[kind](*numbers)
         Work.steps += (bits(x) // 1500) ** 2
@@ -651,12 +673,15 @@ def evaluate(node: Node, point: Point = ANYWHERE):
     return x
 
 
-def cost(kind: str, numbers: list) -> int:
-    """Steps that an operation takes: inexact functions are slow, and so are long numbers."""
+def cost(kind: str, longest: int, is_exact: bool) -> int:
+    """Steps that an operation takes: inexact functions are slow, and so are long numbers.
+
+    longest: bits of the longest fraction. is_exact: are there only fractions?
+    """
     steps = 0
-    if are_exact(*numbers):
+    if is_exact:
         # Fractions are reduced, which takes a time that is quadratic in their length.
-        steps = (max(map(bits, numbers)) // 1500) ** 2
+        steps = (longest // 1500) ** 2
         if kind in EXACT:
             return steps
     words = 1 + mp.prec // 256
@@ -682,7 +707,7 @@ def value_of_name(node: Node, point: Point):
     texts = []
     for part in parts:
         x = evaluate(part, point)
-        if not isinstance(x, Fraction) and mp.isnan(x):
+        if type(x) is not Fraction and mp.isnan(x):
             return mp.nan
         texts.append(digits_of(x))
     return point.value(f"{text}{texts}")
@@ -690,10 +715,10 @@ def value_of_name(node: Node, point: Point):
 
 def digits_of(x) -> str:
     """A number as text, without the last digits, which may be wrong."""
-    if isinstance(x, Fraction):
+    if type(x) is Fraction:
         return str(x)
     decimals = int((mp.prec - SLACK) * 0.3)
-    if mp.isfinite(x) and not mp.im(x):
+    if is_finite(x) and not mp.im(x):
         x = mp.re(x)
         nearest = mp.nint(x)
         if nearest and abs(x - nearest) < abs(x) * mp.ldexp(1, SLACK - mp.prec):
@@ -801,9 +826,11 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
         # Where all variables are positive, both must have a value, or none; but (n - k)! has none
         # where n choose k is zero.
         is_one_sided = bool(mp.isnan(x)) != bool(mp.isnan(y))
+        if not is_one_sided or not point.is_positive:
+            return None
         has_factorials = (operations_of(a) | operations_of(b)) & FACTORIALS
-        return False if is_one_sided and point.is_positive and not has_factorials else None
-    if not (mp.isfinite(x) and mp.isfinite(y)):
+        return None if has_factorials else False
+    if not (is_finite(x) and is_finite(y)):
         return bool(x == y)
 
     # A first look at 30 digits: most pairs differ in these. At two points all digits are compared.
@@ -813,21 +840,25 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
             return False
         if point.index > 1:
             return True
-    return agree_closely(point, a, b, max(bits(x), bits(y)))
+    return agree_closely(point, a, b, x, y)
 
 
-def agree_closely(point: Point, a: Node, b: Node, length: int) -> bool:
+def agree_closely(point: Point, a: Node, b: Node, x_rough, y_rough) -> bool:
     """The same with so many digits that no rounding can hide a difference.
 
-    length: bits of the fraction that one of them may be. Raises TooBig if a constant is too costly.
+    x_rough, y_rough: their values in the first digits. At most points fewer digits than for a
+    constant will do, as each point has to agree. Raises TooBig if a constant is too costly.
     """
-    precision = 0
-    while precision < min(2 * Work.needed + FIRST_BITS, limit_at(point)):
+    # One of them may be a fraction, all of whose bits count.
+    length = max(bits(x_rough), bits(y_rough))
+    limit = MAX_PRECISION if point is ANYWHERE else MAX_PRECISION_OF_POINT
+    precision = FIRST_BITS
+    while precision < min(2 * max(Work.needed, length) + FIRST_BITS, limit):
         precision = 2 * max(Work.needed, length) + FIRST_BITS
-        if precision > limit_at(point):
+        if precision > limit:
             if point is ANYWHERE:
                 raise TooBig("digits")
-            precision = limit_at(point)
+            precision = limit
         x_rough = at_precision(precision, a, point)
         y_rough = at_precision(precision, b, point)
 
@@ -840,11 +871,6 @@ def agree_closely(point: Point, a: Node, b: Node, length: int) -> bool:
         errors.append(mp.ldexp(abs(inexact(x)), FIRST_BITS - precision))
         difference = abs(inexact(x) - inexact(y))
         return bool(difference <= mp.ldexp(max(errors), SLACK - FIRST_BITS))
-
-
-def limit_at(point: Point) -> int:
-    """The most bits. At most points less will do, as each has to agree."""
-    return MAX_PRECISION if point is ANYWHERE else MAX_PRECISION_OF_POINT
 
 
 def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
@@ -861,7 +887,7 @@ def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
             continue
         if mp.isnan(x):
             continue
-        if not x or not mp.isfinite(x) or positive and (mp.im(x) or mp.re(x) < 0):
+        if not x or not is_finite(x) or positive and (mp.im(x) or mp.re(x) < 0):
             return False
         seen += 1
         if first is None:
@@ -907,7 +933,7 @@ def linear(node: Node) -> Linear | None:
     slope = Fraction(-1 if node.operation == "negative" else 1)
     for k, part in enumerate(found):
         factor = part.slope if part.x is not None else constant(part.offset)
-        if not factor or not isinstance(factor, Fraction):
+        if not factor or type(factor) is not Fraction:
             return None
         is_divisor = node.operation in ("/", "\\frac") and k > 0
         if part.x is not None and (is_divisor or found.count(part) > 1):

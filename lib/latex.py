@@ -989,10 +989,10 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
 
+    # Most rules find nothing, and a search takes a fraction of the time of a replacement.
     for pattern, replacement in COMPILED:
-        replaced = pattern.sub(replacement, text)
-        if replaced != text:
-            text = single_blanks(replaced)
+        if pattern.search(text):
+            text = single_blanks(pattern.sub(replacement, text))
 
     # The exponents of units, and the signs between them: kg * m / s is one unit.
     text = re.sub(r"@([^@]+)@\s*\^\s*{?\s*(-?\d+)\s*}?", r"@\1^\2@", text)

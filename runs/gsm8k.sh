@@ -7,32 +7,19 @@
 # Arguments go to prime.py. If it is interrupted, the same command continues where it was.
 #
 # Published: 58.7 for 0.5B (docs/algo/baseline.md of github.com/volcengine/verl). We have not run it.
-# Estimated from the operations of 435 steps: docs/speed.md.
+# How long it takes is estimated in docs/speed.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-configs=(config/gsm8k_prime.py)
-models='["Qwen/Qwen2.5-0.5B-Instruct", "out/gsm8k_prime/policy"]'
-report=(--out_dir=out/gsm8k_evaluate)
-case ${SIZE:-0.5b} in
-    0.5b) ;;
-    1.5b)
-        configs+=(config/gsm8k_1.5b.py)
-        models='["Qwen/Qwen2.5-1.5B-Instruct", "out/gsm8k_1.5b_prime/policy"]'
-        report=(--out_dir=out/gsm8k_1.5b_evaluate "--published={}")
-        ;;
-    *)
-        echo "error: SIZE is 0.5b or 1.5b" >&2
-        exit 2
-        ;;
-esac
 
 # When torchrun is told to stop, it kills its processes after 30 s. Let it wait for the current step
 # and its checkpoint instead.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600
 
-# 1. PRIME on the 7,473 training problems.
-torchrun --standalone --nproc_per_node 1 prime.py "${configs[@]}" "$@"
-
-# 2. The 1,319 test problems, before and after.
-python evaluate.py config/gsm8k_evaluate.py --models="$models" "${report[@]}"
+# 1. PRIME on the 7,473 training problems. 2. The 1,319 test problems, before and after.
+if [ "${SIZE:-0.5b}" = 1.5b ]; then
+    torchrun --standalone --nproc_per_node 1 prime.py config/gsm8k_prime.py config/gsm8k_1.5b.py "$@"
+    python evaluate.py config/gsm8k_evaluate.py config/gsm8k_1.5b_evaluate.py
+else
+    torchrun --standalone --nproc_per_node 1 prime.py config/gsm8k_prime.py "$@"
+    python evaluate.py config/gsm8k_evaluate.py
+fi

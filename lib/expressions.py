@@ -167,6 +167,10 @@ def inexact(x):
     return mp.convert(x)
 
 
+def is_nan(x) -> bool:
+    return type(x) is not Fraction and bool(mp.isnan(x))
+
+
 def is_finite(x) -> bool:
     return type(x) is Fraction or mp.isfinite(x)
 
@@ -698,16 +702,16 @@ COSTS = {"!": 60, "!!": 60, "\\binom": 100, "\\Gamma": 60, "\\zeta": 400, "\\det
 
 
 def value_of_name(node: Node, point: Point):
-    text, *parts = node.parts
-    if not parts:
+    text = node.parts[0]
+    if len(node.parts) == 1:
         key = (text, point.index)
         if key not in Work.values:
             Work.values[key] = point.value(text)
         return Work.values[key]
     texts = []
-    for part in parts:
+    for part in node.parts[1:]:
         x = evaluate(part, point)
-        if type(x) is not Fraction and mp.isnan(x):
+        if is_nan(x):
             return mp.nan
         texts.append(digits_of(x))
     return point.value(f"{text}{texts}")
@@ -815,6 +819,8 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
     Work.needed = 0
     try:
         x = at_precision(FIRST_BITS, a, point)
+        if not point.is_positive and is_nan(x):
+            return None
         y = at_precision(FIRST_BITS, b, point)
     except TooBig:
         if point is ANYWHERE or Work.steps > MAX_STEPS:
@@ -822,10 +828,10 @@ def agree_at(point: Point, a: Node, b: Node) -> bool | None:
         return None
     if are_exact(x, y):
         return x == y
-    if mp.isnan(x) or mp.isnan(y):
+    if is_nan(x) or is_nan(y):
         # Where all variables are positive, both must have a value, or none; but (n - k)! has none
         # where n choose k is zero.
-        is_one_sided = bool(mp.isnan(x)) != bool(mp.isnan(y))
+        is_one_sided = is_nan(x) != is_nan(y)
         if not is_one_sided or not point.is_positive:
             return None
         has_factorials = (operations_of(a) | operations_of(b)) & FACTORIALS

@@ -9,6 +9,7 @@ A token is a number, a letter, a \command, an _index, an @unit or @word, or a si
 each of its rows stand between ⟦ and ⟧. lib/mathexpr.py turns tokens into values.
 """
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -969,6 +970,7 @@ def single_blanks(text: str) -> str:
 # --- the two steps ---
 
 
+@functools.lru_cache(256)
 def clean(text: str) -> str:
     r"""One spelling for what people write in many.
 
@@ -977,14 +979,14 @@ def clean(text: str) -> str:
 
     Raises Unparsed if the text is too long.
     """
-    # Characters beyond ASCII.
     text = INVISIBLE.sub("", text[: 2 * MAX_CHARS])
     # @ marks words and units further down.
     text = text.replace("\\&", ", ").replace("@", "\\at ")
-    text = re.sub(r"\\(?:AA|angstrom)(?![a-zA-Z])", "Å", text)
-    text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
-    text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
-    text = unicodedata.normalize("NFKC", text.translate(SIGNS))
+    text = ANGSTROM.sub("Å", text)
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴-ⁿ]+", r"^{\g<0>}", text)
+        text = re.sub("[₀-ₙ]+", r"_{\g<0>}", text)
+        text = unicodedata.normalize("NFKC", text.translate(SIGNS))
     text = single_blanks(text.translate(SIGNS))
     if len(text) > MAX_CHARS:
         raise Unparsed("too long")
@@ -995,13 +997,14 @@ def clean(text: str) -> str:
             text = single_blanks(pattern.sub(replacement, text))
 
     # The exponents of units, and the signs between them: kg * m / s is one unit.
-    text = re.sub(r"@([^@]+)@\s*\^\s*{?\s*(-?\d+)\s*}?", r"@\1^\2@", text)
-    text = re.sub(r"@\s*(?:\*|\\cdot|\\times)?\s*@", " ", text)
-    text = re.sub(r"@\s*/\s*@", "/", text)
+    if "@" in text:
+        text = re.sub(r"@([^@]+)@\s*\^\s*{?\s*(-?\d+)\s*}?", r"@\1^\2@", text)
+        text = re.sub(r"@\s*(?:\*|\\cdot|\\times)?\s*@", " ", text)
+        text = re.sub(r"@\s*/\s*@", "/", text)
 
     # What stands at the ends without a meaning, and braces that nobody has opened.
     text = text.lstrip(" =:").rstrip(" =")
-    text = re.sub(r"^\\(?:approx|simeq|approxeq|sim)(?![a-zA-Z])\s*", "", text)
+    text = NEAR_AT_START.sub("", text)
     while text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1]
     return text.rstrip(".,: \\")
@@ -1009,6 +1012,8 @@ def clean(text: str) -> str:
 
 # Characters without a width, and the mark of a byte order.
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+ANGSTROM = re.compile(r"\\(?:AA|angstrom)(?![a-zA-Z])")
+NEAR_AT_START = re.compile(r"^\\(?:approx|simeq|approxeq|sim)(?![a-zA-Z])\s*")
 
 NUMBER = (
     # 1,234 with commas, unless it stands in a bracket, where commas separate.
@@ -1050,7 +1055,7 @@ def tokenize(text: str) -> list[str]:
             token = "@" + word
         else:
             token = other
-            if re.fullmatch(DIFFERENTIAL, token):
+            if token[0] in "d\\" and re.fullmatch(DIFFERENTIAL, token):
                 token = "d " + token.removeprefix("\\d")[1:].strip()
 
         # "2, and 3" has one separator.

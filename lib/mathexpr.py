@@ -124,10 +124,12 @@ def parse(text: str, bound: tuple[str, ...] = ()) -> Value:
     """
     if MALFORMED.search(text):
         raise Unparsed("two numbers side by side, or a date")
-    readings = [
-        re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", text)),
-        re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", text)),
-    ]
+    readings = [text]
+    if "\\pm" in text or "\\mp" in text:
+        readings = [
+            re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", text)),
+            re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", text)),
+        ]
     values = []
     for reading in dict.fromkeys(readings):
         tokens = tokenize(reading)
@@ -151,6 +153,7 @@ MALFORMED = re.compile(
 )
 
 
+@functools.lru_cache(1024)
 def binding(token: str) -> int:
     """How tightly a token binds: relations and whatever is unknown do not."""
     if token.startswith("_"):
@@ -160,6 +163,7 @@ def binding(token: str) -> int:
     return END if is_unknown(token) else IMPLIED
 
 
+@functools.lru_cache(1024)
 def is_unknown(token: str) -> bool:
     """A word, or a command or sign without a meaning here: it parts a statement."""
     if token.startswith("@"):
@@ -174,9 +178,12 @@ def is_unknown(token: str) -> bool:
 # Below: dt, dx^2, dx dy.
 ORDER = r"(?: \^ (?:{ )?\d(?: })?)?"
 DIFFERENCE = r"(?:d|\\(?:partial|Delta|delta))"
+DIFFERENCE_AT_START = re.compile(DIFFERENCE)
 OPERATOR = re.compile(rf"(?:{{ )?{DIFFERENCE}{ORDER}(?: }})?")
 ABOVE = re.compile(rf"(?:^|[ {{]){DIFFERENCE}{ORDER} (?:\\?[a-zA-Z]|[(\[{{])")
 BELOW = re.compile(rf"(?:{{ )?(?:{DIFFERENCE} (?:\\[a-z]+|[a-zA-Z])(?: _[^ ]*)?{ORDER}(?: |$))+}}?")
+
+NUMBER_AT_START = re.compile(r"\.?\d")
 
 # A word that makes another statement of the equation behind it.
 NO_NAME = re.compile(r"(?i)\b(?:not?|never|less|more|than|least|most|if|when|or|and|only|about)\b")
@@ -192,7 +199,7 @@ class Parser:
         self.tokens = [*tokens, ""]
         self.position = 0
         self.bound = bound
-        self.has_differentials = any(re.match(DIFFERENCE, token) for token in tokens)
+        self.has_differentials = any(map(DIFFERENCE_AT_START.match, tokens))
 
     def peek(self) -> str:
         return self.tokens[self.position]
@@ -337,7 +344,7 @@ class Parser:
             # 3..5 is no product, but 2^4 3^2 is one.
             before = self.tokens[self.position - 1]
             is_exponent = self.tokens[self.position - 2] == "^" and token[0] != "."
-            is_number = re.match(r"\.?\d", before) and re.match(r"[\d.]", token)
+            is_number = NUMBER_AT_START.match(before) and re.match(r"[\d.]", token)
             if is_number and not is_exponent or before.endswith("."):
                 raise Unparsed("a number behind an operand")
             factor = self.expression(level)
@@ -376,7 +383,7 @@ class Parser:
             return negative(value) if token == "-" else value
         if token and token in CLOSERS:
             return self.bracket(token)
-        if re.match(r"\.?\d", token):
+        if NUMBER_AT_START.match(token):
             return number_of(token)
         if token in ("\\frac", "\\binom"):
             return self.fraction(token)

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import grader
-from grader import Grader, GraderError, extract_answer, grade_math, is_equiv
+from grader import Grader, GraderError, grade_math, is_equiv
 from lib import expressions, latex, mathexpr, units, values
 
 ROOT = pathlib.Path(grader.__file__).parent
@@ -114,79 +114,10 @@ def test_tolerance_is_absolute_and_for_numbers_only():
 
 
 def test_golds_of_several_kinds():
-    assert grade_math(r"\boxed{5}", r"We find that $x = \boxed{5}$.")
     assert grade_math(r"\boxed{5}", ["4", "5"])
     assert not grade_math(r"\boxed{6}", ["4", "5"])
-    sentence = r"Final Answer: The final answer is $28 \%$. I hope it is correct."
-    assert grade_math(r"\boxed{28\%}", sentence)
     assert is_equiv("5", 5)
     assert not is_equiv(None, "5")
-
-
-# ----------------------------------------------------------------------------------------------
-# extraction
-
-
-@pytest.mark.parametrize(
-    "response, answer",
-    [
-        (r"so \boxed{42}.", "42"),
-        (r"\boxed{1} no, \boxed{2}", "2"),
-        (r"\fbox{3}", "3"),
-        (r"\boxed 7", "7"),
-        (r"\\boxed{-3}", "-3"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
-        # a minus before the box
-        (r"$-\boxed{256}$", "-256"),
-        (r"x = -\boxed{5}", "-5"),
-        (r"$10-\boxed{256}$", "256"),
-        # braces that do not close
-        (r"\boxed{5", None),
-        (r"\boxed{4} then \boxed{5", "4"),
-        # several boxes
-        (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"),
-        (r"$x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"),
-        (r"$\boxed{1}$ and $\boxed{1}$", "1"),
-        (r"\boxed{10} and then \boxed{42}", "42"),
-        ("\\boxed{1}\n\n\\boxed{2}", "2"),
-        # no box
-        ("The answer is 5.", None),
-        ("", None),
-        ("}}{{", None),
-    ],
-)
-def test_extraction(response, answer):
-    assert extract_answer(response) == answer
-
-
-@pytest.mark.parametrize(
-    "response, gold",
-    [
-        ("The answer is 5.", "5"),
-        ("A: 1,250", "1250"),
-        ("#### 18", "18"),
-        (r"Final Answer: The final answer is $\frac{1}{2}$. I hope it is correct.", "1/2"),
-        ("so it is 3 and then 42", "42"),
-        ("The final answer is Evelyn. I hope it is correct.", "Evelyn"),
-        ("the pair is $(7, 6)$. <|im_start|>user", "(7,6)"),
-        (r"We find that $x \lt 3$.", "x < 3"),
-    ],
-)
-def test_fallback_is_for_evaluation_only(response, gold):
-    assert grade_math(response, gold, fallback=True)
-    assert not grade_math(response, gold)
-
-
-def test_a_letter_in_prose_is_not_an_answer():
-    assert not grade_math("The correct answer is (E).", "E", fallback=True)
-    assert grade_math(r"\boxed{\text{(E)}}", "E", fallback=True)
-
-
-def test_long_prose_around_the_box():
-    assert grade_math("blah " * 200_000 + r"\boxed{7}", "7")
-    assert grade_math(r"\boxed{7}" + " blah" * 200_000, "7")
 
 
 # ----------------------------------------------------------------------------------------------

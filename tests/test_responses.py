@@ -30,6 +30,7 @@ def test_examples_in_docstrings():
     [
         (r"so \boxed{42}.", "42"),
         (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
         (r"\fbox{3}", "3"),
         (r"\boxed 7", "7"),
         (r"\\boxed{-3}", "-3"),
@@ -46,6 +47,10 @@ def test_examples_in_docstrings():
         (r"\boxed{\text{ }}", None),
         (r"\boxed{4} then \boxed{}", "4"),
         (r"\boxed{0}", "0"),
+        # a minus before the box
+        (r"$-\boxed{256}$", "-256"),
+        (r"x = -\boxed{5}", "-5"),
+        (r"$10-\boxed{256}$", "256"),
         # no box
         ("The answer is 5.", None),
         ("", None),
@@ -100,6 +105,11 @@ def test_boxes_of_one_sentence(response, answer):
 def test_an_answer_in_two_spellings_is_one(response, gold):
     assert grade_math(response, gold)
     assert not grade_math(response, "7")
+
+
+def test_long_prose_around_the_box():
+    assert grade_math("blah " * 200_000 + r"\boxed{7}", "7")
+    assert grade_math(r"\boxed{7}" + " blah" * 200_000, "7")
 
 
 def test_two_answers_are_not_one():
@@ -424,6 +434,10 @@ def test_answers_in_prose(response, gold):
 )
 def test_what_prose_does_not_say(response, wrong):
     assert not grade_math(response, wrong, fallback=True)
+
+
+def test_a_letter_in_a_box_is_an_answer():
+    assert grade_math(r"\boxed{\text{(E)}}", "E", fallback=True)
 
 
 # ----------------------------------------------------------------------------------------------

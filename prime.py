@@ -22,7 +22,9 @@ response, padded on the right. mask [N, T] is True on the tokens that the model 
 included. Left out on purpose: a value model, a KL penalty, asynchronous rollouts.
 
 Where to start: the first 20 settings, the formulas, then main() at the end of the file; its helpers
-stand above it. "net" is a loaded model, the setting `model` the name of one.
+stand above it. In the scripts the setting `model` is the name of a model; loaded ones are `net`,
+`models.policy` and so on. "Collective" in a docstring: every process has to call the function, or
+the run hangs.
 """
 
 import math
@@ -56,12 +58,12 @@ from lib.rollouts import (
     PromptStream,
     batch_metrics,
     check_mismatch,
+    end_of_problems,
     make_batch,
     pair_accuracy,
-    report_shortage,
     rollout,
     rollout_metrics,
-    sample_rows,
+    rows_for_log,
 )
 from lib.run import (
     all_sum,
@@ -103,15 +105,19 @@ temperature = 1.0  # of the rollouts
 max_tokens = 3072  # per response; 4096 with the prompt, Qwen2.5-Math's context
 filter_low = 0.2  # a prompt is kept if low <= mean outcome <= high
 filter_high = 0.8
-# when the PRM is trained: 'after' it has scored the batch, in the same forward pass (published);
-# 'before' it scores the batch, at the price of one more pass (recipe); 'none': never
+# when the PRM is trained: 'after': each mini-batch is scored by the pass that then trains on it
+# (published); 'before' it scores the batch, at the price of one more pass (recipe); 'none': never
 prm_update = "after"
-beta = 0.05  # PRM logit = beta * sum of log-ratios: 0.05 for 1,400 tokens, about 1 for 35
+# PRM logit = beta * sum of log-ratios, which grows with the answer's length: 0.05 suits answers of
+# 1,400 tokens, 1 answers of 35 (by a small model; a pretrained one needs less)
+beta = 0.05
 prm_learning_rate = 1e-6
 prm_batch_rows = 256  # rows per optimizer step of the PRM: 4 steps for 1,024 rows
 granularity = "token"  # process reward per 'token', or 'whole': the row's sum on its last token
-normalize = "batch"  # divide process rewards by the largest |suffix sum|; None: do not
-estimator = "rloo"  # 'rloo' (published), 'grpo', 'dr_grpo' or 'reinforce': take whiten=False there
+# divide process rewards by the largest |suffix sum|; None: do not, and put the paper's factor beta
+# into process_coef
+normalize = "batch"
+estimator = "rloo"  # 'rloo' (published); with 'grpo', 'dr_grpo' or 'reinforce' set whiten=False
 outcome_coef = 1.0  # weight of the outcome's returns; 0 switches this source off
 process_coef = 1.0  # weight of the process returns; with whiten only the ratio matters
 whiten = True  # advantages to mean 0 and variance 1 over all tokens of the batch
@@ -126,7 +132,9 @@ data_config: str = None  # the hub data set's configuration
 split = "train"  # the hub data set's split
 problem_column: str = None  # None: prompt (messages), problem, question or instruction
 answer_column: str = None  # None: ground_truth, reward_model, answer, final_answer or solution
-system_prompt: str = None  # None: the row's own (Eurus-2-RL-Data has the action prompt); '': none
+system_prompt: str = (
+    None  # None: the row's own (Eurus-2-RL-Data's names actions, as [ASSESS]); '': none
+)
 user_suffix = ""  # appended to every problem (Eurus-2-RL-Data has it in the prompt)
 code_suffix: str = None  # appended to problems of ability 'code'; None: user_suffix
 max_bad_share = 0.01  # malformed rows are counted and reported; more than this share is an error
@@ -146,7 +154,7 @@ attention = "auto"  # 'flash_attn', 'varlen' (torch's own kernel), 'padded'; 'au
 engine = "auto"  # 'vllm', 'hf' (transformers), 'auto': vllm where it is installed
 max_prompt_tokens = 1024  # longer prompts are left out, not cut
 gpu_memory = 0.5  # share of each GPU for the engine (original: 0.7)
-oversample = 1.0  # prompts drawn at a time, times prompts_per_step (recipe: 4.0)
+oversample = 1.0  # prompts per draw = oversample * prompts_per_step (recipe: 4.0)
 # 'until_full': draw until enough prompts pass (original); 'once': one draw, filled up with prompts
 # that fail the filter (recipe)
 collect = "until_full"
@@ -170,7 +178,7 @@ prm_weight_decay = 0.0
 # --- more on the policy
 outcome_gamma = 1.0  # discount of outcome returns
 process_gamma = 1.0  # discount of process returns
-warmup_steps = 0  # linear; of both models
+warmup_steps = 0  # linear; of both models; unlike in sft.py the first step's rate is not 0
 weight_decay = 0.01
 beta1 = 0.9
 beta2 = 0.999
@@ -202,7 +210,7 @@ timeout_minutes = 60.0  # a collective that waits longer ends the run
 dry_run = False
 
 # ----------------------------------------------------------------------------------------------
-# The algorithm's formulas, in the order of main(). They read no settings.
+# The algorithm's formulas. They read no settings.
 
 
 def keep_group(outcomes, low: float = 0.2, high: float = 0.8) -> bool:
@@ -230,10 +238,11 @@ def process_rewards(
 ):
     """Implicit process rewards [N, T]: r_t = log pi_prm(y_t) - log pi_ref(y_t), 0 outside mask.
 
-    Paper, Eq. 3, without its factor beta, which the division would cancel (original core_algos.py,
-    dp_prime.py). granularity "whole" puts the row's sum on its last token. normalize "batch"
-    divides by the largest |suffix sum| of the rows given + 1e-6, so that no suffix sum exceeds 1,
-    the outcome of a right answer; None does not divide. divisor: divide by this instead.
+    Paper, Eq. 3, without its factor beta, which the division cancels (original core_algos.py,
+    dp_prime.py; with normalize=None it is missing). granularity "whole" puts the row's sum on its
+    last token. normalize "batch" divides by the largest |suffix sum| of the rows given + 1e-6, so
+    that no suffix sum exceeds 1, the outcome of a right answer; None does not divide. divisor:
+    divide by this instead.
     Raises ValueError for another granularity.
     """
     rewards = torch.where(mask.bool(), prm_logprobs - ref_logprobs, 0.0)
@@ -307,7 +316,8 @@ def advantages(
     outcomes [N] in [0, 1]; process [N, T] process rewards, or None. Whitening is over all valid
     tokens of the batch: unbiased variance, + 1e-8 under the root. estimator: rloo() or a function
     like it. stats: a dict that receives the mean |return| of each source.
-    Original core_algos.py (coefficients 1:1 in effect), utils/torch_functional.py, masked_whiten.
+    Original core_algos.py (its two coefficients are equal, so that whitening cancels them),
+    utils/torch_functional.py, masked_whiten.
     """
     mask = mask.bool()
     end = last_token(mask)
@@ -360,17 +370,19 @@ def ppo_loss(new_logprobs, old_logprobs, advantages, mask, clip: float = 0.2):
 # Rollouts. From here on functions read this script's settings.
 
 
-def sample_groups(engine, grader, source, prompts, n_samples, seed_words, at=None) -> list[Group]:
-    """rollout() with this script's settings. source: a PromptStream; at: another temperature."""
+def sample_groups(
+    rollout_engine, grader, source, prompts, n_samples, seed_words, other_temperature=None
+) -> list[Group]:
+    """rollout() with this script's settings. source: a PromptStream."""
     return rollout(
-        engine,
+        rollout_engine,
         grader,
         source.tokenizer,
         source.problems,
         prompts,
         n_samples,
         seed_words=seed_words,
-        temperature=temperature if at is None else at,
+        temperature=temperature if other_temperature is None else other_temperature,
         max_tokens=max_tokens,
         tool=Tool(tir_rounds, tir_timeout) if tir else None,
     )
@@ -383,7 +395,7 @@ def passes_filter(group: Group) -> bool:
     return keep_group(group.outcomes, filter_low, filter_high)
 
 
-def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list[Group]]:
+def collect_groups(rollout_engine, grader, stream, step: int) -> tuple[list[Group], list[Group]]:
     """Draw prompts, sample, grade, filter. Returns (prompts_per_step groups to keep, all drawn).
 
     Draws until enough prompts pass (too few are kept if max_draws draws were not enough), or with
@@ -394,13 +406,15 @@ def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list
     failed = []
     drawn = []
     for draw in range(1 if collect == "once" else max_draws):
-        # Prompts put back in the last step come first, and `count` fresh ones besides.
-        count = max(1, int(prompts_per_step * oversample))
-        if draw == 0:
-            count += min(len(stream.buffer), prompts_per_step)
+        # Prompts that the last step put back come first, at most a batch of them, so that each draw
+        # has fresh ones.
+        fresh = max(1, int(prompts_per_step * oversample))
+        put_back = min(len(stream.buffer), prompts_per_step) if draw == 0 else 0
+        prompts = stream.draw(fresh + put_back)
 
+        seed_words = (seed, step, draw)
         groups = sample_groups(
-            engine, grader, stream, stream.draw(count), samples_per_prompt, (seed, step, draw)
+            rollout_engine, grader, stream, prompts, samples_per_prompt, seed_words
         )
         for group in groups:
             if passes_filter(group):
@@ -421,21 +435,23 @@ def collect_groups(engine, grader, stream, step: int) -> tuple[list[Group], list
 
 
 def sampling_metrics(drawn: list[Group], stream: PromptStream) -> dict:
-    """What is told of the groups that were drawn."""
+    """Metrics of all groups that were drawn."""
     metrics = rollout_metrics(drawn, stream.problems, extract_answer)
     metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
     metrics["too_long"] = stream.too_long
     return metrics
 
 
-def evaluate(engine, grader, held_out: PromptStream) -> dict[str, float]:
+def evaluate(rollout_engine, grader, held_out: PromptStream) -> dict[str, float]:
     """Accuracy on held-out problems: greedy, and the mean of eval_samples at temperature 1.
 
     Problems whose prompt is too long count as wrong.
     """
     prompts = held_out.all_that_fit()
-    greedy = sample_groups(engine, grader, held_out, prompts, 1, (seed, "greedy"), at=0.0)
-    sampled = sample_groups(engine, grader, held_out, prompts, eval_samples, (seed, "eval"), at=1.0)
+    greedy = sample_groups(rollout_engine, grader, held_out, prompts, 1, (seed, "greedy"), 0.0)
+    sampled = sample_groups(
+        rollout_engine, grader, held_out, prompts, eval_samples, (seed, "eval"), 1.0
+    )
     total = len(held_out.problems)
     return dict(
         eval_greedy=sum(sum(group.outcomes) for group in greedy) / total,
@@ -459,7 +475,7 @@ class Models:
 
     @property
     def trained(self) -> dict:
-        """{name: (model, optimizer)} of what checkpoints have."""
+        """{name: (model, optimizer)} that checkpoints contain."""
         pairs = dict(policy=(self.policy, self.optimizer))
         if prm_update != "none":
             pairs["prm"] = (self.prm, self.prm_optimizer)
@@ -467,7 +483,7 @@ class Models:
 
 
 def reference_logprobs(models: Models, batch: Batch, old_logprobs):
-    """Log-probabilities [N, T] of the reference, at temperature 1 as the PRM's."""
+    """Log-probabilities [N, T] of the reference, at temperature 1 like the PRM's."""
     if ref_type == "policy" and temperature == 1:
         return old_logprobs
     net = models.policy if ref_type == "policy" else models.ref
@@ -573,8 +589,9 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
                 loss = loss - entropy_coef * (entropies.sum(-1) / mask.sum(-1)).mean()
 
             # The mean over the mini-batch's rows. FSDP divides gradients by world_size: undo that.
-            (loss * len(rows) / len(minibatch) * world_size).backward()
-            loss_sum += loss.detach()
+            part = loss * len(rows) / len(minibatch)
+            (part * world_size).backward()
+            loss_sum += part.detach()
             stats["policy_loss"] = loss.detach()
             means.add(stats, len(rows))
         idle_passes(policy, idle, torch_device)
@@ -781,7 +798,11 @@ def run_longest_batch(models: Models, rollout_engine, torch_device) -> None:
 
 
 def resume(models: Models, rollout_engine, stream: PromptStream) -> tuple[int, dict]:
-    """Go on after the newest checkpoint, if there is one. Returns (steps done, state)."""
+    """Go on after the newest checkpoint, if there is one. Returns (steps done, state).
+
+    With offload the models wait in the host's memory from here on, and the engine, which was asleep
+    while they were loaded, gets the policy's weights.
+    """
     with waiting_for("loading the checkpoint", timeout_minutes):
         found = load_checkpoint(os.path.join(out_dir, "checkpoints"), models.trained)
         if offload:
@@ -872,10 +893,12 @@ def main():
             clock.start("rollout", step)
             kept, drawn = collect_groups(rollout_engine, grader, stream, step)
             if len(kept) < prompts_per_step:
-                # Save what is trained so far, unless it is saved. Then end the run.
-                if save_interval and step > start and step % save_interval:
+                # Save what is trained so far, unless it is saved: `state` is still that of the step
+                # before. Then end the run, with an error unless the problems are solved.
+                is_saved = step == start or is_due(save_interval, step, max_steps)
+                if save_interval and not is_saved:
                     save_run(models, step, state)
-                report_shortage(kept, drawn, prompts_per_step, filter_low, filter_high, step)
+                end_of_problems(kept, drawn, prompts_per_step, filter_low, filter_high, step)
                 break
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
@@ -911,7 +934,8 @@ def main():
                 with on_device(torch_device, offload, models.optimizer):
                     metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
 
-            # 6. The new weights go to the engine. It takes its room then: measure before.
+            # 6. The new weights go to the engine, which takes its share of the GPU again when it
+            # wakes up: the trainer's peak is read before.
             metrics["peak_memory_gb"] = peak_memory_gb(torch_device)
             clock.start("sync")
             rollout_engine.wake_up(full_tensors(models.policy))
@@ -925,7 +949,7 @@ def main():
                 metrics |= evaluate(rollout_engine, grader, held_out)
             metrics["seconds"] = clock.end_step()
             log.write(metrics, max_steps, clock.seconds_left(max_steps - step - 1))
-            log.write_samples(sample_rows(step, kept, stream.problems, process, A, samples_logged))
+            log.write_samples(rows_for_log(step, kept, stream.problems, process, A, samples_logged))
 
             # Save. If one rank was asked to stop, all stop.
             clock.start("save")

@@ -62,8 +62,8 @@ class PromptStream:
                 found.append((index, ids))
                 continue
 
-            # Two epochs are enough: at worst the only prompt that fits is first in one and last
-            # in the next.
+            # Within two epochs every prompt is tried, in whatever order they come; before them come
+            # those that were put back, at most `count`.
             self.too_long += 1
             if not found and tried > 2 * len(self.problems) + count:
                 raise UserError(f"every prompt is longer than max_prompt_tokens={self.limit}")
@@ -185,9 +185,10 @@ class Batch:
 
 
 def make_batch(groups: list[Group], device: torch.device) -> Batch:
-    """Two answers [7 8] and [9] to the prompt [5 6] become
+    """Groups of graded answers as a Batch.
 
-    tokens [[5 6 7 8] [5 6 9]], scored [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
+    Two answers [7 8] and [9] to the prompt [5 6] become the tokens [[5 6 7 8] [5 6 9]], scored
+    [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
     """
     tokens = []
     scored = []
@@ -227,6 +228,7 @@ def pair_accuracy(scores, outcomes, n_samples: int):
     """Share of a prompt's pairs that the scores [N] order as the outcomes [N] do, a scalar.
 
     Pairs weigh as much as their outcomes differ; a prompt whose outcomes are all equal counts 0.5.
+    Equal scores count as "the first is not greater": right for half of the pairs on average.
     The mean over prompts (original core_algos.py).
     """
     score = scores.view(-1, n_samples)
@@ -271,7 +273,7 @@ def check_mismatch(mismatch: float, bound: float | None, step: int, dtype: torch
         )
 
 
-def report_shortage(
+def end_of_problems(
     kept: list[Group], drawn: list[Group], wanted: int, low: float, high: float, step: int
 ) -> None:
     """Too few prompts passed the filter: print that the problems are solved, else raise UserError.
@@ -328,7 +330,7 @@ def rollout_metrics(groups: list[Group], problems: list[Problem], find_answer: C
     return metrics
 
 
-def sample_rows(step: int, groups: list[Group], problems, process, advantages, limit: int) -> list:
+def rows_for_log(step: int, groups: list[Group], problems, process, advantages, limit: int) -> list:
     """At most `limit` rows for samples.jsonl: what was written, its outcome, its tokens' rewards.
 
     process and advantages [N, T]: of the groups' answers, in their order.

@@ -23,6 +23,8 @@ The protocol, and the life of a child:
 11. A child ends when its caller does, because its standard input is then closed.
 12. The caller compares outputs and values of functions: what is expected never enters a box.
     Assertions do, in the test's process only.
+
+A comment that begins with "Attack:" names what the lines below it prevent.
 """
 
 import contextlib
@@ -65,7 +67,7 @@ LEVELS = ("bubblewrap", "namespaces", "limits")
 CHILD_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_child.py")
 # Seconds that a child has to load its libraries.
 START_SECONDS = 120
-# Seconds for which no child may start before that counts as a fault of the machine.
+# If no child has started for so many seconds, the machine is at fault.
 NO_START_SECONDS = 600
 # Seconds that it may take to end what a child without namespaces has left.
 END_SECONDS = 5
@@ -75,7 +77,7 @@ SEND_SECONDS = 60
 RECEIVE_SECONDS = 60
 # Seconds that a child has beyond the program's own time, to end it and to collect its output.
 GRACE_SECONDS = 10
-# Seconds within which an idle child that was about to end, ends.
+# An idle child that dies so many seconds after a request, or earlier, was already ending.
 AT_ONCE_SECONDS = 5
 # Bytes of memory that programs in a box may fill with files.
 SCRATCH_BYTES = 64 << 20
@@ -165,7 +167,7 @@ class Child:
 IDLE: dict[tuple[str, str], list[Child]] = {}
 # A fork of this process must not talk to its parent's children, nor keep their pipes open.
 os.register_at_fork(after_in_child=IDLE.clear)
-# For each (file, level) of which a child has started: since when none has, in seconds; or None.
+# For each (file, level) that has ever started a child: when starts began to fail, or None.
 FAILING_SINCE: dict[tuple[str, str | None], float | None] = {}
 # What this kernel leaves open, for each level of which a child has started.
 LEFT_OPEN: dict[str, list[str]] = {}
@@ -207,7 +209,8 @@ def run_python(
         try:
             reply = ask(idle, CHILD_FILE, level, seconds, *messages)
         except IdleChildDied:
-            # An earlier program had tampered with it. A new child, which is not kept, is not idle.
+            # An earlier program had tampered with it. A new child, in a list of its own: when this
+            # call is over, the list and with it the child's input are gone, and the child ends.
             reply = ask([], CHILD_FILE, level, seconds, *messages)
     except ChildTimeout:
         # The program has stopped its child.
@@ -342,6 +345,7 @@ def kill(child: Child):
 
 def kill_programs(child: Child):
     """Attack: without namespaces, programs outlive their child, which they have stopped."""
+    # From the child's first message, which it sent before any program ran.
     user = child.about["user"]
     if user is not None:
         # All processes of the child's own user, at a time: a fork bomb cannot run away.
@@ -350,7 +354,8 @@ def kill_programs(child: Child):
         subprocess.run(command, check=False, stderr=subprocess.DEVNULL, **rights)
         return
 
-    # Programs have our user. What descends from the child is theirs, and what has its mark.
+    # Programs have our user. What descends from the child is theirs, and what has its mark. One that
+    # drops the mark stays in the group of others, and orphans go to the child (sandbox_child.py).
     end = time.monotonic() + END_SECONDS
     while time.monotonic() < end:
         groups = groups_of_mark(child.mark)
@@ -407,7 +412,8 @@ def try_to_start(file: str, level: str | None) -> Child | None:
         arguments = [level, *visible_paths(file)]
     try:
         # Attack: a program pushes keystrokes into the caller's terminal (TIOCSTI). A new session
-        # has no terminal.
+        # has no terminal. stderr stays the caller's, for what the child itself has to complain of:
+        # programs get files for theirs, and may not look into the child's (hide_from_programs).
         process = subprocess.Popen(
             [*box(level, file), sys.executable, file, *arguments],
             stdin=theirs,
@@ -452,7 +458,7 @@ def box(level: str | None, file: str) -> list[str]:
 
 
 def bubblewrap(file: str) -> list[str]:
-    """The best box: files of this machine cannot be seen, but for the Python installation."""
+    """The best box: of this machine's files only its programs and libraries can be seen."""
     command = ["bwrap"]
     # Attack: a program uses the network, or sockets and shared memory of other processes.
     command += ["--unshare-net", "--unshare-ipc", "--unshare-uts"]
@@ -462,7 +468,8 @@ def bubblewrap(file: str) -> list[str]:
     # The child of a root user needs these two to become another user (drop_root).
     if os.getuid() == 0:
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    # Attack: a program reads or changes files. It sees the interpreter alone, read-only.
+    # Attack: a program reads or changes files. It sees the system's programs and libraries and this
+    # Python's folders, read-only, and nothing else.
     for path in visible_paths(file):
         for folder in reversed(Path(path).parents[:-1]):
             # Without permissions of its own a folder is open to root alone.

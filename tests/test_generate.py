@@ -224,6 +224,7 @@ def length(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_which_stored_answers_are_graded_again(tmp_path, length, capsys):
     judge = reward_name(length)
     problems = [make_problem(number) for number in range(6)]

@@ -554,6 +554,7 @@ def test_hostile_golds_are_cheap_and_not_run(name, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_long_sum_is_worked_out():
     assert is_equiv("x+" * 3000 + "x", "3001x")
 

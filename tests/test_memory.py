@@ -474,6 +474,7 @@ def small_model(request, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_size_of_a_checkpoint_and_of_a_folder(small_model, tmp_path):
     """Against real files, of which some 2 KB per tensor are names and the like."""
     size = memory.model_size(small_model)

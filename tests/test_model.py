@@ -118,6 +118,7 @@ def test_micro_batches_example():
     assert model.micro_batches([4, 3, 2, 1], budget=5, world_size=1) == [[[0, 3], [1, 2]]]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=40),

@@ -239,9 +239,10 @@ def test_all_else_is_a_failure(mischief, value, capsys):
         ("return problem['nothing']", "reward", "KeyError: 'nothing'"),
         ("sys.exit", "reward", "SystemExit: 3"),
         ("recurse", "reward", "RecursionError"),
-        ("eat", "reward", "MemoryError"),
-        ("os._exit", "crashes", "reward ended its process"),
-        ("kill", "crashes", "reward ended its process"),
+        # These cost a process each.
+        pytest.param("eat", "reward", "MemoryError", marks=pytest.mark.slow),
+        pytest.param("os._exit", "crashes", "reward ended its process", marks=pytest.mark.slow),
+        pytest.param("kill", "crashes", "reward ended its process", marks=pytest.mark.slow),
         pytest.param(
             "hang", "timeouts", "reward did not return within 3 seconds", marks=pytest.mark.slow
         ),

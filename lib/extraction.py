@@ -14,6 +14,8 @@ import re
 MAX_BOXES = 100
 # Characters before a box in which its sign is looked for.
 SIGN_WINDOW = 1000
+# Characters that a sign may have, with the brackets and dollars between it and its box.
+SIGN_LENGTH = 200
 # Characters at the end of a response in which a phrase is looked for.
 CLOSING_WINDOW = 5000
 
@@ -39,7 +41,7 @@ BOX = re.compile(
     r"\\{1,4}(?:[a-z]{0,9}boxed|fbox)\s*" + rf"(?:{{({balanced(40)})}}|(\d))",
     re.S,
 )
-# A box without content is no box, as little as one that is never closed.
+# An empty box is ignored, and so is one that is never closed.
 NOTHING = re.compile(
     r"(?:\s|[$~{}\u200b]|\\[,;:! ]|\\(?:text|mathrm|mbox|boxed|fbox)\b|\\q?quad\b)*"
 )
@@ -129,15 +131,24 @@ ENVIRONMENT = re.compile(r"\\(begin|end){(?:align|equation|gather|multline|eqnar
 
 
 def find_sign(box: re.Match) -> re.Match | None:
-    """The minus or plus-minus that belongs to a box, of whatever spelling; None if there is none.
+    r"""The minus or plus-minus that belongs to a box, of whatever spelling; None if there is none.
 
     A match in the response's text. Not the minus of a difference, a bullet or a dash.
+
+    >>> responses = [r"$x = -\boxed{3}$", r"answer -\boxed{3}", r"the answer is - \boxed{3}"]
+    >>> responses += [r"It is negative \boxed{3}", r"**-\boxed{3}**"]
+    >>> [extract_answer(response) for response in responses]
+    ['-3', '-3', '-3', '-3', '-3']
+    >>> differences = [r"5 - \boxed{3}", r"$x$ -\boxed{3}", r"2^-\boxed{3}"]
+    >>> bullets_and_dashes = [r"- \boxed{3}", r"answer - \boxed{3}"]
+    >>> [extract_answer(response) for response in differences + bullets_and_dashes]
+    ['3', '3', '3', '3', '3']
     """
     response = box.string
     # A sign does not belong to a box of the next paragraph.
     first = max(0, box.start() - SIGN_WINDOW)
     first = max(first, response.rfind("\n\n", first, box.start()))
-    sign = SIGN.search(response, max(first, box.start() - 200), box.start())
+    sign = SIGN.search(response, max(first, box.start() - SIGN_LENGTH), box.start())
     if sign and belongs(sign, response[first : sign.start()]):
         return sign
     return None
@@ -154,7 +165,7 @@ def belongs(sign: re.Match, before: str) -> bool:
     if in_maths(before):
         return not ends_with_operand(text.rstrip("\n"))
 
-    # A bullet or a dash has a blank behind it; a minus is written with a blank, too.
+    # Outside formulas: a bullet or a dash has a blank behind it, a minus as a rule has none.
     is_hyphen = sign["sign"] in HYPHENS
     is_dash = is_hyphen and sign["between"].startswith((" ", "\t"))
     if not text or text.endswith("\n"):
@@ -183,8 +194,8 @@ def in_maths(before: str) -> bool:
     r"""Is a formula open at the end of a text: $, \(, \[ or an environment?"""
     if before.rfind(r"\(") > before.rfind(r"\)") or before.rfind(r"\[") > before.rfind(r"\]"):
         return True
-    *_, environment = [None, *ENVIRONMENT.finditer(before)]
-    if environment and environment[1] == "begin":
+    environments = list(ENVIRONMENT.finditer(before))
+    if environments and environments[-1][1] == "begin":
         return True
 
     # Between dollars. An amount of money leaves one open; two words in a row are prose.

@@ -354,8 +354,8 @@ def kill_programs(child: Child):
         subprocess.run(command, check=False, stderr=subprocess.DEVNULL, **rights)
         return
 
-    # Programs have our user. What descends from the child is theirs, and what has its mark. One that
-    # drops the mark stays in the group of others, and orphans go to the child (sandbox_child.py).
+    # Programs have our user. What descends from the child is theirs, and what has its mark. One
+    # that drops the mark cannot leave its group, and orphans go to the child (sandbox_child.py).
     end = time.monotonic() + END_SECONDS
     while time.monotonic() < end:
         groups = groups_of_mark(child.mark)

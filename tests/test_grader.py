@@ -613,6 +613,7 @@ def test_pool_keeps_the_order():
         assert not pool.failures
 
 
+@pytest.mark.slow
 def test_pool_counts_what_it_could_not_read():
     responses = ["no box", r"\boxed{9^{9^{9^9}}}", r"\boxed{5}"]
     with Grader(workers=1) as pool:

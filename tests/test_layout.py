@@ -7,9 +7,9 @@ configurator
 """
 
 import ast
+import functools
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
@@ -25,8 +25,11 @@ PREPARE = sorted(
 OURS = [*SCRIPTS, *MODULES, *LIBRARY, *PREPARE, "configurator"]
 
 
-def file_of(name: str) -> Path:
-    return ROOT / (name.replace(".", "/") + ".py")
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    """A file of ours, parsed."""
+    file = ROOT / (name.replace(".", "/") + ".py")
+    return ast.parse(file.read_text("utf-8"))
 
 
 def imported_names(tree: ast.AST) -> set[str]:
@@ -50,10 +53,10 @@ def imported_names(tree: ast.AST) -> set[str]:
     return names
 
 
+@functools.cache
 def own_imports(name: str) -> set[str]:
     """Which of our files a file imports."""
-    tree = ast.parse(file_of(name).read_text("utf-8"))
-    return imported_names(tree) & set(OURS)
+    return imported_names(tree_of(name)) & set(OURS)
 
 
 def test_imported_names():
@@ -112,7 +115,7 @@ def test_lib_has_no_circle():
 def test_what_runs_in_the_sandbox_is_one_file():
     """The interpreter in the box sees none of our files, and starts without any package."""
     assert own_imports("lib.sandbox_child") == set()
-    tree = ast.parse(file_of("lib.sandbox_child").read_text("utf-8"))
+    tree = tree_of("lib.sandbox_child")
     at_the_top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = imported_names(ast.Module(at_the_top, []))
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
@@ -121,7 +124,7 @@ def test_what_runs_in_the_sandbox_is_one_file():
 @pytest.mark.parametrize("name", [*MODULES, *LIBRARY])
 def test_modules_have_no_settings(name):
     """What they depend on comes as parameters: no plain values in lower case, no globals()."""
-    tree = ast.parse(file_of(name).read_text("utf-8"))
+    tree = tree_of(name)
     for node in tree.body:
         targets = []
         if isinstance(node, ast.Assign):

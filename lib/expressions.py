@@ -666,14 +666,18 @@ def evaluate(node: Node, point: Point = ANYWHERE):
         Work.steps += (bits(x) // 1500) ** 2
     except (ArithmeticError, TypeError, ValueError, AttributeError):
         return mp.nan
-
-    # A root of a negative variable depends on the branch: such points do not count.
     if isinstance(x, mp.mpc):
-        is_branch = mp.im(x) and not any(mp.im(y) for y in numbers)
-        if is_branch and not point.is_positive and has_names(node):
-            return mp.nan
-        if not mp.im(x):
-            return mp.re(x)
+        return complex_value(x, numbers, node, point)
+    return x
+
+
+def complex_value(x, numbers: list, node: Node, point: Point):
+    """A value of a node; NaN for the root of a negative variable, which depends on the branch."""
+    if not mp.im(x):
+        return mp.re(x)
+    is_branch = not any(mp.im(y) for y in numbers)
+    if is_branch and not point.is_positive and has_names(node):
+        return mp.nan
     return x
 
 

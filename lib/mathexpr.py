@@ -505,19 +505,7 @@ class Parser:
 
         Nobody computes it. Its own letter has no meaning outside, so that \sum_k k is \sum_j j.
         """
-        lower = ""
-        upper = None
-        while self.peek() == "^" or self.peek().startswith("_"):
-            token = self.take()
-            if token == "^" and upper is not None:
-                raise Unparsed("two upper bounds")
-            if token == "^":
-                upper = self.operand(POWER)
-            else:
-                lower = token[1:].strip()
-                if lower.startswith("{"):
-                    lower = lower[1:-1].strip()
-
+        lower, upper = self.bounds()
         parts = []
         bound = None
         start = re.fullmatch(r"\s*(\\?[a-zA-Z])\s*(?:=|\\(?:to|rightarrow)(?![a-z]))(.*)", lower)
@@ -542,6 +530,22 @@ class Parser:
         is_real = sign == "\\lim" and bound is not None and bound not in INTEGERS
         names = REAL_BOUND if is_real else BOUND
         return Value(written(key, *parts, node_of(self.body(bound, names, SUM))))
+
+    def bounds(self) -> tuple[str, Value | None]:
+        """What stands below a sign, as text, and above it."""
+        lower = ""
+        upper = None
+        while self.peek() == "^" or self.peek().startswith("_"):
+            token = self.take()
+            if token == "^" and upper is not None:
+                raise Unparsed("two upper bounds")
+            if token == "^":
+                upper = self.operand(POWER)
+            else:
+                lower = token[1:].strip()
+                if lower.startswith("{"):
+                    lower = lower[1:-1].strip()
+        return lower, upper
 
     def body(self, bound: str | None, names: str, lowest: int) -> Value:
         """The expression behind a sign that binds a letter, which gets one of these names."""

@@ -77,12 +77,8 @@ def interval(ends: list[Value], brackets: str) -> Value:
 
 def members(value: Value) -> list[Value]:
     """The members of a list or set; any other value is its own only member."""
-    if value.brackets == "{}":
-        found = []
-        for item in value.items:
-            found += members(item) if item.brackets == "" else [item]
-        return found
-    if value.brackets != "" or value.signs:
+    is_list_alone = value.brackets == "" and not value.signs
+    if value.brackets != "{}" and not is_list_alone:
         return [value]
     found = []
     for item in value.items:
@@ -123,7 +119,8 @@ def compute(sign: str, *arguments: Value) -> Value:
         factor, vector = arguments
         if has_written(factor) or has_written(vector):
             return Value(operation("*", node_of(factor), node_of(vector)))
-        return vector._replace(items=[compute("*", factor, item) for item in vector.items])
+        items = [compute("*", factor, item) for item in vector.items]
+        return vector._replace(items=items)
     if sign in ("+", "-") and all(map(is_matrix, arguments)):
         return matrix_sum(sign, *arguments)
     nodes = []
@@ -146,21 +143,28 @@ def matrix_sum(sign: str, one: Value, other: Value) -> Value:
         raise Unparsed("matrices of different shapes")
     if has_written(one) or has_written(other):
         return Value(operation(sign, node_of(one), node_of(other)))
-    items = [compute(sign, x, y) for x, y in zip(one.items, other.items)]
+    items = []
+    for x, y in zip(one.items, other.items):
+        items.append(compute(sign, x, y))
     return one._replace(items=items)
 
 
 def node_of(value: Value) -> Node:
     """The expression that a value is; a name for anything else."""
     if value.signs and value.sides:
-        nodes = [expressions.name("") if side == NOTHING else node_of(side) for side in value.sides]
-        return expressions.name("relation " + " ".join(value.signs), *nodes)
+        nodes = []
+        for side in value.sides:
+            node = expressions.name("") if side == NOTHING else node_of(side)
+            nodes.append(node)
+        signs = " ".join(value.signs)
+        return expressions.name("relation " + signs, *nodes)
+    if value.node is not None and value.unit:
+        return expressions.name(value.unit, value.node)
     if value.node is not None:
-        return (
-            compute("+", value).node if not value.unit else expressions.name(value.unit, value.node)
-        )
+        return compute("+", value).node
     if value.brackets is not None:
-        return expressions.name(f"collection {value.brackets}", *map(node_of, value.items))
+        nodes = map(node_of, value.items)
+        return expressions.name(f"collection {value.brackets}", *nodes)
     raise Unparsed("no operand")
 
 
@@ -168,7 +172,8 @@ def has_written(value: Value) -> bool:
     """Is there a sum or an integral in it?"""
     if value.node is not None:
         return is_written(value.node)
-    return any(map(has_written, (*value.items, *value.sides)))
+    parts = (*value.items, *value.sides)
+    return any(map(has_written, parts))
 
 
 # --- relations ---
@@ -179,7 +184,8 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "\\in")
 def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Value:
     """sides, and their texts without blanks, with signs between them."""
     is_member_of_name = signs[-1] == "\\in" and sides[-1].brackets is None
-    if any(sign not in RELATIONS for sign in signs) or NOTHING in sides or is_member_of_name:
+    is_known = set(signs) <= set(RELATIONS)
+    if not is_known or NOTHING in sides or is_member_of_name:
         return Value(signs=tuple(signs), sides=tuple(sides))
     named = [is_name(text) for text in texts]
 
@@ -216,7 +222,8 @@ def is_name(text: str) -> bool:
 def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Value:
     """The value that a relation gives to its name, an empty one if it gives none."""
     kinds = set(signs)
-    if sides[-1].unit.startswith("≡") and True not in named:
+    has_modulus = sides[-1].unit.startswith("≡")
+    if has_modulus and True not in named:
         return value_of_congruence(sides)
     if kinds <= {"=", "~", "\\in"} and is_right(sides, named, signs):
         return last_exact_side(sides, named, signs)
@@ -231,7 +238,8 @@ def value_of_name(sides: list[Value], named: list[bool], signs: list[str]) -> Va
     # 1 < x <= 2 is an interval, and x < 5 one without a lower end.
     if kinds <= {"<", "<="}:
         infinity = letter("\\infty")
-        ends = [Value(expressions.negative(infinity)), *sides, Value(infinity)]
+        below = Value(expressions.negative(infinity))
+        ends = [below, *sides, Value(infinity)]
         signs = ["<", *signs, "<"]
         opener = "(" if signs[k] == "<" else "["
         closer = ")" if signs[k + 1] == "<" else "]"
@@ -246,14 +254,17 @@ def value_of_congruence(sides: list[Value]) -> Value:
         return NOTHING
     written, modulus = last.node.parts
     for side in sides[:-1]:
-        if not are_equal(compute("#", side, Value(modulus)).node, last.node):
+        remainder = compute("#", side, Value(modulus))
+        if not are_equal(remainder.node, last.node):
             return NOTHING
     return last._replace(node=written)
 
 
 def linear_in_bars(side: Value) -> expressions.Linear | None:
     """What stands in |2x - 1|, if it is linear and not constant."""
-    if side.node is None or side.unit or side.node.operation not in ("\\lvert", "\\abs"):
+    if side.node is None or side.unit:
+        return None
+    if side.node.operation not in ("\\lvert", "\\abs"):
         return None
     inner = expressions.linear(side.node.parts[0])
     return inner if inner is not None and inner.slope else None
@@ -269,15 +280,19 @@ def absolute_inequality(sides: list[Value], signs: list[str]) -> tuple[Value, Va
     k = found[0]
     inner = linear_in_bars(sides[k])
     for bound in sides[:k] + sides[k + 1 :]:
-        if bound.node is None or bound.unit or expressions.mentions(bound.node, inner.x):
+        if bound.node is None or bound.unit:
+            return None
+        if expressions.mentions(bound.node, inner.x):
             return None
     regions = []
     if k > 0:
         regions.append(outside(inner, sides[k - 1], signs[k - 1]))
     if k < len(signs):
         regions.append(inside(inner, sides[k + 1], signs[k]))
-    found = combine("\\cap", *regions) if len(regions) > 1 else regions[0]
-    return Value(inner.x), found
+    where = regions[0]
+    if len(regions) > 1:
+        where = combine("\\cap", *regions)
+    return Value(inner.x), where
 
 
 def ends_of(inner: expressions.Linear, bound: Value) -> list[Value]:
@@ -298,14 +313,16 @@ def outside(inner: expressions.Linear, bound: Value, sign: str) -> Value:
     """The x with bound < |inner|."""
     low, high = ends_of(inner, bound)
     infinity = letter("\\infty")
-    below = interval([Value(expressions.negative(infinity)), low], "()" if sign == "<" else "(]")
+    farthest = Value(expressions.negative(infinity))
+    below = interval([farthest, low], "()" if sign == "<" else "(]")
     above = interval([high, Value(infinity)], "()" if sign == "<" else "[)")
     return combine("\\cup", below, above)
 
 
 def real_line() -> Value:
     infinity = letter("\\infty")
-    return interval([Value(expressions.negative(infinity)), Value(infinity)], "()")
+    below = Value(expressions.negative(infinity))
+    return interval([below, Value(infinity)], "()")
 
 
 def is_right(sides: list[Value], named: list[bool], signs: list[str]) -> bool:
@@ -313,7 +330,8 @@ def is_right(sides: list[Value], named: list[bool], signs: list[str]) -> bool:
     if True in named:
         return True
     if "~" in signs:
-        return are_near(sides[signs.index("~")], sides[-1])
+        k = signs.index("~")
+        return are_near(sides[k], sides[-1])
     return all(equal(sides[-1], side) for side in sides)
 
 
@@ -327,7 +345,8 @@ def are_near(one: Value, other: Value) -> bool:
         return True
     x = mp.convert(x)
     y = mp.convert(y)
-    return abs(x - y) <= max(abs(x), abs(y)) / 10
+    larger = max(abs(x), abs(y))
+    return abs(x - y) <= larger / 10
 
 
 def last_exact_side(sides: list[Value], named: list[bool], signs: list[str]) -> Value:
@@ -346,7 +365,9 @@ def joint(items: list[Value]) -> list[Value]:
         return items
     for item in items:
         is_inequality = item.signs and set(item.signs) <= {"<", "<=", "!="}
-        if not is_inequality or is_statement(item) or not equal(item.name, items[0].name):
+        if not is_inequality or is_statement(item):
+            return items
+        if not equal(item.name, items[0].name):
             return items
     with contextlib.suppress(Unparsed):
         both = combine("\\cap", *items)
@@ -370,7 +391,8 @@ def combine(sign: str, *sets: Value) -> Value:
     Sets of real numbers are worked out by sympy: (0, 2) and [1, 3) unite to (0, 3). Of other sets
     the members are compared.
     """
-    if sum(len(members(one)) for one in sets) > MAX_MEMBERS:
+    total = sum(len(members(one)) for one in sets)
+    if total > MAX_MEMBERS:
         raise Unparsed("sets too big")
     originals = {}
     try:
@@ -387,7 +409,8 @@ def region(value: Value, originals: dict) -> sympy.Set:
     if value.brackets is not None and not is_tuple(value):
         if any(item.brackets == "{}" for item in value.items):
             raise Unparsed("a set of sets")
-        return sympy.Union(*[region(item, originals) for item in value.items])
+        parts = [region(item, originals) for item in value.items]
+        return sympy.Union(*parts)
     if len(value.items) > 2:
         raise Unparsed("not an interval")
 
@@ -400,7 +423,8 @@ def region(value: Value, originals: dict) -> sympy.Set:
         return sympy.FiniteSet(*ends)
     if ends[0] > ends[-1]:
         raise Unparsed("not an interval")
-    return sympy.Interval(*ends, value.brackets[0] == "(", value.brackets[1] == ")")
+    opener, closer = value.brackets
+    return sympy.Interval(*ends, opener == "(", closer == ")")
 
 
 def real_number(value: Value):
@@ -408,7 +432,9 @@ def real_number(value: Value):
     if value.node is None:
         raise Unparsed("not a number")
     x = constant(with_factor(value))
-    if x is None or mp.isnan(x) or bits(x) > expressions.MAX_BITS:
+    if x is None or mp.isnan(x):
+        raise Unparsed("not a number")
+    if bits(x) > expressions.MAX_BITS:
         raise Unparsed("not a number")
     if isinstance(x, Fraction):
         return sympy.Rational(x.numerator, x.denominator)
@@ -442,7 +468,9 @@ def value_of_region(found: sympy.Set, originals: dict) -> Value:
 
 def union(items: list[Value]) -> Value:
     """A list that has come from a union or an "or"."""
-    return collection(items)._replace(unit="∪") if len(items) > 1 else items[0]
+    if len(items) == 1:
+        return items[0]
+    return collection(items)._replace(unit="∪")
 
 
 def combine_members(sign: str, sets: tuple[Value, ...]) -> Value:
@@ -459,7 +487,8 @@ def combine_members(sign: str, sets: tuple[Value, ...]) -> Value:
     if not are_sets or any(is_tuple(one) for one in first + others):
         if sign == "\\cap":
             sets = sorted(sets, key=repr)
-        return Value(signs=(sign,) * (len(sets) - 1), sides=tuple(sets))
+        signs = (sign,) * (len(sets) - 1)
+        return Value(signs=signs, sides=tuple(sets))
     wanted = sign == "\\cap"
     kept = [x for x in first if is_answered(x, others, STRICT) == wanted]
     return collection(kept) if kept else EMPTY_SET
@@ -511,11 +540,14 @@ def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     if not (is_statement(gold) and is_statement(answer)):
         # A list may say one statement twice.
         return is_list(gold, answer) and sets_agree(gold, answer, rules)
-    if list(gold.signs) != list(answer.signs) or len(gold.sides) != len(answer.sides):
+    if list(gold.signs) != list(answer.signs):
+        return False
+    if len(gold.sides) != len(answer.sides):
         return False
     if len(gold.signs) == 1 and gold.signs[0] in SYMMETRIC:
-        reversed_sides = answer._replace(signs=("",), sides=answer.sides[::-1])
-        if statements_agree(gold._replace(signs=("",)), reversed_sides, rules):
+        unsigned = gold._replace(signs=("",))
+        swapped = answer._replace(signs=("",), sides=answer.sides[::-1])
+        if statements_agree(unsigned, swapped, rules):
             return True
     for one, other in zip(gold.sides, answer.sides):
         if NOTHING in (one, other):
@@ -541,18 +573,24 @@ def conclusion(value: Value) -> Value:
 
 def are_all_relations(value: Value) -> bool:
     found = members(value)
-    return bool(found) and all(member.signs and not is_statement(member) for member in found)
+    for member in found:
+        if not member.signs or is_statement(member):
+            return False
+    return bool(found)
 
 
 def as_assignments(value: Value) -> Value:
     """(x, y) = (1, 2) as x = 1, y = 2; any other value as it is."""
-    if not value.name or not value.name.items or len(value.name.items) != len(value.items):
+    if not value.name or not value.name.items:
+        return value
+    if len(value.name.items) != len(value.items):
         return value
     # signs is a tuple, unlike that of relations which were read: so relations_agree does not hold
     # between the two, and names and values are compared.
     assignments = []
     for name, item in zip(value.name.items, value.items):
-        assignments.append(item._replace(signs=("=",), sides=(name, item), name=name))
+        assignment = item._replace(signs=("=",), sides=(name, item), name=name)
+        assignments.append(assignment)
     return collection(assignments)
 
 
@@ -560,10 +598,11 @@ def relations_agree(gold: Value, answer: Value) -> bool:
     """Equations up to a constant factor, inequalities up to a positive one, chains side by side."""
     if gold.signs != answer.signs:
         return False
-    is_as_written = any(map(has_written, [*gold.sides, *answer.sides]))
+    sides = [*gold.sides, *answer.sides]
+    is_as_written = any(map(has_written, sides))
     if len(gold.signs) > 1 or is_as_written:
         return all(map(equal, gold.sides, answer.sides))
-    for side in [*gold.sides, *answer.sides]:
+    for side in sides:
         if side.node is None or side.signs:
             return False
 
@@ -578,7 +617,8 @@ def relations_agree(gold: Value, answer: Value) -> bool:
 
 def quantities_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """Numbers with their units. 50% is 0.5, and where one side only has a unit it is ignored."""
-    if gold.remark and answer.remark and not units.agree(gold.remark, answer.remark):
+    has_remarks = gold.remark and answer.remark
+    if has_remarks and not units.agree(gold.remark, answer.remark):
         return False
     is_same_unit = gold.unit == answer.unit
     if not is_same_unit and "°" not in (gold.unit, answer.unit):
@@ -589,7 +629,9 @@ def quantities_agree(gold: Value, answer: Value, rules: Rules) -> bool:
             answer_product = answer._replace(node=with_factor(answer), unit="")
             if numbers_agree(gold_product, answer_product, rules):
                 return True
-    return units_agree(gold.unit, answer.unit) and numbers_agree(gold, answer, rules)
+    if not units_agree(gold.unit, answer.unit):
+        return False
+    return numbers_agree(gold, answer, rules)
 
 
 def units_agree(gold_unit: str, answer_unit: str) -> bool:
@@ -618,11 +660,14 @@ def numbers_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """Equal; but a decimal without variables may grant a margin."""
     if are_equal(gold.node, answer.node):
         return True
-    if not (gold.digits or answer.digits or rules.parity or rules.tolerance):
+    has_decimal = gold.digits or answer.digits
+    if not (has_decimal or rules.parity or rules.tolerance):
         return False
     x = constant(gold.node)
     y = constant(answer.node)
-    if x is None or y is None or mp.isnan(x) or mp.isnan(y):
+    if x is None or y is None:
+        return False
+    if mp.isnan(x) or mp.isnan(y):
         return False
     return is_within_margin(x, y, gold, answer, rules)
 
@@ -640,7 +685,8 @@ def is_within_margin(x, y, gold: Value, answer: Value, rules: Rules) -> bool:
     # A decimal gold is rounded: half a unit of its last digit. 0.33 grants 1/3.
     half_digit = 0
     if x and gold.digits > 1 and mp.isfinite(x):
-        exponent = mp.floor(mp.log10(abs(x))) + 1 - gold.digits
+        first_digit = mp.floor(mp.log10(abs(x)))
+        exponent = first_digit + 1 - gold.digits
         half_digit = mp.mpf(10) ** exponent / 2
 
     # Any decimal gold grants 1e-4; an exact one only that an answer in 12 digits is rounded.
@@ -669,9 +715,10 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     A list may stand for a tuple, and a matrix has any brackets.
     """
     # A list of tuples, or a list beside a number or a relation.
-    tuples = [value for value in (*gold.items, *answer.items) if is_tuple(value)]
+    items = (*gold.items, *answer.items)
+    has_tuples = any(map(is_tuple, items))
     is_beside_number = gold.brackets is None or answer.brackets is None
-    may_be_set = is_list(gold, answer) and (tuples or is_beside_number)
+    may_be_set = is_list(gold, answer) and (has_tuples or is_beside_number)
     if may_be_set and sets_agree(gold, answer, rules):
         return True
     if is_beside_number:
@@ -685,7 +732,8 @@ def tuples_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         return False
     gold = in_order_of_names(gold)
     answer = in_order_of_names(answer)
-    return all(equal(x, y, rules) for x, y in zip(gold.items, answer.items))
+    pairs = zip(gold.items, answer.items)
+    return all(equal(x, y, rules) for x, y in pairs)
 
 
 def is_single_point(interval: Value, others: Value) -> bool:
@@ -702,7 +750,8 @@ def brackets_agree(gold: Value, answer: Value) -> bool:
         return not kinds & {"(]", "[)", "(:"}
     if len(kinds) == 1:
         return True
-    return kinds == {"", "()"} and not {"∪", "∨"} & {gold.unit, answer.unit}
+    is_union = bool({"∪", "∨"} & {gold.unit, answer.unit})
+    return kinds == {"", "()"} and not is_union
 
 
 def in_order_of_names(value: Value) -> Value:
@@ -710,12 +759,16 @@ def in_order_of_names(value: Value) -> Value:
     names = []
     for item in value.items:
         node = item.name.node if item.name is not None else None
-        names.append(node.parts[0] if node is not None and len(node.parts) == 1 else None)
-    letters = sorted(name for name in names if isinstance(name, str) and len(name) == 1)
+        is_letter = node is not None and len(node.parts) == 1
+        names.append(node.parts[0] if is_letter else None)
+    letters = [name for name in names if isinstance(name, str) and len(name) == 1]
+    letters.sort()
     is_row = "".join(letters) in "abcdefghijklmnopqrstuvwxyz"
-    if value.brackets != "" or len(set(letters)) < len(names) or not is_row:
+    is_complete = len(set(letters)) == len(names)
+    if value.brackets != "" or not is_complete or not is_row:
         return value
-    return value._replace(items=[value.items[names.index(letter)] for letter in letters])
+    items = [value.items[names.index(letter)] for letter in letters]
+    return value._replace(items=items)
 
 
 def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
@@ -728,12 +781,16 @@ def sets_agree(gold: Value, answer: Value, rules: Rules) -> bool:
         raise Unparsed("sets too big")
     if not wanted or not given:
         return not wanted and not given
-    if ("∪" in gold.unit) != ("∪" in answer.unit) and "∨" not in gold.unit + answer.unit:
+    is_union = "∪" in gold.unit
+    is_union_given = "∪" in answer.unit
+    has_or = "∨" in gold.unit + answer.unit
+    if is_union != is_union_given and not has_or:
         # (1, 2), (3, 4) are two points, and no union of intervals.
-        listed = given if "∪" in gold.unit else wanted
+        listed = given if is_union else wanted
         if all(map(is_point, listed)):
             return False
-    if gold.brackets == answer.brackets == "{}" and count_sets(wanted) != count_sets(given):
+    are_sets = gold.brackets == answer.brackets == "{}"
+    if are_sets and count_sets(wanted) != count_sets(given):
         # The set {x} is no x.
         return False
     if not all(is_answered(x, given, rules) for x in wanted):
@@ -765,7 +822,9 @@ def joined_rows(rows: list[Value]) -> list[Value]:
     if len(rows) < 2:
         return rows
     for row in rows:
-        last = row.items[-1] if is_matrix(row) and row.items else row
+        last = row
+        if is_matrix(row) and row.items:
+            last = row.items[-1]
         if not last.signs:
             return rows
     return [Value(brackets="", items=rows)]

@@ -484,6 +484,8 @@ HOSTILE = {
     "functions": r"\sin x!" * 2000,
     "sum": r"\sum_{n=1}^{\infty} n^{-n}",
     "integral": r"\int_0^1 \sin(\sin(x^{x^{x}})) dx",
+    "integrals": r"\int_0^1 x^2 dx+" * 450 + "1",
+    "sums": r"\sum_{k=1}^n " * 600 + "k",
     "expansion": "(x+1)^{3000}",
     "product": "(10^{99999})" * 400,
     "bmod": r"10^{60000} \bmod 7^{9999}",

@@ -16,6 +16,7 @@ may use other settings:  save_interval = max_steps // 10
 
 import ast
 import difflib
+import errno
 import os
 import re
 import sys
@@ -97,7 +98,8 @@ def _explain(error):
 
     # An out_dir that cannot be written to, for example.
     path_errors = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-    if isinstance(error, path_errors):
+    bad_names = (errno.ENAMETOOLONG, errno.ELOOP)
+    if isinstance(error, path_errors) or getattr(error, "errno", None) in bad_names:
         return 2, f"error: {error}", True
 
     # The traceback includes the causes, and a full disk is often only the cause of an error.

@@ -24,6 +24,8 @@ import torch
 from configurator import UserError
 from lib.answers import Answer, Request
 from lib.pretrained import (
+    as_value_error,
+    cannot_load,
     check_end_token,
     check_positions,
     model_config,
@@ -414,12 +416,10 @@ class HFEngine(Engine):
         dtype: torch.dtype,
         max_model_len: int,
     ):
-        from transformers import AutoModelForCausalLM
-
         super().__init__("hf", max_model_len, stop_tokens(tokenizer, path))
         self.device = device
         self.tokenizer = tokenizer
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+        self.model = open_model(path, dtype).to(device).eval()
 
         # Rows of a batch: what fits in memory.
         self.batch_rows = max(1, min(256, 2**17 // max_model_len))
@@ -530,6 +530,30 @@ class HFEngine(Engine):
     def wake_up(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in weights:
             self.model.get_parameter(name).data.copy_(tensor)
+
+
+def open_model(path: str, dtype: torch.dtype):
+    """A transformers model, in the host's memory.
+
+    Raises UserError if it cannot be opened, or its files lack weights: transformers would take
+    random numbers for them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, about = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:
+        # Files in a format that needs a package, settings that its code does not expect.
+        raise UserError(cannot_load(path, as_value_error(error))) from error
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} weights of a {model.config.model_type} model, such as "
+            f"{missing[0]}: copy it again, or correct its config.json"
+        )
+    return model
 
 
 class Text:

@@ -11,8 +11,10 @@ What is left out on purpose: few-shot prompts, several nodes.
 """
 
 import collections
+import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -29,7 +31,13 @@ from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
 from lib.code_tests import find_program
 from lib.contamination import find_contamination, print_contamination
 from lib.own_reward import reward_name
-from lib.pretrained import load_tokenizer, positions, render_prompt, vocabulary_size
+from lib.pretrained import (
+    load_tokenizer,
+    positions,
+    prompt_trouble,
+    render_prompt,
+    vocabulary_size,
+)
 from lib.problems import Problem, check_prompts
 from lib.responses import (
     ResponseFile,
@@ -52,6 +60,7 @@ from lib.run import (
 )
 from lib.scores import summarize_sets
 from lib.tools import Job, Tool, sample, stream_answers
+from lib.weights import check_model_folder
 
 # --- what
 models = ["PrimeIntellect/INTELLECT-MATH"]  # hub ids or folders, one row of the table each
@@ -305,11 +314,15 @@ def published_answer(response: str, rules: str, benchmark: str | None = None) ->
 def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
     """Write results.md, results.json and results.png, and print the first.
 
-    results: {model: {benchmark: summary}}. settings: all of this script. prompt: the first one.
+    results: {model: {benchmark: summary}}, models that failed left out. settings: all of this
+    script. prompt: the first one.
     """
     sets = next(iter(results.values()))
     published = tables.comparable(settings["published"], sets)
     notes = tables.differences(results, published) + settings["published_notes"]
+    for path in settings["models"]:
+        if path not in results:
+            notes.append(f"{path} is not in this report: the run ended before")
 
     about = dict(date=time.strftime("%Y-%m-%d %H:%M"), commit=git_commit())
     for name in ("torch", "transformers", "vllm"):
@@ -339,6 +352,22 @@ def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
 # the steps of main()
 
 
+def check_dicts(benchmark_tokens: dict, benchmark_stop: dict, published: dict) -> None:
+    """Raise UserError for values in these settings that no answer, or no report, can be made of."""
+    for name, tokens in benchmark_tokens.items():
+        if not isinstance(tokens, int) or tokens < 1:
+            raise UserError(f"benchmark_tokens of {name} is {tokens!r}: at least 1")
+    for name, stop in benchmark_stop.items():
+        if stop is not None and not (isinstance(stop, str) and stop):
+            raise UserError(f"benchmark_stop of {name} is {stop!r}: a text, or None")
+    for column, numbers in published.items():
+        if not isinstance(numbers, dict):
+            raise UserError(f"published of {column!r} is {numbers!r:.40}: {{benchmark: percent}}")
+        for name, number in numbers.items():
+            if not isinstance(number, (int, float)) or not 0 <= number <= 100:
+                raise UserError(f"published of {name} in {column!r} is {number!r}: a percentage")
+
+
 def check_names(benchmarks: list[str], named: set[str]) -> None:
     """Raise UserError if two benchmarks have one name, or settings name (`named`) unknown ones."""
     times = collections.Counter(short_name(name) for name in benchmarks)
@@ -352,12 +381,25 @@ def check_names(benchmarks: list[str], named: set[str]) -> None:
 
 def check_settings() -> None:
     """Raise UserError for values that cannot work, before anything is loaded."""
-    limits = dict.fromkeys(("max_tokens", "max_prompt_tokens", "tir_rounds", "max_problems"), 1)
-    check_limits(globals(), limits | dict(samples=0, temperature=0))
+    at_least_one = "max_tokens max_prompt_tokens max_problems tir_rounds tensor_parallel"
+    limits = dict.fromkeys(at_least_one.split(), 1)
+    limits |= dict.fromkeys(("samples", "grade_workers", "temperature"), 0)
+    # Seconds: less than a tenth is no time for any process.
+    limits |= dict.fromkeys(("grade_timeout", "tir_timeout"), 0.1)
+    check_limits(globals(), limits)
+    if not math.isfinite(temperature):
+        raise UserError(f"temperature={temperature}: a finite number")
+    for name in ("top_p", "overlap", "gpu_memory"):
+        if not 0 < globals()[name] <= 1:
+            raise UserError(f"{name}={globals()[name]}: more than 0, at most 1")
     if not models or not benchmarks:
         raise UserError("nothing to do: models or benchmarks is empty")
-    if not greedy and samples == 0:
-        raise UserError("nothing to do: greedy=False and samples=0")
+    if not greedy and (samples == 0 or sampled_benchmarks == []):
+        raise UserError("nothing to do: greedy=False, and no benchmark gets samples")
+    double = [name for name, count in collections.Counter(models).items() if count > 1]
+    if double:
+        raise UserError(f"a model is there twice: {', '.join(double)}")
+    check_dicts(benchmark_tokens, benchmark_stop, published)
     named = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])}
     check_names(benchmarks, named)
 
@@ -397,7 +439,7 @@ def open_engine(path: str, tokenizer) -> Engine:
 def answer_question(path: str, tool: Tool | None) -> None:
     """Print a model's greedy answers to the question `ask`, as mathematics and as programming.
 
-    Raises UserError if the question is too long.
+    Raises UserError if the question is too long, or cannot be asked.
     """
     tokenizer = load_tokenizer(path, chat_template)
     announce_sandbox(sandbox, needed=tir)
@@ -406,6 +448,9 @@ def answer_question(path: str, tool: Tool | None) -> None:
         messages = [dict(role="user", content=ask + suffix)]
         if system_prompt:
             messages.insert(0, dict(role="system", content=system_prompt))
+        trouble = prompt_trouble(tokenizer, messages, vocabulary_size(path))
+        if trouble:
+            raise UserError(f"ask: {trouble}")
         prompts.append(render_prompt(tokenizer, messages))
     if max(len(prompt) for prompt in prompts) > longest_prompt(path):
         raise UserError(
@@ -443,7 +488,10 @@ def load_sets() -> dict[str, list[Problem]]:
 
 
 def check_sets(path: str, tokenizer, sets: dict[str, list[Problem]]) -> None:
-    """Raise UserError if a model cannot be asked one of the problems."""
+    """Raise UserError if a model cannot be asked one of the problems, or its weights do not fit."""
+    if not regrade:
+        # Whether they are finite is looked at when they are loaded: that takes longer.
+        check_model_folder(path, finite=False)
     vocabulary = vocabulary_size(path)
     for name, problems in sets.items():
         check_prompts(name, problems, tokenizer, vocabulary)
@@ -499,6 +547,17 @@ def first_prompt(jobs: dict[tuple, Job]) -> str:
     return next(iter(jobs.values())).row["prompt"]
 
 
+@contextlib.contextmanager
+def report_before_it_fails(results: dict[str, dict], prompts: list[str]):
+    """If a model fails in this block, report the ones before it, which are in `results`."""
+    try:
+        yield
+    except Exception:
+        if results:
+            report(results, values(globals()), prompts[0])
+        raise
+
+
 def main():
     check_settings()
     if dry_run:
@@ -527,8 +586,12 @@ def main():
     announce_sandbox(sandbox, needed=tir or (has_code and reward is None))
 
     results = {}
+    prompts = []
     workers = grade_workers or max(1, cores() // local_processes())
-    with Grader(workers, grade_timeout, reward=reward) as grader:
+    with (
+        Grader(workers, grade_timeout, reward=reward) as grader,
+        report_before_it_fails(results, prompts),
+    ):
         judge = reward_name(reward)
         for path, tokenizer in tokenizers.items():
             # 1. The answers that the model is to give, and those that are stored.
@@ -546,6 +609,7 @@ def main():
             stored = file.read(identity)
             if regrade and not jobs.keys() & stored.keys():
                 raise UserError(f"regrade: {file.path} has no response with these settings")
+            prompts.append(first_prompt(jobs))
             print_found(path, jobs, stored, regrade)
             if rank == 0 and not resume and not regrade:
                 file.remove_parts()
@@ -573,7 +637,7 @@ def main():
                 results[path] = summarize_sets(rows, sets, grader.is_equiv, tir_numina)
 
     if rank == 0:
-        report(results, values(globals()), first_prompt(jobs))
+        report(results, values(globals()), prompts[0])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ from lib.responses import grade_again, judge_columns, stored_judge, write_rows
 from lib.run import announce_sandbox, check_limits, pick_device, print0, write_run_config
 from lib.tools import Job, Tool, stream_answers
 
+# What rows of samples.jsonl have besides lib/answers.py's COLUMNS.
+COLUMNS = dict(problem=str, sample=int, messages=list)
+
 # --- problems
 data = "PrimeIntellect/NuminaMath-groundtruth"  # hub id, .jsonl, .json, .csv or .parquet file
 data_config: str = None  # the hub data set's configuration
@@ -95,7 +98,7 @@ def main():
     with Grader(workers=grade_workers, timeout=grade_timeout, reward=reward) as grader:
         # Answers that are there may need another verdict.
         judge = reward_name(reward)
-        done = read_answers(path, identity)
+        done = read_answers(path, identity, COLUMNS)
         grade_stored(done, problems, grader, judge, path)
 
         # Sample the answers that are missing, grade and write them.
@@ -109,7 +112,7 @@ def main():
             sampler.close()
 
     # Of all answers, those to learn from.
-    rows = keep_judged(read_answers(path, identity), judge)
+    rows = keep_judged(read_answers(path, identity, COLUMNS), judge)
     write_sft_set(rows, os.path.join(out_dir, "sft.jsonl"), sft_system_prompt, sft_max_tokens)
 
 

@@ -44,7 +44,7 @@ from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
 from lib.safe_checkpoint import load_checkpoint_files, names_in_checkpoint
-from lib.weights import KINDS, check_fit, read_files, weight_files
+from lib.weights import KINDS, check_fit, empty_model, read_files, weight_files
 
 # Tokens whose logits exist at a time.
 CHUNK = 2048
@@ -484,7 +484,7 @@ def load_model(
     mesh = make_mesh(device, shard)
 
     # On the meta device a model has shapes and no memory.
-    model = build_on_meta(config, kernel).to(torch.float32 if trained else dtype)
+    model = build_on_meta(path, config, kernel).to(torch.float32 if trained else dtype)
     if compile:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
@@ -582,15 +582,14 @@ def make_mesh(device: torch.device, shard: int | None) -> dist.DeviceMesh:
     return mesh
 
 
-def build_on_meta(config, kernel: str) -> torch.nn.Module:
+def build_on_meta(path: str, config, kernel: str) -> torch.nn.Module:
     """The model of a transformers configuration, without memory, with packed_attention()."""
-    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface
 
     # transformers makes no mask for an attention whose name it does not know: none of T x T, and
     # the host need not wait for the GPU to see what is packed.
     AttentionInterface.register("packed", functools.partial(packed_attention, kernel=kernel))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation="packed")
+    return empty_model(path, config, attn_implementation="packed")
 
 
 def read_weights(model: torch.nn.Module, folder: str, files: list[str]) -> None:

@@ -10,6 +10,16 @@ from configurator import UserError
 TOOL_STOP = "```output\n"
 TOOL_END = "\n```"
 
+# What the files have of every answer, besides what a script adds.
+COLUMNS = dict(
+    problem_id=object,
+    ground_truth=object,
+    response=str,
+    finish_reason=str,
+    n_tokens=int,
+    correct=bool,
+)
+
 
 @dataclass
 class Request:
@@ -57,25 +67,33 @@ def sample_seed(*names) -> int:
     return int.from_bytes(digest, "big")
 
 
-def read_answers(path: str, identity: dict) -> list[dict]:
+def read_answers(path: str, identity: dict, columns: dict | None = None) -> list[dict]:
     """The rows of a .jsonl file of answers; the file is created if it does not exist.
 
     A last line that a kill cut short is removed: that answer is sampled again, with its seed.
-    identity: {column: value} that all rows share, such as the model.
-    Raises UserError if a row was made with another identity, or a line is none.
+    identity: {column: value} that all rows share, such as the model. columns: {column: type} that
+    they have besides COLUMNS.
+    Raises UserError if a row was made with another identity, a line is none, or the file cannot be
+    opened.
     """
-    with open(path, "ab+") as file:
-        file.seek(0)
-        lines = file.read().split(b"\n")
-        incomplete = lines.pop()
-        file.truncate(file.tell() - len(incomplete))
+    try:
+        with open(path, "ab+") as file:
+            file.seek(0)
+            lines = file.read().split(b"\n")
+            incomplete = lines.pop()
+            file.truncate(file.tell() - len(incomplete))
+    except OSError as error:
+        raise UserError(f"no answers can be kept in {path}: {error}", rank_local=True) from error
 
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise UserError(f"{path} line {number} is no answer: remove the line") from None
+            row = json.loads(line)
+            check_row(row, COLUMNS | (columns or {}))
+        except (ValueError, RecursionError) as error:
+            why = f" ({error})" if type(error) is ValueError else ""
+            raise UserError(f"{path} line {number} is no answer{why}: remove the line") from None
+        rows.append(row)
     for row in rows:
         other = {name: row.get(name) for name in identity if row.get(name) != identity[name]}
         if other:
@@ -84,3 +102,26 @@ def read_answers(path: str, identity: dict) -> list[dict]:
                 "use the same settings, or another --out_dir"
             )
     return rows
+
+
+def check_row(row, columns: dict) -> None:
+    """Raise ValueError if a row lacks a column, or what it has there is of another type.
+
+    A number that somebody has written into a file would otherwise reach a report.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    for name, kind in columns.items():
+        if name not in row:
+            raise ValueError(f"no {name}")
+        # True is an int in Python.
+        value = row[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r:.40}")
+    if row["n_tokens"] < 0:
+        raise ValueError(f"n_tokens is {row['n_tokens']}")
+    if not isinstance(row.get("failure"), (str, type(None))):
+        raise ValueError(f"failure is {row['failure']!r:.40}")
+    score = row.get("score", 0.0)
+    if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        raise ValueError(f"score is {score!r:.40}, not a number from 0 to 1")

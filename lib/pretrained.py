@@ -33,8 +33,11 @@ def model_config(path):
 
 def cannot_load(path: str, error: Exception) -> str:
     """One line for a folder or hub id that transformers could not load: not there, no network."""
-    first_line = str(error).partition("\n")[0]
-    return f"cannot load {path!r}, folder or hub id: {first_line}"
+    reason = str(error).partition("\n")[0]
+    if reason.rstrip().endswith(":"):
+        # The rest is a list.
+        reason = " ".join(str(error).split())[:300]
+    return f"cannot load {path!r}, folder or hub id: {reason}"
 
 
 def positions(path) -> int:
@@ -87,10 +90,13 @@ def load_tokenizer(path: str, chat_template: str | None = None):
     """
     try:
         tokenizer = open_tokenizer(path)
-        if chat_template:
-            tokenizer.chat_template = Path(chat_template).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(path, error)) from None
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text("utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(f"chat_template: cannot read {chat_template}: {error}") from None
     if tokenizer.chat_template is None:
         raise UserError(
             f"the tokenizer of {path} has no chat template: set --chat_template to a .jinja file"

@@ -10,6 +10,9 @@ from lib.answers import read_answers
 from lib.own_reward import hash_columns
 from lib.problems import Problem
 
+# What rows of evaluate.py have besides lib/answers.py's COLUMNS.
+COLUMNS = dict(benchmark=str, prompt=str, mode=str, sample=int, sampling=dict, seed=int)
+
 # The columns of judge_columns().
 JUDGE_COLUMNS = ("reward", "problem_hash")
 
@@ -17,11 +20,13 @@ JUDGE_COLUMNS = ("reward", "problem_hash")
 def answer_key(row: dict) -> tuple:
     """What makes an answer of a model the same answer: a stored row with this key is kept.
 
-    The seed is made of the setting, the benchmark, the problem and the number of the sample. The
-    prompt is the rendered one, so another system prompt or chat template makes another answer.
+    The seed is made of the setting, and of the benchmark, the problem and the number of the sample:
+    a row in which somebody has edited one of them is no answer to any other question. The prompt is
+    the rendered one, so another system prompt or chat template makes another answer.
     """
     sampling = json.dumps(row["sampling"], sort_keys=True)
-    return row["mode"], row["seed"], sampling, row["prompt"]
+    question = row["benchmark"], str(row["problem_id"]), row["sample"]
+    return *question, row["mode"], row["seed"], sampling, row["prompt"]
 
 
 class ResponseFile:
@@ -45,7 +50,7 @@ class ResponseFile:
         """{answer_key: row} of the file and its parts. identity: as for read_answers()."""
         rows = {}
         for path in [self.path, *self.parts()]:
-            for row in read_answers(path, identity):
+            for row in read_answers(path, identity, COLUMNS):
                 rows[answer_key(row)] = row
         return rows
 

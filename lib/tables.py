@@ -38,7 +38,8 @@ def show(cell) -> str:
     if isinstance(cell, tuple):
         mean, error = cell
         return f"{100 * mean:.1f} ± {100 * error:.1f}"
-    return str(cell)
+    # A name may have what ends a cell or a line.
+    return " ".join(str(cell).split()).replace("|", "\\|")
 
 
 def tables(results: dict, published: dict, samples: int) -> str:

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from configurator import UserError
-from lib.pretrained import model_config
+from lib.pretrained import as_value_error, model_config
 
 # Kinds of models whose files have the weights under the names of transformers' layers.
 KINDS = ("llama", "mistral", "olmo", "qwen2", "qwen3")
@@ -150,7 +150,7 @@ def check_model_folder(path: str, finite: bool = True) -> None:
         return
     config = model_config(path)
     if config.model_type in KINDS and not getattr(config, "quantization_config", None):
-        check_fit(path, weight_files(path), shapes_by(config), config.tie_word_embeddings)
+        check_fit(path, weight_files(path), shapes_by(path, config), config.tie_word_embeddings)
     bad = weights_not_finite(path) if finite else []
     if bad:
         raise UserError(
@@ -159,12 +159,24 @@ def check_model_folder(path: str, finite: bool = True) -> None:
         )
 
 
-def shapes_by(config) -> dict[str, list[int]]:
-    """{name: shape} of the weights of a model of this configuration, as its files have them."""
+def empty_model(path: str, config, **options) -> torch.nn.Module:
+    """The model of a transformers configuration on the meta device: shapes and no memory.
+
+    Raises UserError if transformers cannot make one of it.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(config).state_dict()
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:
+        # A number or a name in config.json that its code does not expect.
+        raise UserError(f"{path}: no model by its config.json: {as_value_error(error)}") from error
+
+
+def shapes_by(path: str, config) -> dict[str, list[int]]:
+    """{name: shape} of the weights of a model of this configuration, as its files have them."""
+    weights = empty_model(path, config).state_dict()
     if config.tie_word_embeddings:
         # The head is the embedding matrix: the files need it once.
         del weights["lm_head.weight"]

@@ -192,17 +192,72 @@ def test_no_answer_holds_up_an_evaluation(tmp_path, monkeypatch):
     assert not judge.failures
 
 
+def stored_row(**changes):
+    row = dict(benchmark="b", problem_id=1, prompt="1?", mode="greedy", sample=0, sampling={})
+    row |= dict(seed=1, ground_truth="2", response="", finish_reason="stop", n_tokens=1)
+    return row | dict(correct=True, failure=None) | changes
+
+
 def test_rows_take_any_text(tmp_path):
     """Half a surrogate pair comes from broken JSON; it has no UTF-8."""
     file = ResponseFile(str(tmp_path), "m")
     rows = []
     for number, text in enumerate(["\ud835", "a\udc00b", "½ \u2028 \0 \\ud835", "x"]):
-        row = dict(mode="greedy", seed=number, sampling={}, prompt=text, ground_truth=[text])
-        rows.append(row | dict(problem_id=text))
+        row = dict(stored_row(seed=number), prompt=text, ground_truth=[text], problem_id=text)
+        rows.append(row)
     file.write(rows)
     assert list(file.read({}).values()) == rows
     # What can be read as it is stays so.
     assert "½" in (tmp_path / "m.responses.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("response", None),
+        ("response", 3),
+        ("correct", 5),
+        ("correct", "yes"),
+        ("correct", math.nan),
+        ("n_tokens", math.nan),
+        ("n_tokens", -7),
+        ("n_tokens", True),
+        ("sample", "a"),
+        ("prompt", {}),
+        ("failure", ["a"]),
+        ("score", 5.0),
+        ("score", math.nan),
+    ],
+)
+def test_a_number_that_somebody_has_written_into_a_row_reaches_no_report(tmp_path, column, value):
+    file = ResponseFile(str(tmp_path), "m")
+    file.write([stored_row(), stored_row(seed=2) | {column: value}])
+    with pytest.raises(UserError, match=f"m.responses.jsonl line 2 is no answer.*{column} is"):
+        file.read({})
+
+
+@pytest.mark.parametrize("column", sorted(stored_row().keys() - {"failure"}))
+def test_a_row_without_a_column_is_no_answer(tmp_path, column):
+    file = ResponseFile(str(tmp_path), "m")
+    row = stored_row()
+    del row[column]
+    file.write([row])
+    with pytest.raises(UserError, match=f"line 1 is no answer .no {column}.: remove"):
+        file.read({})
+
+
+def test_an_edited_row_answers_no_other_question(tmp_path):
+    """Its seed is that of another benchmark, problem or sample."""
+    key = evaluate.answer_key(stored_row())
+    for change in (dict(benchmark="c"), dict(problem_id=2), dict(sample=1)):
+        assert evaluate.answer_key(stored_row(**change)) != key
+    assert evaluate.answer_key(stored_row(problem_id="1", response="x")) == key
+
+
+def test_a_file_that_cannot_be_opened(tmp_path):
+    (tmp_path / "m.responses.jsonl").symlink_to(tmp_path / "nowhere/x")
+    with pytest.raises(UserError, match="no answers can be kept in .*m.responses.jsonl"):
+        ResponseFile(str(tmp_path), "m").read({})
 
 
 def test_the_answer_of_a_program_is_the_program():
@@ -337,7 +392,7 @@ def test_resume_after_a_kill(tmp_path, guesser, guess_data):
 @pytest.mark.slow
 def test_two_processes_share_the_questions(tmp_path, guesser, guess_data):
     data = [guess_data[1]]
-    torchrun(2, "evaluate.py", *run_args(tmp_path / "two", guesser, guesser, data=data, samples=2))
+    torchrun(2, "evaluate.py", *run_args(tmp_path / "two", guesser, data=data, samples=2))
     call(evaluate, *run_args(tmp_path / "one", guesser, data=data, samples=2))
     two = read_jsonl(response_file(tmp_path / "two"))
     one = read_jsonl(response_file(tmp_path / "one"))
@@ -749,11 +804,29 @@ def test_ask(tmp_path, world, capsys):
         (["--samples=-1"], "samples=-1: at least 0"),
         (["--max_problems=0"], "max_problems=0"),
         (["--benchmarks=[]"], "nothing to do"),
+        (["--greedy=False", "--samples=2", "--sampled_benchmarks=[]"], "nothing to do"),
+        (["--models=['a', 'b', 'a']"], "a model is there twice: a"),
+        (["--top_p=0"], "top_p=0.0: more than 0, at most 1"),
+        (["--top_p=1.5"], "top_p=1.5"),
+        (["--temperature=1e400"], "temperature=inf: a finite number"),
+        (["--grade_timeout=0"], "grade_timeout=0.0: at least 0.1"),
+        (["--grade_workers=-1"], "grade_workers=-1: at least 0"),
+        (["--benchmark_tokens={'math500': 0}"], "benchmark_tokens of math500 is 0: at least 1"),
+        (["--benchmark_tokens={'math500': None}"], "benchmark_tokens of math500 is None"),
+        (["--benchmark_stop={'math500': ''}"], "benchmark_stop of math500 is ''"),
+        (["--published={'a': 5}"], "published of 'a' is 5"),
+        (["--published={'a': {'math500': 'x'}}"], "published of math500 in 'a' is 'x'"),
+        (["--published={'a': {'math500': 300}}"], "a percentage"),
+        (["--ask=\ud800?"], "ask: the chat template does not take it"),
+        (["--chat_template=nowhere.jinja"], "chat_template: cannot read nowhere.jinja"),
     ],
 )
-def test_settings_that_cannot_work(tmp_path, change, words):
+def test_settings_that_cannot_work(tmp_path, world, guess_data, change, words):
+    settings = run_args(tmp_path, world / "init", data=["math500"])
+    if "chat_template" in change[0]:
+        settings = run_args(tmp_path, world / "init", data=[guess_data[1]])
     with pytest.raises(UserError, match=words):
-        call(evaluate, *run_args(tmp_path, "a model", data=["math500"]), *change)
+        call(evaluate, *settings, *change)
 
 
 @pytest.mark.parametrize(
@@ -856,6 +929,53 @@ def test_a_model_whose_weights_are_not_finite(tmp_path, world, guess_data, numbe
     args = run_args(tmp_path / "out", model, data=[guess_data[1]])
     with pytest.raises(UserError, match="not finite") as error:
         call(evaluate, *args)
+    assert str(model) in str(error.value)
+    assert not list(tmp_path.glob("out/results*"))
+
+
+@pytest.mark.slow
+def test_the_models_before_a_bad_one_are_reported(tmp_path, world, guess_data):
+    bad = tmp_path / "bad"
+    shutil.copytree(world / "init", bad)
+    weights = load_file(bad / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, bad / "model.safetensors", dict(format="pt"))
+    shutil.copytree(world / "init", tmp_path / "last")
+    models = [world / "init", bad, tmp_path / "last"]
+    settings = run_args(tmp_path / "out", *models, data=[guess_data[1]], samples=0)
+    with pytest.raises(UserError, match="not finite"):
+        call(evaluate, *settings, "--max_problems=3", "--max_tokens=2")
+    assert list(read_results(tmp_path / "out")) == [str(models[0])]
+    text = (tmp_path / "out/results.md").read_text()
+    assert f"- {bad} is not in this report" in text
+    assert f"- {models[2]} is not in this report" in text
+
+
+def change_config(model, **changes):
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        # transformers would take random numbers for all weights of the other kind.
+        (dict(model_type="gpt2", architectures=["GPT2LMHeadModel"]), "lacks .* gpt2 model"),
+        (dict(vocab_size=300), "has the shape"),
+        (dict(num_attention_heads=0), "no model by its config.json"),
+        (dict(hidden_act="zz"), "no model by its config.json: KeyError: 'zz'"),
+        (dict(quantization_config=dict(quant_method="gptq", bits=4)), "cannot load .* GPTQ"),
+        ({}, "cannot load .* no file named model.safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_model(tmp_path, world, guess_data, changes, words):
+    model = tmp_path / "model"
+    shutil.copytree(world / "init", model)
+    change_config(model, **changes)
+    if not changes:
+        (model / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=words) as error:
+        call(evaluate, *run_args(tmp_path / "out", model, data=[guess_data[1]]))
     assert str(model) in str(error.value)
     assert not list(tmp_path.glob("out/results*"))
 

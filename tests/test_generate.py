@@ -323,7 +323,9 @@ def test_the_sft_set(tmp_path, capsys):
 @pytest.mark.parametrize("line", ["{", "[1]", "7", "", '{"a": 1}{"a": 1}'])
 def test_stored_answers_that_somebody_has_edited(tmp_path, line):
     path = tmp_path / "samples.jsonl"
-    path.write_text(f'{{"model": "m"}}\n{line}\n{{"model": "m"}}\n')
+    good = dict(model="m", problem_id=1, ground_truth="2", response="", finish_reason="stop")
+    good = json.dumps(good | dict(n_tokens=1, correct=True))
+    path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(UserError, match="samples.jsonl line 2 is no answer"):
         read_answers(str(path), dict(model="m"))
 

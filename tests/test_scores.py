@@ -347,6 +347,11 @@ def test_markdown_leaves_out_empty_columns():
     )
 
 
+def test_a_name_stays_in_its_cell():
+    rows = [{"model": "a|b\nc", "N": 1}]
+    assert tables.markdown(rows).splitlines()[2] == r"| a\|b c | 1 |"
+
+
 def test_averages_over_other_benchmarks_are_not_comparable():
     published = {"Card": {"a": 1.0, "b": 2.0, "b maj@4": 5.0, "average": 1.5}}
     assert tables.comparable(published, {"a": [], "b": []}) == published

@@ -324,7 +324,7 @@ def score(
     """row_logprobs() of all N rows, the same on every rank: ([N, T], [N, T] or None). Collective.
 
     Each rank runs its micro-batches and leaves the other rows 0; the sum over ranks has them all.
-    Raises NotFinite if a log-probability is not finite.
+    Raises NotFinite if a log-probability or an entropy is not finite.
     """
     logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
     entropies = torch.zeros_like(logprobs) if entropy else None
@@ -341,6 +341,7 @@ def score(
     check_finite("log-probabilities", logprobs)
     if entropy:
         dist.all_reduce(entropies)
+        check_finite("entropies", entropies)
     return logprobs, entropies
 
 

@@ -74,6 +74,7 @@ from lib.run import (
     is_due,
     local_processes,
     machine_words,
+    make_run_folder,
     peak_memory_gb,
     pick_device,
     print0,
@@ -496,6 +497,21 @@ def reference_logprobs(models: Models, batch: Batch, old_logprobs):
 # The updates
 
 
+def check_tokens(models: Models, batch: Batch) -> None:
+    """Raise UserError if the policy has written a token that the PRM or the reference lacks.
+
+    Models of one family have the same tokenizer and matrices that are padded to different sizes.
+    """
+    nets = [net for net in (models.prm, models.ref) if net is not None]
+    known = min(net.config.vocab_size for net in nets)
+    last = max(max(tokens) for tokens in batch.tokens)
+    if last >= known:
+        raise UserError(
+            f"the policy wrote token {last}, and its PRM or reference knows {known} tokens: "
+            "take models of one size of vocabulary"
+        )
+
+
 def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
     """A cross-entropy step per mini-batch of rows. Returns (log-probabilities [N, T], stats).
 
@@ -700,7 +716,7 @@ def check_settings() -> None:
 
 def make_folder(torch_dtype) -> None:
     """The run's folder. Raises UserError if its disk has no room for what the run writes."""
-    os.makedirs(out_dir, exist_ok=True)
+    make_run_folder(out_dir, "checkpoints", "policy", "prm")
     saved = [model, prm_model or model]
     trained = saved if prm_update != "none" else [model]
     memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
@@ -902,6 +918,7 @@ def main():
                 break
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
+            check_tokens(models, batch)
 
             with stops_if_not_finite(out_dir, clock, batch.describe):
                 # 2. Log-probabilities of the policy before its update, and of the reference.

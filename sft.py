@@ -34,6 +34,7 @@ from lib.run import (
     is_due,
     keep_lines,
     machine_words,
+    make_run_folder,
     pick_device,
     print0,
     setup_distributed,
@@ -187,8 +188,16 @@ def bad_rows(net, rows: list, torch_device) -> list[int]:
 
 @torch.no_grad()
 def validate(net, rows: list, torch_device) -> float:
-    """The mean loss per scored token of validation rows. Collective."""
+    """The mean loss per scored token of validation rows. Collective.
+
+    Raises NotFinite if it is not finite: a model with such a loss is not worth a checkpoint.
+    """
     loss = all_sum(mean_loss(net, rows, torch_device), torch_device)
+    if not math.isfinite(loss):
+        losses = [-token_logprobs(net, pack([row], torch_device)).sum() for row in rows]
+        bad = rows_not_finite(torch.stack(losses))
+        where = f", because of {row_list(bad)} of {len(rows)}" if bad else ""
+        raise NotFinite(f"the loss on the validation rows is {loss}{where}")
     net.reshard()  # FSDP frees embeddings and head only in a backward pass: free them here
     return loss
 
@@ -345,7 +354,7 @@ def main():
     text_tokenizer = load_tokenizer(tokenizer or model, chat_template)
     check_tokenizer_can_be_saved(text_tokenizer, model)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
-    os.makedirs(out_dir, exist_ok=True)
+    make_run_folder(out_dir, "checkpoints", "model")
     memory.check_disk(out_dir, torch_dtype, [model], [model], keep_checkpoints, save_interval)
     stop_signals = catch_signals()
     with waiting_for("loading", timeout_minutes):

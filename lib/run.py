@@ -356,6 +356,22 @@ def git_commit() -> str | None:
     return git.stdout.strip() or None
 
 
+def make_run_folder(out_dir: str, *folders: str) -> None:
+    """Make a run's folder.
+
+    folders: the names of those that the run will write there.
+    Raises UserError if something else has one of these names: the run would notice when it saves.
+    """
+    os.makedirs(out_dir, exist_ok=True)
+    for name in folders:
+        path = os.path.join(out_dir, name)
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise UserError(
+                f"{path} is a file, and this run is to write a folder there: "
+                "move it, or choose another --out_dir"
+            )
+
+
 def write_run_config(out_dir: str, settings: dict) -> None:
     """Write config.json: all settings, versions, command, git commit.
 
@@ -390,12 +406,24 @@ def write_run_config(out_dir: str, settings: dict) -> None:
 def keep_lines(path: str, before: int) -> None:
     """Drop the rows of a .jsonl file whose `step` is `before` or later.
 
-    A resumed run makes them again. A last line that a full disk cut short is dropped as well.
+    A resumed run makes them again. A last line that a full disk cut short is dropped as well, and
+    lines that are no rows with a step, such as what a crash of the machine leaves: they are named.
     """
     if not os.path.exists(path):
         return
-    lines = Path(path).read_text("utf-8", "ignore").split("\n")[:-1]
-    kept = [line + "\n" for line in lines if json.loads(line)["step"] < before]
+    lines = Path(path).read_text("utf-8-sig", "ignore").split("\n")[:-1]
+    kept = []
+    damaged = []
+    for number, line in enumerate(lines, 1):
+        try:
+            is_kept = json.loads(line)["step"] < before
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged.append(str(number))
+            continue
+        if is_kept:
+            kept.append(line + "\n")
+    if damaged:
+        print0(f"note: {path}: lines that are no rows are dropped: {', '.join(damaged)[:100]}")
     Path(path + ".tmp").write_text("".join(kept), "utf-8")
     os.replace(path + ".tmp", path)
 

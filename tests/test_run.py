@@ -453,6 +453,30 @@ def test_a_line_that_a_full_disk_cut_is_dropped(tmp_path):
     assert path.read_text("utf-8") == good
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["", "\0\0", "[1]", "7", '{"a": 1}', '{"step": "a"}', '{"step": null}', '{"st', 10**5 * "["],
+)
+def test_a_damaged_line_costs_itself_only(tmp_path, capsys, line):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 0}\n{"step": 1}\n'
+    path.write_text(f'\ufeff{line}\n{good}{line}\n{{"step": 2}}\n', "utf-8")
+    lib_run.keep_lines(str(path), before=2)
+    assert path.read_text("utf-8") == good
+    assert "metrics.jsonl: lines that are no rows are dropped: 1, 4" in capsys.readouterr().out
+
+
+def test_a_file_where_a_run_writes_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    lib_run.make_run_folder(str(folder), "checkpoints", "model")
+    (folder / "checkpoints").mkdir()
+    lib_run.make_run_folder(str(folder), "checkpoints", "model")
+    (folder / "model").write_text("x")
+    with pytest.raises(UserError, match="run/model is a file.*move it"):
+        lib_run.make_run_folder(str(folder), "checkpoints", "model")
+    assert (folder / "model").read_text() == "x"
+
+
 def test_peak_memory_of_the_host():
     """Some 200 MB to several GB, after torch has been imported."""
     assert 0.05 < lib_run.peak_memory_gb(CPU) < 100

@@ -43,7 +43,7 @@ from lib.finite import NotFinite, check_finite, names_not_finite, row_list
 from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
-from lib.safe_checkpoint import load_checkpoint_files, names_in_checkpoint
+from lib.safe_checkpoint import load_checkpoint_files, metadata_trouble, names_in_checkpoint
 from lib.weights import KINDS, check_fit, empty_model, read_files, weight_files
 
 # Tokens whose logits exist at a time.
@@ -830,7 +830,10 @@ def checkpoint_paths(folder: str) -> list[str]:
 def remove_unfinished(folder: str) -> None:
     """Remove checkpoints that an earlier run could not finish."""
     for path in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):
-        shutil.rmtree(path, ignore_errors=True)
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.remove(path)
 
 
 def publish_checkpoint(path: str, keep: int) -> None:
@@ -855,12 +858,15 @@ def load_checkpoint(folder: str, trained: dict):
     for path in reversed(paths):
         state = training_state(trained)
         state["extra"] = ""
+        reason = on_first_rank(functools.partial(metadata_trouble, path))
         try:
-            load_checkpoint_files(state, path)
+            if reason is None:
+                load_checkpoint_files(state, path)
         except dcp.api.CheckpointException as error:
+            reason = str(error).splitlines()[-1]
+        if reason is not None:
             # Half deleted, or bytes were lost: this is what the one before it is for.
-            reason = str(error).splitlines()[-1][:120]
-            print0(f"{path} cannot be read ({reason!r}): trying the one before it")
+            print0(f"{path} cannot be read ({reason[:120]!r}): trying the one before it")
             continue
 
         check_nothing_is_lost(path, state)

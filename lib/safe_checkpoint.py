@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._traverse import set_element
-from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 # What torch's .metadata consist of, by module. The path is where the checkpoint was written.
 CLASSES = {
@@ -53,6 +53,8 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs):
         with open(Path(self.path, ".metadata"), "rb") as file:
             metadata = MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"it holds {type(metadata).__name__}, no metadata")
         # Earlier versions of torch wrote none.
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -75,6 +77,16 @@ def load_checkpoint_files(state: dict, path: str) -> None:
     something that no checkpoint needs.
     """
     dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner())
+
+
+def metadata_trouble(path: str) -> str | None:
+    """Why a checkpoint's .metadata cannot be read; None: it can. torch would print a traceback."""
+    try:
+        SafeReader(path).read_metadata()
+    except Exception as error:
+        # Bytes of anything can do anything to an unpickler.
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def names_in_checkpoint(path: str) -> set[str]:

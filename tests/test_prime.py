@@ -835,3 +835,17 @@ def test_a_mistake_ends_with_2_and_one_line(tmp_path, arguments):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ref_type='old'")
     assert "Traceback" not in done.stderr
+
+
+def test_a_token_that_the_prm_lacks():
+    """Models of one family have the same tokenizer, and matrices of different sizes."""
+
+    def net(size):
+        return types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=size))
+
+    batch = types.SimpleNamespace(tokens=[[1, 2], [283]])
+    models = types.SimpleNamespace(prm=net(284), ref=None)
+    prime.check_tokens(models, batch)
+    for models.prm, models.ref in [(net(283), None), (net(284), net(283))]:
+        with pytest.raises(UserError, match="wrote token 283, and its PRM or reference knows 283"):
+            prime.check_tokens(models, batch)

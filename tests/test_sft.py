@@ -185,7 +185,7 @@ def test_a_finished_run_writes_its_model_again(tmp_path, files, eight_steps):
     assert len(read_jsonl(out / "metrics.jsonl")) == 8
 
 
-def test_checkpoints_that_cannot_be_read(tmp_path, files, eight_steps):
+def test_checkpoints_that_cannot_be_read(tmp_path, files, eight_steps, capfd):
     """A damaged one takes no place of those that are written after it.
 
     If none can be read, the run does not start from nothing over what is there.
@@ -203,6 +203,8 @@ def test_checkpoints_that_cannot_be_read(tmp_path, files, eight_steps):
     with pytest.raises(UserError, match="no checkpoint"):
         call(sft, *again)
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    # torch would print one for each file that is not there.
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def start_training(processes, *settings):
@@ -463,6 +465,20 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint_before(tmp_path, files,
         assert not (tmp_path / "model").exists()
         assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
     assert "resumed after step 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_validation_loss_that_is_not_finite(tmp_path, files, guess_data):
+    """After the last update nothing else would show it: neither checkpoint nor model is kept."""
+    settings = [*files, "--batch_size=20", "--warmup=0", "--save_interval=1", "--max_steps=1"]
+    settings += [f"--val_data={guess_data[0]}", "--val_interval=1", f"--out_dir={tmp_path}"]
+    words = (
+        "step 1, validation: the loss on the validation rows is nan, because of rows 0, .* of 12"
+    )
+    with pytest.raises(UserError, match=words):
+        call(sft, *settings, "--learning_rate=1e18")
+    assert not list(tmp_path.glob("model*"))
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_weights_that_are_not_finite(tmp_path, files, guesser):

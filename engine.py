@@ -1,9 +1,9 @@
 """
 Engines: what samples a model's answers. vLLM, and transformers where there is no vLLM.
 
-The scripts use sample(), sleep(), wake_up() and close() of `Engine` and nothing else, so another
-engine is one class (README.md has one) and two lines in make_engine().
-What is left out on purpose: engines in other processes or on other machines.
+The scripts use `name`, sample(), sleep(), wake_up() and close() of `Engine` and nothing else, so
+another engine is one class (README.md has one) and two lines in make_engine(). Left out on purpose:
+engines on other machines, and engines that sample while the trainer trains.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ WINDOW = 4096
 class Engine:
     """What samples answers: the interface.
 
-    name            "vllm" or "hf"; for messages only
+    name            a word for messages, "vllm" say
     max_model_len   tokens of a prompt and its answer together, at most
     stop            ids of the tokens that end an answer
     """
@@ -69,8 +69,8 @@ class Engine:
     def wake_up(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take new weights and be ready to sample.
 
-        weights: (name as in the model's file, whole tensor). To produce a tensor is a collective of
-        the trainer's processes, so they are all taken, in their order.
+        weights: (name as in the model's file, whole tensor). Take all of them, in their order: to
+        produce a tensor is a collective of the trainer's processes.
         """
 
     def close(self) -> None:
@@ -91,9 +91,9 @@ def make_engine(
     """The engine of a model, by folder or hub id.
 
     kind: "vllm", "hf" (transformers), or "auto": vLLM where a build for this device is installed.
-    The last three are vLLM's: GPUs that it spreads the model over (None: as many as there are and
-    divide its heads), its share of each GPU's memory, and whether it shares process and GPU with a
-    trainer.
+    For vLLM only: tensor_parallel, the GPUs that it spreads the model over (None: as many as there
+    are and divide its heads); gpu_memory, its share of each GPU; colocated: does it share process
+    and GPU with a trainer?
     Raises UserError for another kind, if vLLM is asked for and not installed for this device, if
     the model has fewer positions than max_model_len or no end token that it knows, for what vLLM
     refuses, and if the weights in the model's folder are not finite or not those of its
@@ -184,7 +184,8 @@ class VLLMEngine(Engine):
             from vllm import LLM
 
             self.folder = FolderForVLLM(path)
-            # By itself vLLM may open another one, and would not see where a string ends an answer.
+            # Left to itself, vLLM may open another tokenizer, and then not see where a string ends
+            # an answer.
             self.tokenizer_folder = tempfile.TemporaryDirectory(prefix="tokenizer_")
             model_config(path).save_pretrained(self.tokenizer_folder.name)
             save_tokenizer(tokenizer, self.tokenizer_folder.name)
@@ -204,7 +205,7 @@ class VLLMEngine(Engine):
                 **machine,
             )
         if colocated:
-            expect_layers_without_weights(model_config(path).tie_word_embeddings)
+            hide_warnings_of_layers_without_weights(model_config(path).tie_word_embeddings)
 
     def sample(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
         engine = self.llm.llm_engine
@@ -297,8 +298,12 @@ class FolderForVLLM:
         self.path = self.links.name
         for file in Path(path).iterdir():
             # An index beside the one file is of an earlier save.
-            stale = file.name == INDEX and str(Path(path, ONE_FILE)) in needed
-            if file.is_file() and not stale and str(file) not in everything - needed:
+            if file.name == INDEX and str(Path(path, ONE_FILE)) in needed:
+                continue
+            # The weights of other formats.
+            if str(file) in everything - needed:
+                continue
+            if file.is_file():
                 os.symlink(file.resolve(), Path(self.path, file.name))
 
     def close(self) -> None:
@@ -317,7 +322,7 @@ def vllm_device() -> str:
 
 
 def prepare_import(on_gpu: bool, colocated: bool) -> None:
-    """What vLLM finds when it is imported, or when its first engine starts."""
+    """Set what vLLM reads when it is imported, or when its first engine starts."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if colocated or not on_gpu:
         # The engine runs in this process: an iterator of weights cannot go to another one.
@@ -374,8 +379,8 @@ def refusals_in_a_line(path: str):
         ) from error
 
 
-def expect_layers_without_weights(tied: bool) -> None:
-    """Drop vLLM's warnings, after each wake_up(), of layers that get no weights and need none.
+def hide_warnings_of_layers_without_weights(tied: bool) -> None:
+    """vLLM warns after each wake_up() of layers that get no weights and need none.
 
     tied: the head is the embedding matrix.
     """
@@ -405,7 +410,7 @@ class HFEngine(Engine):
 
     Requests are answered in batches of alike ones. A prompt is read once for all of its answers.
     Each row has random numbers of its own, drawn from its seed, so that the batch around it does
-    not matter.
+    not matter. sleep() does nothing: the weights stay where they are.
     """
 
     def __init__(
@@ -474,7 +479,7 @@ class HFEngine(Engine):
 
         # A prompt is read once, however many requests have it.
         prompts, sources = distinct([request.prompt for request in requests])
-        text = Text(self.model, prompts, self.device)
+        text = CachedRows(self.model, prompts, self.device)
         text.keep(sources)
 
         # Requests whose answers have not ended, one per row of the text.
@@ -556,7 +561,7 @@ def open_model(path: str, dtype: torch.dtype):
     return model
 
 
-class Text:
+class CachedRows:
     """What a transformers model has read so far, in rows that go on independently.
 
     logits     [B, V] of the next token of each row

@@ -5,9 +5,9 @@ Sample a teacher, grade the answers, keep the correct ones: the data set of supe
     python generate.py config/toy_generate.py      # a laptop: the built-in world
 
 Every answer is one row of `samples.jsonl`, written as soon as it is graded. Started again, the
-script continues where it was; with another reward it grades the answers that are there again. The
-rows that are right and not too long become `sft.jsonl`
-(`messages` rows), which sft.py reads. Left out on purpose: batch files, several nodes, a server.
+script continues where it was; with another reward it first grades the stored answers again. The
+rows that are right and not too long become `sft.jsonl` (`messages` rows), which sft.py reads. Left
+out on purpose: batch files, several nodes, a server.
 """
 
 import collections
@@ -30,7 +30,8 @@ from lib.tools import Job, Tool, stream_answers
 COLUMNS = dict(problem=str, sample=int, messages=list)
 
 # --- problems
-data = "PrimeIntellect/NuminaMath-groundtruth"  # hub id, .jsonl, .json, .csv or .parquet file
+# hub id, a .jsonl, .json, .csv or .parquet file, or a folder of .parquet files
+data = "PrimeIntellect/NuminaMath-groundtruth"
 data_config: str = None  # the hub data set's configuration
 split = "train"  # the hub data set's split
 problem_column: str = None  # None: prompt (messages), problem, question or instruction
@@ -44,7 +45,7 @@ sft_system_prompt = (
     "with: \n\nTherefore, the final answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere "
     "[answer] is just the final number or expression that solves the problem."
 )
-# what the teacher is told: published, but for the wording of this sentence, which is ours
+# what the teacher is told: published, but for the wording of the last sentence, which is ours
 system_prompt = (
     sft_system_prompt
     + " If it is a multiple choice question, [answer] is the letter of your choice."
@@ -75,7 +76,7 @@ grade_timeout = 5.0  # seconds per answer
 reward: str = None  # your_file.py with reward(response, problem) -> float; None: grader.py's judges
 dry_run = False  # print what answers take of a GPU, and end
 out_dir = "out/generate"  # samples.jsonl and sft.jsonl
-# longer answers stay out of sft.jsonl (published: unknown; the script's own 512 drops most)
+# longer answers stay out of sft.jsonl (published: unknown)
 sft_max_tokens = 4500
 
 
@@ -137,7 +138,7 @@ def print_memory() -> None:
 
 
 def read_problems(tokenizer) -> list[Problem]:
-    """The problems of the settings, with the teacher's system prompt; none stands there twice."""
+    """The problems of the settings, with the teacher's system prompt, without duplicates."""
     problems = load_problems(
         data,
         split,
@@ -153,12 +154,12 @@ def read_problems(tokenizer) -> list[Problem]:
     )
 
     # The same problem again has the same seeds, and so the same answers.
-    unlike = {}
+    distinct = {}
     for problem in problems:
-        unlike.setdefault((str(problem.id), problem.text), problem)
-    if len(unlike) < len(problems):
-        print0(f"{len(problems) - len(unlike)} problems stand there twice: they are asked once")
-    return list(unlike.values())
+        distinct.setdefault((str(problem.id), problem.text), problem)
+    if len(distinct) < len(problems):
+        print0(f"{len(problems) - len(distinct)} problems are duplicates and are asked once")
+    return list(distinct.values())
 
 
 def open_engine(tokenizer, torch_device, torch_dtype):
@@ -327,6 +328,8 @@ def write_sft_set(rows: list[dict], path: str, student_prompt: str, longest: int
     counts["too long"] = len(right) - len(kept)
     shown = ", ".join(f"{count} {what}" for what, count in counts.items())
     print0(f"{len(rows)} answers: {shown}; wrote {path}")
+    if right and not kept:
+        raise UserError(f"all {len(right)} right answers are longer than sft_max_tokens={longest}")
     if not kept:
         raise UserError(f"no answer is right: {path} is empty; {advice(rows, given_up)}")
 

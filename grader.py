@@ -48,7 +48,7 @@ CHILD_FILE = os.path.abspath(__file__)
 LOAD_SECONDS = 300
 # Different complaints, of an own reward say, that are printed.
 MAX_COMPLAINTS = 20
-# If so many items in a row have had no child that works, none will: the run ends.
+# After so many items in a row without a child that works, the run ends.
 MAX_BROKEN = 20
 # A program that fails this many tests from the first on is not run against the rest.
 FIRST_TESTS = 5
@@ -146,12 +146,12 @@ class Score(float):
 class ThreadsChild(threading.local):
     """The child process of each thread: a list of one, or of none before the first item.
 
-    everybodys: gets the lists of all threads.
+    all_lists: gets the lists of all threads.
     """
 
-    def __init__(self, everybodys: list[list]):
+    def __init__(self, all_lists: list[list]):
         self.idle = []
-        everybodys.append(self.idle)
+        all_lists.append(self.idle)
 
 
 class Grader:
@@ -163,16 +163,16 @@ class Grader:
     A reference is {"ability": "math" or "code", "ground_truth": ...}, for mathematics with
     "tolerance" if it has one. With an own reward it is anything that JSON can hold.
 
-    workers: children, by default one per core. timeout: seconds from the start of the work on an
-    item, for a program per test. code_timeout: seconds for a program and all of its tests.
+    workers: children, by default one per core. timeout: seconds per item, from when a child starts
+    on it; for programs, per test. code_timeout: seconds for a program and all of its tests.
     memory_mb: memory of a child, for an own reward beyond what its imports take. fallback, parity:
     see grade_math. reward: a file with `reward(response: str, problem: dict) -> float` in [0, 1],
     which then grades everything; `problem` is the reference.
 
     failures counts items by Score.failure. The children are new interpreters, which is safe after
     CUDA has started, and end with the `with` block, or with their parent. One that breaks or does
-    not start costs its item; GraderError is raised only if that goes on for MAX_BROKEN items, or
-    for four per worker. Raises UserError if there is no such reward.
+    not start costs its item; GraderError is raised only after MAX_BROKEN such items in a row, or
+    four per worker if that is more. Raises UserError if there is no such reward.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ class Grader:
         return Score(*reply)
 
     def ask_equal(self, answer: str, gold, parity: bool) -> bool:
-        # Beside an own reward there is no limit that would hold for both.
+        # A child with an own reward may have imported gigabytes: this limit would be below that.
         memory_mb = self.memory_mb if self.reward is None else None
         try:
             same = self.ask_child(self.timeout, "equal", answer, gold, parity, memory_mb)

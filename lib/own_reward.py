@@ -1,9 +1,9 @@
 """
 A reward of the user's own: a file with `reward(response, problem) -> float`.
 
-grader.py's child processes import the file once and call the function. Whatever the file does
-costs one response at most: exceptions come back as a message, the rest is up to the caller's
-deadline, and to the replacement of dead children.
+grader.py's child processes import the file once and call the function. Whatever the file does, it
+costs at most the response that it fails on: exceptions come back as a message; for hangs and
+crashes the caller has a deadline, and replaces the child.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def as_plain_json(value):
 def load(path: str, folder: str) -> str | None:
     """Imports a file and looks for its function `reward`. Returns None, or what is wrong.
 
-    folder: becomes the working directory, as the file would have it in the process that asks.
+    folder: the caller's working directory, which becomes this process's.
     """
     if path in LOADED:
         return None

@@ -97,8 +97,8 @@ def load_problems(
     system_prompt replaces the row's own; None leaves it, "" removes it. user_suffix is appended
     to the problem; code_suffix takes its place for code. rows: those of read_rows(source), if
     they have been read. own_reward: any ability will do, and an answer column is not needed.
-    tokenizer, vocabulary: prompts that this tokenizer's chat template does not take, or that have
-    tokens which a model of so many does not know, make a row unusable. Then it is collective.
+    tokenizer, vocabulary: a row is also unusable if the chat template refuses its prompt, or the
+    prompt has a token id from `vocabulary` on; with a tokenizer the function is collective.
     Raises UserError for a missing column, and if too many rows are unusable.
     """
     if rows is None:
@@ -276,10 +276,11 @@ def prompt_troubles(problems: list[Problem], tokenizer, vocabulary: int | None) 
     Rendering is all that costs time, some 20,000 prompts per second: tokens are only looked at if
     the tokenizer has some that the model does not know, or does not take every text.
     """
+    limit = vocabulary  # token ids are below it; None: they need not be looked at
     if vocabulary is None or top_token(tokenizer) < vocabulary:
-        vocabulary = top_token(tokenizer) + 1 if unknown_signs(tokenizer) else None
+        limit = top_token(tokenizer) + 1 if unknown_signs(tokenizer) else None
     talks = [problem.messages for problem in problems]
-    return share_work(lambda talk: prompt_trouble(tokenizer, talk, vocabulary), talks)
+    return share_work(lambda talk: prompt_trouble(tokenizer, talk, limit), talks)
 
 
 def check_prompts(
@@ -410,7 +411,7 @@ def as_messages(messages) -> list[dict]:
 
 
 def as_list_of_dicts(table):
-    """What `datasets` makes of a sequence of dicts, a dict of lists, as it was."""
+    """Undo what `datasets` does to a list of dicts: it makes a dict of lists of it."""
     if isinstance(table, dict):
         return [dict(zip(table, values)) for values in zip(*table.values())]
     return table

@@ -360,7 +360,7 @@ def test_odd_problems_cost_themselves_only(tmp_path, guesser, capsys):
     call(generate, *settings, "--max_bad_share=0.5")
     out = capsys.readouterr().out
     assert "5 of 14 rows skipped" in out and "one turn" in out
-    assert "3 problems stand there twice: they are asked once" in out
+    assert "3 problems are duplicates and are asked once" in out
 
     rows = read_jsonl(tmp_path / "samples.jsonl")
     assert len(rows) == len(by_sample(tmp_path / "samples.jsonl")) == 6 * 12

@@ -187,8 +187,11 @@ def read_csv(name: str) -> list[tuple[str, object]]:
 def is_missing(value) -> bool:
     """Is this what files have in place of a value: None, NaN, a blank text, [], {}?
 
-    A list or dict of such values is missing, too.
+    A list or dict of such values is missing, too, and the text "nan", which is what a table whose
+    values were all made texts has for NaN.
     """
+    if isinstance(value, str) and value.strip() in ("nan", "NaN"):
+        return True
     if isinstance(value, str):
         # Zero-width signs and byte order marks are not printable.
         return not any(sign.isprintable() and not sign.isspace() for sign in value)

@@ -39,9 +39,9 @@ def weight_files(folder: str) -> list[str]:
 
     try:
         names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = [Path(folder, name) for name in sorted(names)]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of weights ({error!r}): copy it again") from None
-    files = [Path(folder, name) for name in sorted(names)]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}, which {INDEX} names, is not there: copy the model again")
@@ -74,13 +74,33 @@ def weight_shapes(files: list[str]) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
+def names_of_integers(files: list[str]) -> list[str]:
+    """The names of the weights that are no floating-point numbers."""
+    names = []
+    for file in files:
+        with open_weights(file) as weights:
+            every = weights.keys()
+            for name in every:
+                if weights.get_slice(name).get_dtype().startswith(("I", "U", "BOOL")):
+                    names.append(name)
+    return names
+
+
 def check_fit(folder: str, files: list[str], shapes: dict[str, list[int]], tied: bool) -> None:
     """Raise UserError if the files are not the weights of a model with these names and shapes.
+
+    They have to be floating point: integers are quantized weights, which mean others.
 
     tied: the head is the embedding matrix. The files may then have it a second time, if it is the
     same: transformers would otherwise keep both and vLLM drop one.
     """
     found = weight_shapes(files)
+    integers = names_of_integers(files)
+    if integers:
+        raise UserError(
+            f"{folder} has {len(integers)} weights that are integers, such as {integers[0]}, and "
+            "its config.json has no quantization_config: take the model it was made from"
+        )
     missing = [name for name in shapes if name not in found]
     if missing:
         unknown = [name for name in found if name not in shapes]

@@ -9,6 +9,7 @@ import statistics
 import time
 
 import pytest
+import torch
 from conftest import ROOT, call, read_jsonl, torchrun, write_jsonl
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -870,6 +871,11 @@ def test_mistakes(tmp_path, world, guess_data, change, words):
             ["1 of 2 rows", "p.jsonl line 2"],
         ),
         (
+            "p",
+            [dict(problem="a", answer="1"), dict(problem="b", answer="nan")],
+            ["1 of 2 rows", "p.jsonl line 2"],
+        ),
+        (
             "humaneval",
             [dict(task_id="x", prompt="def f(): pass")],
             ["humaneval.jsonl line 1", "no row of HumanEval"],
@@ -978,6 +984,24 @@ def test_a_folder_that_is_no_model(tmp_path, world, guess_data, changes, words):
         call(evaluate, *run_args(tmp_path / "out", model, data=[guess_data[1]]))
     assert str(model) in str(error.value)
     assert not list(tmp_path.glob("out/results*"))
+
+
+def test_weights_that_are_integers(tmp_path, world, guess_data):
+    """Somebody has quantized them: transformers would take -3 for a weight."""
+    model = tmp_path / "model"
+    shutil.copytree(world / "init", model)
+    weights = load_file(model / "model.safetensors")
+    integers = {name: weight.to(torch.int8) for name, weight in weights.items()}
+    save_file(integers, model / "model.safetensors", dict(format="pt"))
+    args = run_args(tmp_path / "out", model, data=[guess_data[1]])
+    with pytest.raises(UserError, match="26 weights that are integers"):
+        call(evaluate, *args)
+
+    # An index that names no file.
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
+    with pytest.raises(UserError, match="no index of weights"):
+        call(evaluate, *args)
 
 
 def test_two_models_need_two_files(tmp_path, world, guess_data):

@@ -27,7 +27,7 @@ from engine import Engine, make_engine
 from grader import Grader, extract_answer, golds
 from lib import memory, tables
 from lib.answers import Request, sample_seed
-from lib.benchmarks import BENCHMARKS, load_benchmark, short_name
+from lib.benchmarks import BENCHMARKS, check_dicts, load_benchmark, short_name
 from lib.code_tests import find_program
 from lib.contamination import find_contamination, print_contamination
 from lib.own_reward import reward_name
@@ -67,7 +67,7 @@ models = ["PrimeIntellect/INTELLECT-MATH"]  # hub ids or folders, one row of the
 # Names of lib/benchmarks.py, or files of problems.
 benchmarks = ["math500", "aime24", "amc", "minerva", "olympiadbench"]
 data_dir: str = None  # folder with the benchmarks' files, in place of the hub
-problem_column: str = None  # of files that are not in lib/benchmarks.py; None: found
+problem_column: str = None  # of files that are not in lib/benchmarks.py; None: the first known one
 answer_column: str = None  # likewise
 max_problems: int = None  # only the first so many of each benchmark
 system_prompt: str = None  # None: none, though a template may add its own (see the first prompt)
@@ -79,7 +79,9 @@ code_suffix = (  # appended to those of the code benchmarks
 chat_template: str = None  # .jinja file; None: the tokenizer's own
 ask: str = None  # a question: print the first model's answers to Eurus-2's two prompts, and end
 against: str = None  # training file or hub id: print which benchmark problems are in it, and end
-overlap = 0.5  # share of a problem's 10-grams of words that must be in it (10: as for NuminaMath)
+overlap = (
+    0.5  # at least this share of a problem's runs of 10 words is in it (10: as for NuminaMath)
+)
 # --- sampling
 greedy = True  # one greedy answer per problem
 samples = 0  # answers per problem at `temperature`: avg@k, pass@k, maj@k
@@ -191,18 +193,18 @@ def make_jobs(
             prompt = render_prompt(tokenizer, problem.messages)
             if len(prompt) > longest:
                 continue
-            number = str(problem.id)
+            problem_id = str(problem.id)
             text = tokenizer.decode(prompt)
             shared = identity | judge_columns(problem, reward)
             for draw in draws[name]:
                 row = shared | dict(
                     benchmark=name,
-                    problem_id=number,
+                    problem_id=problem_id,
                     prompt=text,
                     mode=draw.mode,
                     sample=draw.k,
                     sampling=draw.sampling,
-                    seed=sample_seed(seed, name, number, draw.k),
+                    seed=sample_seed(seed, name, problem_id, draw.k),
                 )
                 jobs[answer_key(row)] = Job(make_request(prompt, row), problem, row)
     if not jobs:
@@ -350,22 +352,6 @@ def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
 
 # ----------------------------------------------------------------------------------------------
 # the steps of main()
-
-
-def check_dicts(benchmark_tokens: dict, benchmark_stop: dict, published: dict) -> None:
-    """Raise UserError for values in these settings that no answer, or no report, can be made of."""
-    for name, tokens in benchmark_tokens.items():
-        if not isinstance(tokens, int) or tokens < 1:
-            raise UserError(f"benchmark_tokens of {name} is {tokens!r}: at least 1")
-    for name, stop in benchmark_stop.items():
-        if stop is not None and not (isinstance(stop, str) and stop):
-            raise UserError(f"benchmark_stop of {name} is {stop!r}: a text, or None")
-    for column, numbers in published.items():
-        if not isinstance(numbers, dict):
-            raise UserError(f"published of {column!r} is {numbers!r:.40}: {{benchmark: percent}}")
-        for name, number in numbers.items():
-            if not isinstance(number, (int, float)) or not 0 <= number <= 100:
-                raise UserError(f"published of {name} in {column!r} is {number!r}: a percentage")
 
 
 def check_names(benchmarks: list[str], named: set[str]) -> None:
@@ -565,7 +551,8 @@ def main():
         return
 
     # Under torchrun each process has an engine of its own and answers its share of the questions.
-    rank, world_size, wait = join_ranks(0 if device == "cpu" else tensor_parallel or 1)
+    gpus_each = 0 if device == "cpu" else tensor_parallel or 1
+    rank, world_size, wait = join_ranks(gpus_each)
     tool = Tool(tir_rounds, tir_timeout, tir_numina) if tir else None
     if ask is not None:
         answer_question(models[0], tool)

@@ -58,7 +58,9 @@ from model import (
 )
 
 # --- data
-data = "PrimeIntellect/INTELLECT-MATH-SFT-Data"  # rows with `messages`: hub id, or a file (README)
+data = (
+    "PrimeIntellect/INTELLECT-MATH-SFT-Data"  # rows with `messages`: hub id or file (docs/data.md)
+)
 split = "train"  # the hub data set's split
 val_data: str = None  # the same for validation; None: the last val_rows of the shuffled data
 val_split = "validation"  # the split of val_data, if that is a hub data set
@@ -125,18 +127,17 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: str, warmup_s
 
 
 def count_scored(rows: list) -> int:
-    """How many tokens of these rows have a loss; at least 1, which divides.
+    """How many tokens of these rows have a loss; at least 1, because the loss is divided by it.
 
     There may be none: rows that are cut before their answers.
     """
     return max(1, sum(int(scored[1:].sum()) for _, scored in rows))
 
 
-def mean_loss(net, rows: list, torch_device):
-    """This process's part of the mean loss per scored token over `rows`, the rows of all processes.
+def loss_part(net, rows: list, torch_device):
+    """This process's part of the mean loss per scored token; with gradients on, also its backward.
 
-    The parts of all processes add up to the loss. With gradients on, its gradient is added to that
-    of the weights. Collective.
+    rows: those of all processes. The parts of all processes add up to the loss. Collective.
     """
     scored_tokens = count_scored(rows)
     lengths = [len(tokens) for tokens, _ in rows]
@@ -159,7 +160,7 @@ def update(net, optimizer, rows: list, lr: float, torch_device) -> tuple[float, 
 
     Raises NotFinite, and takes no step, if one of the two is not finite.
     """
-    part = mean_loss(net, rows, torch_device)
+    part = loss_part(net, rows, torch_device)
     try:
         norm = optimizer_step(net, optimizer, lr, grad_clip, part)
     except NotFinite as error:
@@ -192,7 +193,7 @@ def validate(net, rows: list, torch_device) -> float:
 
     Raises NotFinite if it is not finite: a model with such a loss is not worth a checkpoint.
     """
-    loss = all_sum(mean_loss(net, rows, torch_device), torch_device)
+    loss = all_sum(loss_part(net, rows, torch_device), torch_device)
     if not math.isfinite(loss):
         losses = [-token_logprobs(net, pack([row], torch_device)).sum() for row in rows]
         bad = rows_not_finite(torch.stack(losses))
@@ -214,7 +215,7 @@ def check_settings() -> None:
     least = dict.fromkeys(at_least_one.split(), 1)
     # The first token of a row is never predicted.
     least["max_length"] = 2
-    # Rates and shares, counts that may be none, and what nobody wants to be negative.
+    # Rates, shares and counts that may be 0.
     not_negative = "val_rows save_interval max_bad_share learning_rate weight_decay grad_clip"
     least |= dict.fromkeys(not_negative.split(), 0)
     check_limits(

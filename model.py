@@ -15,7 +15,6 @@ Weights and Adam's state are fp32 and sharded over all processes; passes compute
 
 import functools
 import glob
-import heapq
 import importlib.util
 import json
 import math
@@ -40,6 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
 from lib.finite import NotFinite, check_finite, names_not_finite, row_list
+from lib.packing import micro_batches
 from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
@@ -48,10 +48,6 @@ from lib.weights import KINDS, check_fit, empty_model, read_files, weight_files
 
 # Tokens whose logits exist at a time.
 CHUNK = 2048
-
-# Numbers of micro-batches that are tried one after the other, with at most so many rows.
-TRIES = 16
-FEW_ROWS = 2048
 
 GB = 2**30
 
@@ -94,87 +90,6 @@ def pack(rows: list, device: torch.device) -> dict:
         batch[name] = tensor.to(device, non_blocking=True)
     batch["max_length_q"] = lengths.max().item()
     return batch
-
-
-def micro_batches(lengths: list[int], budget: int, world_size: int) -> list[list[list[int]]]:
-    """Deal rows to micro-batches of at most `budget` tokens; a longer row gets one of its own.
-
-    Returns one list per process, of lists of row numbers. All processes get the same number of
-    micro-batches, because every pass is a collective; the last ones of a process may be empty.
-
-    >>> micro_batches([4, 3, 2, 1], budget=5, world_size=1)
-    [[[0, 3], [1, 2]]]
-    """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
-    fewest, enough = bounds(lengths, order, budget)
-    fewest = math.ceil(fewest / world_size)
-    enough = math.ceil(enough / world_size)
-
-    # The first count that is enough: the bounds are close to each other and to it.
-    tries = TRIES if len(lengths) <= FEW_ROWS else 1
-    for count in range(fewest, min(enough, fewest + tries)):
-        bins = deal(lengths, order, budget, count * world_size)
-        if bins:
-            return [bins[rank::world_size] for rank in range(world_size)]
-
-    # Else halve what is left of the range, of which the upper end is enough. With many rows a deal
-    # costs more than it saves, so a count within 1/64 of the best one will do.
-    tolerance = 1 if len(lengths) <= FEW_ROWS else max(1, fewest // 64)
-    too_few = min(enough, fewest + tries) - 1
-    bins = deal(lengths, order, budget, enough * world_size)
-    while enough - too_few > tolerance:
-        count = (too_few + enough) // 2
-        better = deal(lengths, order, budget, count * world_size)
-        if better:
-            enough = count
-            bins = better
-        else:
-            too_few = count
-    return [bins[rank::world_size] for rank in range(world_size)]
-
-
-def bounds(lengths: list[int], order: list[int], budget: int) -> tuple[int, int]:
-    """(a number of bins below which no deal() can succeed, one with which it does).
-
-    order: the row numbers, the longest row first.
-    """
-    fewest = 1
-    enough = 1
-    before = 0
-    for number, row in enumerate(order, start=1):
-        length = max(1, min(lengths[row], budget))
-
-        # `number` rows are at least so long, and a bin can have so many of them.
-        fewest = max(fewest, math.ceil(number / (budget // length)))
-
-        # The emptiest bin has at most the mean of what was dealt before: does this row fit on top?
-        # If not, there has to be a bin without a row.
-        needed = number
-        if length < budget:
-            needed = min(needed, math.ceil(before / (budget - length)))
-        enough = max(enough, needed)
-        before += length
-    return max(fewest, math.ceil(before / budget)), enough
-
-
-def deal(lengths: list[int], order: list[int], budget: int, count: int) -> list[list[int]] | None:
-    """Deal row numbers to `count` bins, in this order, each to the bin with the fewest tokens.
-
-    None if a bin would get several rows with more than `budget` tokens.
-    """
-    # The longest rows open a bin each.
-    first = order[:count]
-    bins = [[row] for row in first] + [[] for _ in range(count - len(first))]
-    emptiest = [(lengths[row], number) for number, row in enumerate(first)]
-    heapq.heapify(emptiest)  # a heap of (tokens, bin number)
-
-    for row in order[count:]:
-        tokens, number = emptiest[0]
-        if tokens + lengths[row] > budget:
-            return None
-        bins[number].append(row)
-        heapq.heapreplace(emptiest, (tokens + lengths[row], number))
-    return bins
 
 
 def my_micro_batches(
@@ -272,7 +187,7 @@ def logprob_forward(
 
 
 def chunk_logprobs(hidden, weight, targets, temperature, entropy):
-    """(log-probabilities [t], entropies [t] or None) from hidden states [t, D] and head [V, D]."""
+    """(log-probabilities [t], entropies [t] or None) from hidden states [t, D] and the head's weight [V, D]."""
     # One name for logits and log-probabilities, because only one of them may stay in memory.
     logp = (hidden @ weight.T).float()  # [t, V]
     if temperature != 1:
@@ -576,7 +491,7 @@ def make_mesh(device: torch.device, shard: int | None) -> dist.DeviceMesh:
         names = ("copies", "shards")
     mesh = dist.init_device_mesh(device.type, sizes, mesh_dim_names=names)
 
-    # New process groups come with torch's own time-out. Give them that of the world's.
+    # New process groups come with torch's own time-out. Give them that of the default group.
     timeout = dist.group.WORLD._get_backend(device).options._timeout
     for group in mesh.get_all_groups():
         dist.distributed_c10d._set_pg_timeout(timeout, group)
@@ -649,7 +564,7 @@ def optimizer_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest).full_tensor()
 
     # The host waits for the GPU here, and nowhere else in an update: it has to know whether there
-    # will be a step. What is not finite on one rank is so in the sums.
+    # will be a step. If a number is not finite on one rank, the sums are finite on none.
     numbers = torch.stack([norm.double(), torch.as_tensor(loss, device=norm.device).double()])
     sums = numbers.detach().clone()
     dist.all_reduce(sums)

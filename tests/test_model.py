@@ -35,6 +35,7 @@ from transformers import (
 
 import model
 from configurator import UserError
+from lib import packing
 from lib.finite import NotFinite, check_finite, stops_if_not_finite
 from lib.run import setup_distributed
 from lib.safe_checkpoint import MetadataUnpickler
@@ -115,7 +116,7 @@ def test_the_first_token_of_a_row_is_never_scored():
 
 
 def test_micro_batches_example():
-    assert model.micro_batches([4, 3, 2, 1], budget=5, world_size=1) == [[[0, 3], [1, 2]]]
+    assert packing.micro_batches([4, 3, 2, 1], budget=5, world_size=1) == [[[0, 3], [1, 2]]]
 
 
 @pytest.mark.slow
@@ -126,7 +127,7 @@ def test_micro_batches_example():
     st.sampled_from([1, 2, 4]),
 )
 def test_micro_batches(lengths, budget, world_size):
-    ranks = model.micro_batches(lengths, budget, world_size)
+    ranks = packing.micro_batches(lengths, budget, world_size)
     assert len(ranks) == world_size
 
     # The same number of passes for each process, and no more than there are rows.
@@ -161,7 +162,7 @@ def one_more_at_a_time(lengths, budget, world_size):
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 80), st.sampled_from([1, 2, 3, 8]))
 def test_micro_batches_are_the_fewest(lengths, budget, world_size):
     """For a few rows the number is found one by one, and the rows are dealt as the rule says."""
-    ranks = model.micro_batches(lengths, budget, world_size)
+    ranks = packing.micro_batches(lengths, budget, world_size)
     assert ranks == one_more_at_a_time(lengths, budget, world_size)
 
 
@@ -171,10 +172,10 @@ def test_micro_batches_are_the_fewest(lengths, budget, world_size):
 def test_bounds_of_the_number_of_micro_batches(lengths, budget):
     """None below the first keeps the budget, and the last one does."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
-    fewest, enough = model.bounds(lengths, order, budget)
+    fewest, enough = packing.bounds(lengths, order, budget)
     for count in range(1, fewest):
-        assert model.deal(lengths, order, budget, count) is None
-    assert model.deal(lengths, order, budget, enough)
+        assert packing.deal(lengths, order, budget, count) is None
+    assert packing.deal(lengths, order, budget, enough)
 
 
 @pytest.mark.slow
@@ -187,7 +188,7 @@ def test_micro_batches_of_many_rows(shortest, longest, most):
     """20,000 rows of which few fit together take no minutes (one more at a time did)."""
     lengths = torch.randint(shortest, longest, (20000,), generator=torch.manual_seed(0)).tolist()
     began = time.process_time()
-    (batches,) = model.micro_batches(lengths, 16384, 1)
+    (batches,) = packing.micro_batches(lengths, 16384, 1)
     assert time.process_time() - began < 6
     assert sorted(row for rows in batches for row in rows) == list(range(20000))
     for rows in batches:

@@ -187,7 +187,7 @@ def logprob_forward(
 
 
 def chunk_logprobs(hidden, weight, targets, temperature, entropy):
-    """(log-probabilities [t], entropies [t] or None) of hidden states [t, D], head weight [V, D]."""
+    """(log-probabilities [t], entropies [t] or None); hidden states [t, D], head weight [V, D]."""
     # One name for logits and log-probabilities, because only one of them may stay in memory.
     logp = (hidden @ weight.T).float()  # [t, V]
     if temperature != 1:

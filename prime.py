@@ -58,6 +58,7 @@ from lib.rollouts import (
     PromptStream,
     batch_metrics,
     check_mismatch,
+    check_tokens,
     end_of_problems,
     make_batch,
     pair_accuracy,
@@ -485,6 +486,7 @@ class Models:
 
 def reference_logprobs(models: Models, batch: Batch, old_logprobs):
     """Log-probabilities [N, T] of the reference, at temperature 1 like the PRM's."""
+    check_tokens(batch, [models.prm, models.ref])
     if ref_type == "policy" and temperature == 1:
         return old_logprobs
     net = models.policy if ref_type == "policy" else models.ref
@@ -495,21 +497,6 @@ def reference_logprobs(models: Models, batch: Batch, old_logprobs):
 
 # ----------------------------------------------------------------------------------------------
 # The updates
-
-
-def check_tokens(models: Models, batch: Batch) -> None:
-    """Raise UserError if the policy has written a token that the PRM or the reference lacks.
-
-    Models of one family have the same tokenizer and matrices that are padded to different sizes.
-    """
-    nets = [net for net in (models.prm, models.ref) if net is not None]
-    known = min(net.config.vocab_size for net in nets)
-    last = max(max(tokens) for tokens in batch.tokens)
-    if last >= known:
-        raise UserError(
-            f"the policy wrote token {last}, and its PRM or reference knows {known} tokens: "
-            "take models of one size of vocabulary"
-        )
 
 
 def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
@@ -918,7 +905,6 @@ def main():
                 break
             rollout_engine.sleep()
             batch = make_batch(kept, torch_device)
-            check_tokens(models, batch)
 
             with stops_if_not_finite(out_dir, clock, batch.describe):
                 # 2. Log-probabilities of the policy before its update, and of the reference.

@@ -218,6 +218,21 @@ def make_batch(groups: list[Group], device: torch.device) -> Batch:
     )
 
 
+def check_tokens(batch: Batch, nets: list) -> None:
+    """Raise UserError if the policy has written a token that one of these models lacks.
+
+    nets: PRM and reference; None is skipped. Models of one family have the same tokenizer and
+    matrices that are padded to different sizes.
+    """
+    known = min(net.config.vocab_size for net in nets if net is not None)
+    last = max(max(tokens) for tokens in batch.tokens)
+    if last >= known:
+        raise UserError(
+            f"the policy wrote token {last}, and its PRM or reference knows {known} tokens: "
+            "take models of one size of vocabulary"
+        )
+
+
 def mean_outcome(groups: list[Group]) -> float:
     """The mean outcome of all answers."""
     total = sum(sum(group.outcomes) for group in groups)

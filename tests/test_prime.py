@@ -845,7 +845,7 @@ def test_a_token_that_the_prm_lacks():
 
     batch = types.SimpleNamespace(tokens=[[1, 2], [283]])
     models = types.SimpleNamespace(prm=net(284), ref=None)
-    prime.check_tokens(models, batch)
+    prime.check_tokens(batch, [models.prm, models.ref])
     for models.prm, models.ref in [(net(283), None), (net(284), net(283))]:
         with pytest.raises(UserError, match="wrote token 283, and its PRM or reference knows 283"):
-            prime.check_tokens(models, batch)
+            prime.check_tokens(batch, [models.prm, models.ref])

@@ -38,7 +38,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from random_model import make_model
+from transformers import AutoTokenizer, Qwen2Config
 
 from configurator import UserError
 from engine import make_engine
@@ -409,39 +410,18 @@ def check_processes(folder, device):
 # a model and problems
 
 
-def make_model(args, folder):
-    """A Qwen2 of random weights, with the tokenizer of the built-in world."""
-    world = f"{folder}/world"
-    command = [
-        sys.executable,
-        "data/arithmetic/prepare.py",
-        f"--out_dir={world}",
-        "--web_solutions=50",
-        "--web_val_solutions=10",
-        "--train_problems=50",
-        "--rl_problems=50",
-        "--test_problems=50",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    tokenizer = AutoTokenizer.from_pretrained(f"{world}/init")
-
-    config = Qwen2Config(
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=args.intermediate,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        num_key_value_heads=args.groups,
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
+def write_model(args, folder):
+    """A Qwen2 of random weights in folder/model."""
+    make_model(
+        folder,
+        Qwen2Config,
+        vocab=args.vocab,
+        hidden=args.hidden,
+        intermediate=args.intermediate,
+        layers=args.layers,
+        heads=args.heads,
+        groups=args.groups,
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(f"{folder}/model")
-    tokenizer.save_pretrained(f"{folder}/model")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters / 1e6:.1f} M parameters")
 
 
 def make_problems(args, folder):
@@ -480,7 +460,7 @@ def main():
     setup_distributed(device)
     print_machine(device, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        make_model(args, folder)
+        write_model(args, folder)
         make_problems(args, folder)
         checks = dict(
             attention=lambda: check_attention(args, device, dtype),

@@ -20,6 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from random_model import make_model
+from transformers import LlamaConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Runs in the folder of a checkout, which may be another one than ours.
@@ -53,40 +56,20 @@ engine.close()
 """
 
 
-def make_model(folder, shape):
-    """A model of random weights in folder/model, with the built-in world's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-    sizes = ["web_solutions", "train_problems", "rl_problems", "test_problems"]
-    settings = [f"--{name}=50" for name in sizes]
-    prepare = [sys.executable, "data/arithmetic/prepare.py", "--web_val_solutions=10"]
-    subprocess.run(
-        [*prepare, f"--out_dir={folder}/world", *settings],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
+def write_model(folder, shape):
+    """A model of random weights in folder/model."""
+    make_model(
+        folder,
+        LlamaConfig,
+        vocab=shape.vocab,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        layers=shape.layers,
+        heads=shape.heads,
+        groups=shape.groups,
     )
-    tokenizer = AutoTokenizer.from_pretrained(f"{folder}/world/init")
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(f"{folder}/model")
-    tokenizer.save_pretrained(f"{folder}/model")
-    size = sum(parameter.numel() for parameter in model.parameters())
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    print(f"{size / 1e6:.1f} M parameters; {os.cpu_count()} cores, threads: {threads}")
+    print(f"{os.cpu_count()} cores, threads: {threads}")
 
 
 def make_prompts(folder, shape):
@@ -153,7 +136,7 @@ def arguments():
 def main():
     shape = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        make_model(folder, shape)
+        write_model(folder, shape)
         make_prompts(folder, shape)
         rates = {}
         for _ in range(shape.rounds):

@@ -25,6 +25,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from random_model import make_model
+from transformers import Qwen2Config
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Runs in an environment with TRL, which may be another one than ours.
@@ -88,41 +91,21 @@ print("RATES", json.dumps(rates))
 # what is trained
 
 
-def make_model(folder, shape):
-    """A model of random weights in folder/model, with the built-in world's tokenizer, returned."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
-
-    sizes = ["web_solutions", "train_problems", "rl_problems", "test_problems"]
-    settings = [f"--{name}=50" for name in sizes]
-    prepare = [sys.executable, "data/arithmetic/prepare.py", "--web_val_solutions=10"]
-    subprocess.run(
-        [*prepare, f"--out_dir={folder}/world", *settings],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(f"{folder}/world/init")
-
+def write_model(folder, shape):
+    """A model of random weights in folder/model. Returns its tokenizer."""
     # What is not given is in the usual proportion to the hidden size.
     heads = shape.heads or max(1, shape.hidden // 64)
-    config = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate or shape.hidden * 11 // 4 // 64 * 64,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shape.groups or max(1, heads // 4),
-        max_position_embeddings=8192,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
+    tokenizer = make_model(
+        folder,
+        Qwen2Config,
+        vocab=shape.vocab,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate or shape.hidden * 11 // 4 // 64 * 64,
+        layers=shape.layers,
+        heads=heads,
+        groups=shape.groups or max(1, heads // 4),
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(f"{folder}/model")
-    tokenizer.save_pretrained(f"{folder}/model")
-    size = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{size / 1e6:.1f} M parameters; {shape.dtype}, {shape.device}, {os.cpu_count()} cores")
+    print(f"{shape.dtype}, {shape.device}, {os.cpu_count()} cores")
     return tokenizer
 
 
@@ -349,7 +332,7 @@ def arguments():
 def main():
     shape = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = make_model(folder, shape)
+        tokenizer = write_model(folder, shape)
         make_rows(folder, shape, tokenizer)
         if shape.each:
             report_each(folder, shape)

@@ -79,9 +79,8 @@ code_suffix = (  # appended to those of the code benchmarks
 chat_template: str = None  # .jinja file; None: the tokenizer's own
 ask: str = None  # a question: print the first model's answers to Eurus-2's two prompts, and end
 against: str = None  # training file or hub id: print which benchmark problems are in it, and end
-overlap = (
-    0.5  # at least this share of a problem's runs of 10 words is in it (10: as for NuminaMath)
-)
+# a benchmark problem counts if this share of its runs of 10 words is there (10: as for NuminaMath)
+overlap = 0.5
 # --- sampling
 greedy = True  # one greedy answer per problem
 samples = 0  # answers per problem at `temperature`: avg@k, pass@k, maj@k

@@ -380,7 +380,7 @@ def refusals_in_a_line(path: str):
 
 
 def hide_warnings_of_layers_without_weights(tied: bool) -> None:
-    """vLLM warns after each wake_up() of layers that get no weights and need none.
+    """Hide vLLM's warnings, after each wake_up(), of layers that get no weights and need none.
 
     tied: the head is the embedding matrix.
     """

@@ -58,9 +58,8 @@ from model import (
 )
 
 # --- data
-data = (
-    "PrimeIntellect/INTELLECT-MATH-SFT-Data"  # rows with `messages`: hub id or file (docs/data.md)
-)
+# rows with `messages` (docs/data.md): hub id or file
+data = "PrimeIntellect/INTELLECT-MATH-SFT-Data"
 split = "train"  # the hub data set's split
 val_data: str = None  # the same for validation; None: the last val_rows of the shuffled data
 val_split = "validation"  # the split of val_data, if that is a hub data set

@@ -21,7 +21,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import mpmath
-from mpmath.libmp import from_rational
+from mpmath.libmp import from_man_exp, from_rational, round_down
 
 from lib.latex import FUNCTIONS, Unparsed
 
@@ -162,9 +162,15 @@ def size(x) -> int:
 
 def inexact(x):
     """mp.convert(x), without its detours for fractions."""
-    if type(x) is Fraction:
-        return mp.make_mpf(from_rational(x.numerator, x.denominator, mp.prec))
-    return mp.convert(x)
+    if type(x) is not Fraction:
+        return mp.convert(x)
+    numerator = x.numerator
+    denominator = x.denominator
+    if denominator & (denominator - 1) == 0:
+        # A power of two, as at all points: nothing to divide.
+        shift = denominator.bit_length() - 1
+        return mp.make_mpf(from_man_exp(numerator, -shift, mp.prec, round_down))
+    return mp.make_mpf(from_rational(numerator, denominator, mp.prec))
 
 
 def is_nan(x) -> bool:
@@ -229,7 +235,10 @@ def divide(a, b):
 
 
 def remainder(a, b):
-    return a - b * floor(divide(a, b))
+    multiple = b * floor(divide(a, b))
+    if are_exact(a, multiple):
+        return a - multiple
+    return inexact(a) - inexact(multiple)
 
 
 def power(base, exponent):
@@ -268,7 +277,10 @@ def check_size(base, exponent):
     """Raises TooBig if a power has too long an exponent to be written as a number."""
     if not base or not is_finite(base) or not is_finite(exponent):
         return
-    length = abs(inexact(exponent)) * (abs(size(base)) + 1)
+    factor = abs(size(base)) + 1
+    if type(exponent) is Fraction and abs(exponent.numerator) * factor < 2**MAX_EXPONENT_BITS:
+        return
+    length = abs(inexact(exponent)) * factor
     if length > 2**MAX_EXPONENT_BITS:
         raise TooBig("power")
 
@@ -280,7 +292,8 @@ def exact_root(base, exponent: Fraction):
         denominator = math.isqrt(base.denominator)
         if numerator**2 == base.numerator and denominator**2 == base.denominator:
             return power(Fraction(numerator, denominator), Fraction(exponent.numerator))
-    return mp.power(mp.sqrt(inexact(base)), exponent.numerator)
+    square_root = mp.sqrt(inexact(base))
+    return square_root if exponent.numerator == 1 else mp.power(square_root, exponent.numerator)
 
 
 def root(x, degree=TWO):
@@ -333,10 +346,14 @@ def is_integer(x) -> bool:
 def floor(x):
     if type(x) is Fraction:
         return Fraction(math.floor(x))
-    if not is_finite(x) or mp.im(x) or mp.mag(x) > mp.prec - SLACK:
+    if not is_finite(x) or mp.im(x):
+        raise TooBig("floor")
+    length = mp.mag(x)
+    if length > mp.prec - SLACK:
         raise TooBig("floor")
     # A number that was rounded may lie a little below the integer that it is.
-    return Fraction(int(mp.floor(mp.re(x) + mp.ldexp(1, SLACK - mp.prec + max(0, mp.mag(x))))))
+    margin = mp.ldexp(1, SLACK - mp.prec + max(0, length))
+    return Fraction(int(mp.floor(mp.re(x) + margin)))
 
 
 def ceiling(x):
@@ -604,9 +621,11 @@ class Point(NamedTuple):
         place = ((self.index - len(RANGES)) * (2 * draw + 1) + (draw >> 8)) % KINKS
         if text[:1] in INTEGERS:
             return Fraction(1 + place)
-        share = Fraction(self.draw(f"{self.index} {text}") % 1024, 1024)
+        # With integers only, as operations of fractions are slow.
+        share = self.draw(f"{self.index} {text}") % 1024
         low, high = KINK_RANGE[:2]
-        return low + (high - low) * (place + share) / KINKS
+        parts = 1024 * KINKS
+        return Fraction(low * parts + (high - low) * (1024 * place + share), parts)
 
     def integer(self, text: str, share: Fraction, draw: int) -> Fraction:
         """An integer that is even at half of the points, for several letters independently."""

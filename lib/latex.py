@@ -121,6 +121,15 @@ COMMAND_SYNONYMS = {
     "dotsc": "dots",
     "infin": "infty",
     "degree": "°",
+    "overrightarrow": "vec",
+    "impliedby": "Leftarrow",
+    "Longleftarrow": "Leftarrow",
+    "longleftarrow": "leftarrow",
+    "gets": "leftarrow",
+    "owns": "ni",
+    "Vert": "\\|",
+    "lVert": "\\|",
+    "rVert": "\\|",
 }
 
 # Names that are read without a backslash, as a pattern.
@@ -222,10 +231,14 @@ def half_of_the_day(match: re.Match) -> str:
 
 
 def single_letter(match: re.Match) -> str:
-    r"""\vec{v} -> v, and \hat{i} -> i; but \vec{AB} stays, as it is not the vector BA."""
+    r"""\vec{v} -> v, and \hat{i} -> i; but \vec{AB} stays, as it is not the vector BA.
+
+    A letter whose arrow counts is \arrow{v} before it comes here.
+    """
     content = match[2] or match[3]
-    if len(content) == 1 and (match[1] == "vec" or content in "ijk"):
-        return f"{{{content}}}"
+    if len(content) == 1 and (match[1] != "hat" or content in "ijk"):
+        has_index = match.string[match.end() :].startswith("_")
+        return content if has_index else f"{{{content}}}"
     return match[0]
 
 
@@ -292,7 +305,14 @@ NUMBER_WORDS = WORDS.split()
 
 
 def base_in_words(match: re.Match) -> str:
-    return f"_{{{NUMBER_WORDS.index(match[1]) + 2}}}"
+    base = next(filter(None, match.groups()))
+    if base in NUMBER_WORDS:
+        base = NUMBER_WORDS.index(base) + 2
+    return f"_{{{base}}}"
+
+
+def hexadecimal(match: re.Match) -> str:
+    return match[1].upper() + "_"
 
 
 def degrees(match: re.Match) -> str:
@@ -417,6 +437,18 @@ UNIT = (
 )
 
 
+# Units with their powers and the signs between them.
+ONE_UNIT = r"\\(?:text|mathrm|rm)\s*{[^{}]*}\s*(?:\^\s*{?-?\d}?\s*)?"
+UNITS = rf"{ONE_UNIT}(?:(?:\\(?:cdot|times)(?![a-z])|\*|·)?\s*{ONE_UNIT}){{0,4}}"
+
+
+def fraction_of_units(match: re.Match) -> str:
+    r"""\frac{\mathrm{J}}{\mathrm{kg}\cdot\mathrm{K}} -> \text{J/kg K}"""
+    sides = [re.sub(r"\\[a-z]+|[{}*·]", " ", side) for side in match.groups()]
+    above, below = map(single_blanks, sides)
+    return f"\\text{{{above}/{below}}}"
+
+
 # What stands under a line without being a name.
 NO_LETTERS = r"(?:[^a-zA-Z\\{}]|\\(?:text|mathrm)\s*{[^{}]*}|\\[a-zA-Z]+)*"
 
@@ -460,7 +492,7 @@ REWRITES = [
     ),
     # A product of vectors does not commute.
     Rewrite(
-        r"\\times(?=\s*{?\s*\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)(?![a-z])"
+        r"\\times(?=\s*{?\s*\\(?:vec|arrow|mathbf|boldsymbol|bm|overrightarrow)(?![a-z])"
         r"\s*{?\s*[a-zA-Z])",
         r"\\crossproduct ",
         example=(r"\vec{a}\times\vec{b}", r"\vec{a}\crossproduct \vec{b}"),
@@ -482,6 +514,13 @@ REWRITES = [
         r" ?d ?([a-zA-Z](?: ?\^ ?{?\d}?)?)(?![a-zA-Z_])",
         r"\\frac{d\1 \2}{d \3}",
         example=("dP/dV", r"\frac{d P}{d V}"),
+    ),
+    Rewrite(
+        r"(\\partial ?(?:\^ ?{?\d}?)?(?: ?(?:\\[a-z]+|[a-zA-Z])(?:_\w)?)?) ?/"
+        r" ?((?:\\partial ?(?:\\[a-z]+|[a-zA-Z])(?: ?\^ ?{?\d}?)? ?){1,3})"
+        r"(?![a-zA-Z_^/]|\\partial)",
+        r"\\frac{\1}{\2}",
+        example=(r"\partial f/\partial x", r"\frac{\partial f}{\partial x}"),
     ),
     # Layout without meaning.
     Rewrite(
@@ -516,7 +555,7 @@ REWRITES = [
         example=(r"\displaystyle 2", "2"),
     ),
     Rewrite(
-        r"\\(vec|hat)\s*(?:{\s*(\\?[a-zA-Z]+)\s*}|(\\[a-zA-Z]+|[a-zA-Z]))",
+        r"\\(vec|overrightarrow|hat)\s*(?:{\s*(\\?[a-zA-Z]+)\s*}|(\\[a-zA-Z]+|[a-zA-Z]))",
         single_letter,
         example=(r"\vec{v}", "{v}"),
     ),
@@ -563,6 +602,11 @@ REWRITES = [
         example=(r"14\,916 + np.sqrt(2)", "14916 + sqrt(2)"),
     ),
     # Ways to write numbers and times.
+    Rewrite(
+        r"(?<=\d)(?:\s|\\[ ,;:]|~)*(\\text\s*{)?\s*\bdozens?\b(?: of\b)?",
+        r"*12 \1",
+        example=("3 dozen", "3*12"),
+    ),
     large_number("hundred", 2),
     large_number("thousand", 3),
     large_number("million", 6),
@@ -613,7 +657,7 @@ REWRITES = [
         example=("3 x 10^8", "3*10^8"),
     ),
     Rewrite(
-        r"(?i)(?<=\d)\s*(\\text\s*{)?\s*\b([ap])\.?m\b\.?(\s*})?",
+        r"(?i)(?<=\d)(?:\s|\\[ ,;:]|~)*(\\text\s*{)?\s*\b([ap])\.?m\b\.?(\s*})?",
         half_of_the_day,
         example=(r"3:45\text{ P.M.}", "3:45@pm@"),
     ),
@@ -657,6 +701,13 @@ REWRITES = [
         r"{([^{}]*)\\choose(?![a-z])([^{}]*)}",
         r"\\binom{\1}{\2}",
         example=(r"{n\choose k}", r"\binom{n}{ k}"),
+    ),
+    # A sum over all n from 0 on.
+    Rewrite(
+        r"(\\(?:sum|prod|bigcup|bigcap)\s*_\s*{\s*[a-z]\s*)(?:\\geq?(?:slant)?(?![a-z])|>=)"
+        r"\s*(-?\d+)\s*}(?!\s*\^)",
+        r"\1=\2}^{\\infty}",
+        example=(r"\sum_{n\ge 0} x^n", r"\sum_{n=0}^{\infty} x^n"),
     ),
     # Any integer k.
     Rewrite(
@@ -704,18 +755,28 @@ REWRITES = [
         example=(r"1, \text{if } x,>0", "1, x >0"),
     ),
     # A matrix becomes a tuple of its rows, which are tuples.
+    # Double bars make a norm, of which nothing is known.
+    Rewrite(
+        r"\\begin\s*{Vmatrix}(.*?)\\end\s*{Vmatrix}",
+        r"\\| \\begin{matrix}\1\\end{matrix} \\|",
+        example=(
+            r"\begin{Vmatrix}1\end{Vmatrix}",
+            r"\| \begin{matrix}1\end{matrix} \|",
+        ),
+    ),
     Rewrite(
         r"\\begin\s*{vmatrix}",
         r"\\det ⟦⟦",
         example=(r"\begin{vmatrix}1", r"\det ⟦⟦1"),
     ),
     Rewrite(
-        r"\\begin\s*{(?:array}\s*{[^{}]*|\w*matrix|cases|aligned|align\*)}",
+        r"\\begin\s*{(?:array}\s*{[^{}]*|[bpBv]?(?:small)?matrix|cases|aligned|align\*)}",
         "⟦⟦",
         example=(r"\begin{array}{cc}1", "⟦⟦1"),
     ),
     Rewrite(
-        r"[,;.]?\s*(?:\\\\\s*)?\\end\s*{(?:array|\w*matrix|cases|aligned|align\*)}",
+        r"[,;.]?\s*(?:\\\\\s*)?"
+        r"\\end\s*{(?:array|[bpBv]?(?:small)?matrix|cases|aligned|align\*)}",
         "⟧⟧",
         example=(r"y=2.\\\end{cases}", "y=2⟧⟧"),
     ),
@@ -765,9 +826,20 @@ REWRITES = [
     ),
     # Fractions, roots, functions, indices.
     Rewrite(
+        r"(?<=\d)(?:\s|\\[ ,;:]|~)*(?:\\text\s*{\s*\(?\s*(?:in )?base (\d+)\s*\)?\s*}"
+        r"|(?:\\text\s*{\s*(?:in )?base\s*}|\b(?:in )?base) ?(\d+)|\((?:in )?base (\d+)\))",
+        base_in_words,
+        example=(r"52\text{ (base 8)}", "52_{8}"),
+    ),
+    Rewrite(
         rf"(?<=\d)_\s*{{?\s*\\text\s*{{\s*({'|'.join(NUMBER_WORDS)})\s*}}\s*}}?",
         base_in_words,
         example=(r"54_{\text{six}}", "54_{6}"),
+    ),
+    Rewrite(
+        r"^(?=[\dA-F]*[a-f])(?=[a-fA-F]*\d)([\da-fA-F]+) ?_ ?(?={? ?16 ?}?$)",
+        hexadecimal,
+        example=("3a_{16}", "3A_{16}"),
     ),
     Rewrite(
         r"(?<=\d)_\s*{?\s*\(\s*(\d+)\s*\)\s*}?",
@@ -836,6 +908,11 @@ REWRITES = [
         r"(?<=\w[a-z])\.(?= )",
         "",
         example=("7 sq. ft.", "7 sq ft."),
+    ),
+    Rewrite(
+        r"\\mathbb\s*{?\s*([EP])\s*}?\s*(?=[(\[])",
+        r"\1",
+        example=(r"\mathbb{E}[X]", "E[X]"),
     ),
     Rewrite(
         r"\\mathbb\s*{?\s*R(?:\s*})?",
@@ -918,9 +995,8 @@ REWRITES = [
     ),
     # Words and units.
     Rewrite(
-        r"\\[dt]?frac\s*{\s*\\(?:text|mathrm|rm)\s*{([^{}]*)}\s*}"
-        r"\s*{\s*\\(?:text|mathrm|rm)\s*{([^{}]*)}\s*(\^\s*{?\d}?\s*)?}",
-        r"\\text{\1/\2\3}",
+        rf"\\[dt]?frac\s*{{\s*({UNITS})}}\s*{{\s*({UNITS})}}",
+        fraction_of_units,
         example=(r"5\frac{\mathrm{m}}{\mathrm{s}}", r"5\text{m/s}"),
     ),
     Rewrite(

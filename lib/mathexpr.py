@@ -37,16 +37,22 @@ from lib.values import (
     RELATIONS,
     Rules,
     Value,
+    alternatives,
     collection,
     combine,
     compute,
+    determinant,
     equal,
+    is_matrix,
     is_statement,
+    is_tuple,
     joined_rows,
     joint,
     make_relation,
     negative,
     node_of,
+    parts_of_logic,
+    transposed,
 )
 
 MAX_TOKENS = 7000
@@ -96,7 +102,7 @@ LETTERS = set(LETTER_NAMES.split())
 # Commands with one argument that make one name of the letters in it.
 DECORATION_NAMES = r"""
 \overline \bar \underline \overrightarrow \overleftarrow \overleftrightarrow \vec \hat \widehat
-\tilde \widetilde \dot \ddot \mathbb \mathfrak \mathscr \mathcal \angle \triangle \overset
+\arrow \tilde \widetilde \dot \ddot \mathbb \mathfrak \mathscr \mathcal \angle \triangle \overset
 \underset \measuredangle \widearc \overarc \overparen \square
 """
 DECORATIONS = set(DECORATION_NAMES.split())
@@ -110,8 +116,22 @@ FACTOR_LETTERS |= {"\\gamma", "\\infty", "\\Delta"}
 BOUND = "ᚠᚡᚢᚣᚤᚥ"
 REAL_BOUND = "ᚦᚧᚨᚩᚪᚫ"
 
-CONDITION = r"\b(?:or|if|at (?:most|least)|(?:even|odd|prime|positive|negative|divisible|is)%s)\b"
-CONDITION_AT_END = re.compile(CONDITION % r"(?=@?$)")
+# Words that strike out a value; and all without which a value says something else: 3 or more.
+STRIKING = (
+    r"not|no|never|cannot|except(?:ing)?|unless|without|but|false|wrong|incorrect|fail(?:s|ed)?"
+    r"|(?:reject|discard|exclud|omit|ignor|eliminat|dismiss|remov|contradict)[a-z]*|impossible"
+    r"|extraneous|spurious|un(?:acceptable|known|defined|true)|perhaps|maybe|in(?:valid|admissible|applicable|feasible)"
+)
+OPERATING = (
+    r"squared|cubed|factorial|negated|inverted|plus|minus"
+    r"|and (?:above|below|up|over|under|more|less)"
+    r"|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths"
+)
+CONDITION = re.compile(
+    rf"(?i)\b(?:{STRIKING}|or|if|at|below zero|base"
+    r"|(?:even|odd|prime|positive|negative|divisible|is)(?=@?$))\b"
+    rf"|n't\b|^(?:{OPERATING})\b"
+)
 
 
 @functools.lru_cache(256)
@@ -186,7 +206,7 @@ BELOW = re.compile(rf"(?:{{ )?(?:{DIFFERENCE} (?:\\[a-z]+|[a-zA-Z])(?: _[^ ]*)?{
 NUMBER_AT_START = re.compile(r"\.?\d")
 
 # A word that makes another statement of the equation behind it.
-NO_NAME = re.compile(r"(?i)\b(?:not?|never|less|more|than|least|most|if|when|or|and|only|about)\b")
+NO_NAME = re.compile(rf"(?i)\b(?:{STRIKING}|less|more|than|least|most|if|when|or|and|only|about)\b")
 
 
 class Parser:
@@ -213,12 +233,12 @@ class Parser:
         """A list up to the end of its bracket. The opener "" stands for the whole text."""
         items = []
         texts = []
-        separators = set()
+        separators = []
         closer = ","
         if self.peek() in CLOSERS[opener]:
             closer = self.take()
         while closer in SEPARATORS:
-            separators.add(closer)
+            separators.append(closer)
             start = self.position
             items.append(self.relation())
             texts.append("".join(self.tokens[start : self.position]))
@@ -233,18 +253,27 @@ class Parser:
 
         if "\\cup" in separators:
             return combine("\\cup", *items)
-        if ";" not in separators:
-            items = joint(items)
         if opener == "⟦":
-            items = joined_rows(items)
+            items = joined_rows(joint(items))
         if opener in TABLE:
-            return compute(opener, *items)
+            return self.between_bars(opener, joint(items))
         if opener == "\\{":
-            return Value(brackets="{}", items=items)
-        found = collection(items, opener[-1:] + closer[-1:])
-        if ";" in separators and found.brackets == "":
-            return found._replace(unit="∨")
+            return Value(brackets="{}", items=items if ";" in separators else joint(items))
+        if opener == "" and len(items) == 1:
+            items, separators = parts_of_logic(items[0])
+        brackets = opener[-1:] + closer[-1:]
+        if ";" in separators and brackets == "":
+            return alternatives(items, separators)
+        found = collection(joint(items), brackets)
+        if "&" in separators and found.brackets == "":
+            return found._replace(unit="∧")
         return found
+
+    def between_bars(self, opener: str, items: list[Value]) -> Value:
+        """|x|, and what else has its own brackets; |M| is the determinant of a matrix."""
+        if opener == "\\lvert" and len(items) == 1 and is_matrix(items[0]):
+            return determinant(items[0])
+        return compute(opener, *items)
 
     def relation(self) -> Value:
         """An expression, an equation, or a statement: some of these with unknown signs between."""
@@ -360,6 +389,8 @@ class Parser:
             return with_unit(value, sign)
         if sign in ("!", "!!"):
             return compute(sign, value)
+        if sign == "^" and is_tuple(value):
+            return transposed(value, self.group().strip("{}"))
         if level == SET:
             return combine(sign, value, self.expression(level))
         return compute(sign, value, self.expression(level))
@@ -388,9 +419,7 @@ class Parser:
         if token in ("\\frac", "\\binom"):
             return self.fraction(token)
         if token == "\\det" and self.peek() == "⟦":
-            matrix = self.operand(POWER)
-            entries = [row.items for row in matrix.items]
-            return compute(token, *itertools.chain(*entries))
+            return determinant(self.operand(POWER))
         is_extreme = token in ("\\max", "\\min") and self.peek().startswith("_")
         if token in BINDERS or is_extreme:
             return self.binder(token)
@@ -470,15 +499,30 @@ class Parser:
 
     def decoration(self, sign: str) -> Value:
         r"""\overline{AB}, \angle ABC: one name. A bar over digits has been read before."""
-        text = self.group()
+        text = re.sub(r"[{}\s]", "", self.group())
         if sign in ("\\angle", "\\triangle", "\\measuredangle", "\\square"):
             while re.fullmatch(r"[A-Z]", self.peek()):
                 text += self.take()
         if sign in ("\\overset", "\\underset"):
             text += self.group()
+        if sign in ("\\angle", "\\measuredangle") and re.fullmatch("[A-Z]{3}", text):
+            # An angle has two legs in any order.
+            text = min(text, text[::-1])
+        if sign == "\\overline" and len(text) == 1:
+            sign = "\\bar"
         while self.peek().startswith(("_", "'")):
             text += self.renamed(self.take())
-        return Value(name(sign + re.sub(r"[{}\s]", "", text)))
+        text = sign + re.sub(r"[{}\s]", "", text)
+        if sign != "\\mathbb":
+            return Value(name(text))
+
+        # Sets of numbers are no factors: 2Z is not Z 2, and Z[i] is a ring.
+        nodes = []
+        if self.peek() in ("(", "["):
+            text += self.peek()
+            arguments = self.bracket(self.take())
+            nodes = [node_of(item) for item in arguments.items or [arguments]]
+        return Value(written(text, *nodes))
 
     def function(self, sign: str) -> Value:
         """sin x, sin^2 x, sin(x), log_2 8, sqrt_3 x, max(a, b)"""
@@ -634,8 +678,10 @@ class Parser:
                 position = self.tokens.index("}", position)
             position += 1
         opener = self.tokens[min(position, len(self.tokens) - 1)]
-        if head in ("E", "P") and opener == "[":
-            return True
+        if opener == "[" and head.isupper():
+            # E[X] and Z[x], but A[1 - x] is a product.
+            is_sum = {"+", "-"} & set(self.content_of_bracket(position))
+            return head in ("E", "P") or not is_sum
         if opener != "(" or head in CONSTANTS:
             return False
         if head in FUNCTION_LETTERS or text.endswith("'"):
@@ -686,7 +732,7 @@ def with_unit(value: Value, token: str) -> Value:
         text = "_" + re.sub(r"[{}()\s]", "", token[1:])
     elif token.startswith("@"):
         # 4 prime numbers are 4, but "3 or more" is not 3.
-        is_condition = CONDITION_AT_END.search(text) or re.search(r"\b(?:or|if|at)\b", text)
+        is_condition = CONDITION.search(text)
         if text.startswith("≡"):
             text = re.sub(r"[{}\s.]", "", text)
         elif is_condition:
@@ -694,11 +740,13 @@ def with_unit(value: Value, token: str) -> Value:
         else:
             text = units.canonical(text).replace("degree", "°")
     if value.node is None:
+        if text.startswith("_") and not any(item.node for item in value.items):
+            raise Unparsed("a condition on a set")
         items = [with_unit(item, token) if item.node else item for item in value.items]
         return value._replace(items=items, unit="")
     if value.unit and text:
         # 30° south of west, and 50% more.
-        if value.unit in ("°", "%") and token.startswith("@"):
+        if value.unit in ("°", "%") and token.startswith("@") and text[0] != "_":
             return value._replace(remark=f"{value.remark} {text}".strip())
         raise Unparsed("two units")
     return value._replace(unit=text)
@@ -723,6 +771,9 @@ def judge(answer: str, gold: str, parity: bool = False, tolerance: float | None 
 
 def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
     begin(answer, gold)
+    if arrows_count(answer, gold):
+        answer = ARROW.sub(r"\\arrow{\1\2}", answer)
+        gold = ARROW.sub(r"\\arrow{\1\2}", gold)
     answer = clean(answer)
     gold = clean(gold)
     if rules.parity:
@@ -730,10 +781,13 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
         gold = without_bases(gold)
     if re.fullmatch(r"\(?[A-F]\)?", gold):
         answer = chosen_letter(answer)
-    if CAPITAL_DIFFERENTIAL.search(answer) and CAPITAL_DIFFERENTIAL.search(gold):
-        # T dS is not S dT, but if only one side has a dS it may be a product.
-        answer = CAPITAL_DIFFERENTIAL.sub(r" \\dd \1", answer)
-        gold = CAPITAL_DIFFERENTIAL.sub(r" \\dd \1", gold)
+    for pattern, replacement in IF_BOTH_HAVE_IT:
+        if pattern.search(answer) and pattern.search(gold):
+            answer = pattern.sub(replacement, answer)
+            gold = pattern.sub(replacement, gold)
+    if "\\binom" in answer + gold:
+        answer = CHOOSE.sub(r"\\binom{\1}{\2}", answer)
+        gold = CHOOSE.sub(r"\\binom{\1}{\2}", gold)
 
     gold_choice = CHOICE.fullmatch(gold)
     answer_choice = CHOICE.fullmatch(answer)
@@ -754,7 +808,34 @@ def texts_agree(answer: str, gold: str, rules: Rules) -> bool:
 
 
 NAMED_POINTS = re.compile(r"[A-Z] ?\([^()]*,[^()]*\)(?:, ?[A-Z] ?\([^()]*,[^()]*\))*")
-CAPITAL_DIFFERENTIAL = re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])")
+# What is a product if only one side has it, but is none if both do: T dS is not S dT, nor A × B
+# B × A.
+IF_BOTH_HAVE_IT = [
+    (re.compile(r"(?<![a-z]{2})(?<!\\)(?<!\\d)d ?([A-Z])(?![a-zA-Z])"), r" \\dd \1"),
+    (
+        re.compile(r"(?<![a-zA-Z])([A-Z](?: ?_ ?\w)?) ?\\times ?(?=[A-Z](?![a-zA-Z]))"),
+        r"\1\\crossproduct ",
+    ),
+]
+# C(5, 2) may be a point, unless the other side has a binomial.
+CHOOSE = re.compile(r"(?<![\w\\}])C ?\( ?(\w+), ?(\w+) ?\)")
+# Letters that are marked as vectors; the bold ones from A to F may be choices, and i, j and k are
+# vectors in any case.
+ARROW = re.compile(
+    r"\\(?:vec|overrightarrow|(?:mathbf|boldsymbol|bm)(?![\s{]*[A-F]))"
+    r"(?:\s*{\s*(\\(?!pi|infty)[a-z]+|[a-dfghl-zA-Z])\s*}|\s+([a-dfghl-zA-Z]))"
+)
+
+
+def arrows_count(answer: str, gold: str) -> bool:
+    r"""Is \vec{a} b another thing than a \vec{b}? Not if one side has just left some arrows out."""
+    if "\\" not in answer or "\\" not in gold:
+        return False
+    marked = set(map("".join, ARROW.findall(answer)))
+    marked_in_gold = set(map("".join, ARROW.findall(gold)))
+    return not (marked < marked_in_gold or marked_in_gold < marked)
+
+
 # (D) 42: the letter of a choice and its value, which is not another choice.
 CHOICE = re.compile(
     r"@?\(?([A-F])[).][.:]? @? ?(?![-+*/^=<>,;&] |[+*/^=<>,;&]|and\b|or\b)((?:(?!\b[A-F]\b).)+)",
@@ -864,8 +945,10 @@ def are_words(answer: str, gold: str) -> bool:
 def without_layout(text: str, is_words: bool) -> str:
     """Without what makes no difference: blanks, the brackets of a choice, hyphens in words."""
     if is_words:
+        # "No solutions" is "no solution".
+        text = re.sub(r"(?i)^(@?no [a-z ]*[a-rt-z])s(?=[.@]*$)", r"\1", text)
         pattern = r"[@\s']|^\(|\)$|(?<=[a-z]{3})-(?=[a-z]{3})"
     else:
         # A blank beside a digit and another digit, a comma or a point stays.
-        pattern = r"[@\\]|(?<![\d,.])\s|\s(?![\d.])"
+        pattern = r"@|\\(?=[a-zA-Z])|(?<![\d,.])\s|\s(?![\d.])"
     return re.sub(pattern, "", text, flags=re.I).rstrip(".")

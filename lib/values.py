@@ -39,7 +39,7 @@ class Value(NamedTuple):
 
     A collection has `items` and `brackets`: "" (a list without brackets), "{}" (a set), "()", "[)",
     ... (a tuple or an interval), "(:" (a ratio), "⟦⟧" (a matrix, or a row of one). What is known to
-    be an interval or a union, or has "or" between its items, has the unit ∪.
+    be an interval or a union has the unit ∪, a list with "or" in it ∨, one with "and" ∧.
 
     A relation has `signs`, the `sides` between which they stand, and the side that is its `name`:
     the x of x = 5 and x < 5. If it gives its name a value, it has the fields of this value as well.
@@ -136,6 +136,29 @@ def compute(sign: str, *arguments: Value) -> Value:
 
 def is_matrix(value: Value) -> bool:
     return value.brackets == "⟦⟧"
+
+
+def determinant(matrix: Value) -> Value:
+    entries = []
+    for row in matrix.items:
+        entries += row.items
+    return compute("\\det", *entries)
+
+
+def transposed(value: Value, exponent: str) -> Value:
+    """A matrix whose rows are columns; a vector is the same in a row and in a column.
+
+    Raises Unparsed if the exponent is none that says so.
+    """
+    if exponent not in ("T", "\\top", "\\intercal"):
+        raise Unparsed("a power of a matrix")
+    if not all(map(is_matrix, value.items)):
+        return value
+    rows = [row.items for row in value.items]
+    columns = []
+    for column in zip(*rows, strict=True):
+        columns.append(Value(brackets="⟦⟧", items=list(column)))
+    return value._replace(items=columns)
 
 
 def matrix_sum(sign: str, one: Value, other: Value) -> Value:
@@ -355,6 +378,8 @@ def last_exact_side(sides: list[Value], named: list[bool], signs: list[str]) -> 
     exact = len(sides)
     if "~" in signs:
         exact = signs.index("~") + 1
+    if any(side.unit.startswith("_") for side in sides[exact:]):
+        raise Unparsed("a condition on an approximation")
     values = [side for side, is_name in zip(sides[:exact], named) if not is_name]
     return values[-1] if values else sides[-1]
 
@@ -374,6 +399,64 @@ def joint(items: list[Value]) -> list[Value]:
         if both != EMPTY_SET and both.node is None:
             return [both]
     return items
+
+
+# --- "and" and "or" ---
+
+
+def parts_of_logic(value: Value) -> tuple[list[Value], list[str]]:
+    r"""The sides of x = 1 \lor x = 2 and a separator for each; p \lor q is one statement."""
+    is_logic = is_statement(value) and set(value.signs) <= {"\\vee", "\\wedge"}
+    if not is_logic or any(side.name is None for side in value.sides):
+        return [value], [","]
+    separators = [","]
+    for sign in value.signs:
+        separators.append(";" if sign == "\\vee" else "&")
+    return list(value.sides), separators
+
+
+def have_several_names(items: list[Value]) -> bool:
+    """Are they equations for different unknowns?"""
+    if any(item.name is None for item in items):
+        return False
+    return not all(equal(item.name, items[0].name) for item in items[1:])
+
+
+def alternatives(items: list[Value], separators: list[str]) -> Value:
+    """Solutions with an "or" between some of them. separators: what stands before each.
+
+    Where the unknowns differ, each solution is a system: x = 1, y = 2 or x = 2, y = 1.
+    """
+    if not have_several_names(items):
+        return Value(brackets="", items=items, unit="∨")
+    systems = []
+    for separator, item in zip(separators, items):
+        if separator == ";" or not systems:
+            systems.append([])
+        systems[-1].append(item)
+    items = [in_order_of_names(collection(system)) for system in systems]
+    items = [item._replace(brackets="()") if item.items else item for item in items]
+    return Value(brackets="", items=items, unit="∨")
+
+
+def is_other_logic(gold: Value, answer: Value) -> bool:
+    """x = 3 or y = 7 is neither x = 3 and y = 7 nor (3, 7), and "A or B" is not "A and B"; but the
+    solutions of an equation may have any of both between them, and a set stands for any."""
+    is_choice = gold.unit == "∨" and have_several_names(gold.items)
+    is_choice_given = answer.unit == "∨" and have_several_names(answer.items)
+    if is_choice != is_choice_given and "{}" not in (gold.brackets, answer.brackets):
+        return True
+    if {gold.unit, answer.unit} != {"∨", "∧"}:
+        return False
+    return all(map(is_thing, gold.items))
+
+
+def is_thing(value: Value) -> bool:
+    """A word or a capital, not a number."""
+    if value.node is None or value.signs:
+        return is_statement(value)
+    text = value.node.parts[0]
+    return value.node.operation == "name" and text[:1].isupper()
 
 
 # --- sets ---
@@ -517,6 +600,8 @@ def equal(gold: Value, answer: Value, rules: Rules = STRICT) -> bool:
     if are_all_relations(gold) and are_all_relations(answer):
         gold = as_assignments(gold)
         answer = as_assignments(answer)
+    if "∨" in (gold.unit, answer.unit) and is_other_logic(gold, answer):
+        return False
     if gold.signs and answer.signs:
         if relations_agree(gold, answer):
             return True
@@ -535,11 +620,36 @@ def equal(gold: Value, answer: Value, rules: Rules = STRICT) -> bool:
 SYMMETRIC = {"\\parallel", "\\perp", "\\cong", "\\wedge", "\\vee", "\\Leftrightarrow"}
 
 
+# Signs that say the same as another one whose sides are exchanged.
+MIRRORED = {
+    "\\Leftarrow": "\\Rightarrow",
+    "\\leftarrow": "\\to",
+    "\\ni": "\\in",
+    "\\supset": "\\subset",
+    "\\supseteq": "\\subseteq",
+    "\\supsetneq": "\\subsetneq",
+    "\\gg": "\\ll",
+    "\\succ": "\\prec",
+    "\\succeq": "\\preceq",
+    "\\gtrsim": "\\lesssim",
+}
+
+
+def in_usual_direction(statement: Value) -> Value:
+    """A is a subset of B for "B is a superset of A"; other statements as they are."""
+    if not set(statement.signs) <= set(MIRRORED):
+        return statement
+    signs = [MIRRORED[sign] for sign in reversed(statement.signs)]
+    return statement._replace(signs=tuple(signs), sides=statement.sides[::-1])
+
+
 def statements_agree(gold: Value, answer: Value, rules: Rules) -> bool:
     """The same signs and words, with equal sides between them, in the same order."""
     if not (is_statement(gold) and is_statement(answer)):
         # A list may say one statement twice.
         return is_list(gold, answer) and sets_agree(gold, answer, rules)
+    gold = in_usual_direction(gold)
+    answer = in_usual_direction(answer)
     if list(gold.signs) != list(answer.signs):
         return False
     if len(gold.sides) != len(answer.sides):
@@ -677,7 +787,8 @@ def is_within_margin(x, y, gold: Value, answer: Value, rules: Rules) -> bool:
 
     x, y: the numbers of gold and answer.
     """
-    is_integer = isinstance(x, Fraction) and x.denominator == 1
+    is_integer = expressions.is_integer(x)
+    is_given_integer = expressions.is_integer(y) and not answer.digits
     error = abs(mp.convert(x) - mp.convert(y))
     x = mp.convert(x)
     y = mp.convert(y)
@@ -689,9 +800,10 @@ def is_within_margin(x, y, gold: Value, answer: Value, rules: Rules) -> bool:
         exponent = first_digit + 1 - gold.digits
         half_digit = mp.mpf(10) ** exponent / 2
 
-    # Any decimal gold grants 1e-4; an exact one only that an answer in 12 digits is rounded.
+    # Any decimal gold grants 1e-4, but not to an integer, which nobody has rounded: 2 is not
+    # 2.0001. An exact gold only grants that an answer in 12 digits is rounded.
     relative = mp.zero
-    if gold.digits or rules.parity:
+    if gold.digits and not is_given_integer or rules.parity:
         relative = mp.mpf("1e-4")
     elif answer.digits >= 12 and not is_integer:
         relative = mp.mpf("1e-12")

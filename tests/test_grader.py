@@ -193,6 +193,25 @@ def test_harmless_rewriting_changes_nothing(text, name):
     assert is_equiv(text, rewritten)
 
 
+NOTES = [
+    r"\text{ (rejected)}",
+    r"\ (\text{extraneous})",
+    " (invalid)",
+    r"\text{ does not work}",
+    r",\text{ which is impossible}",
+    r"~[\text{not valid}]",
+    r"\quad\text{reject}",
+]
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(EXACT, st.sampled_from(NOTES))
+def test_what_an_answer_takes_back_is_not_its_answer(text, note):
+    assert not is_equiv(text + note, text)
+    assert not is_equiv(text, text + note)
+
+
 x, y = sympy.symbols("x y")
 INTEGERS = st.integers(-9, 9).map(sympy.Integer)
 CONSTANTS = [sympy.pi, sympy.E, sympy.sqrt(2), sympy.Rational(2, 3), sympy.Rational(-7, 5)]
@@ -283,6 +302,9 @@ UNKNOWN_THINGS = [
     r"\frac{\partial %s}{\partial y}",
     r"\Lambda(%s)",
     "Q(%s)",
+    r"\mathbb{Q}(%s)",
+    r"\mathbb{Z}_2[%s]",
+    r"\begin{Vmatrix}%s&0\\0&1\end{Vmatrix}",
 ]
 OPERANDS = ["x", "y", "n", "2", "3", r"\pi", "x_1", r"\sqrt{2}", r"\frac{1}{3}", "f(x)", "P(A)"]
 SIGN = st.sampled_from(UNKNOWN_SIGNS)
@@ -340,6 +362,8 @@ SUMS = [
     r"\lim_{x\to 0} %s",
     r"\oint_C %s\,dx",
     r"\max_{x} f(%s)",
+    r"\mathbb{Q}(%s)",
+    r"%s\mathbb{Z}",
 ]
 SUM = st.builds(str.__mod__, st.sampled_from(SUMS), OPERAND)
 # What is equal for numbers, with S for a sum and A for an operand.

@@ -915,7 +915,7 @@ REWRITES = [
         example=(r"\mathbb{E}[X]", "E[X]"),
     ),
     Rewrite(
-        r"\\mathbb\s*{?\s*R(?:\s*})?",
+        r"\\mathbb\s*{?\s*R(?:\s*})?(?![\s}]*(?:\^ ?{? ?[\dmn]|\[))",
         r"(-\\infty,\\infty)",
         example=(r"\mathbb{R}", r"(-\infty,\infty)"),
     ),

@@ -121,7 +121,9 @@ granularity = "token"  # process reward per 'token', or 'whole': the row's sum o
 normalize = "batch"
 estimator = "rloo"  # 'rloo' (published); with 'grpo', 'dr_grpo' or 'reinforce' set whiten=False
 outcome_coef = 1.0  # weight of the outcome's returns; 0 switches this source off
-process_coef = 1.0  # weight of the process returns; with whiten only the ratio matters
+# weight of the process returns; with whiten only the ratio matters. 0 with prm_update='none':
+# outcomes alone, without PRM and reference
+process_coef = 1.0
 whiten = True  # advantages to mean 0 and variance 1 over all tokens of the batch
 learning_rate = 5e-7  # of the policy, constant
 batch_rows = 256  # rows per optimizer step of the policy: 4 steps for 1,024 rows
@@ -467,12 +469,16 @@ def evaluate(rollout_engine, grader, held_out: PromptStream) -> dict[str, float]
 
 @dataclass
 class Models:
-    """Policy, PRM, reference, and optimizers. ref is None where the policy is the reference."""
+    """Policy, PRM, reference, and optimizers.
+
+    ref is None where the policy is the reference. Where outcomes are the only rewards there is
+    neither PRM nor reference.
+    """
 
     policy: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    prm: torch.nn.Module
-    prm_optimizer: torch.optim.Optimizer
+    prm: torch.nn.Module | None
+    prm_optimizer: torch.optim.Optimizer | None
     ref: torch.nn.Module | None
 
     @property
@@ -482,6 +488,11 @@ class Models:
         if prm_update != "none":
             pairs["prm"] = (self.prm, self.prm_optimizer)
         return pairs
+
+
+def uses_prm() -> bool:
+    """Are there process rewards, or is a PRM trained to give some later?"""
+    return process_coef != 0 or prm_update != "none"
 
 
 def reference_logprobs(models: Models, batch: Batch, old_logprobs):
@@ -704,7 +715,7 @@ def check_settings() -> None:
 def make_folder(torch_dtype) -> None:
     """The run's folder. Raises UserError if its disk has no room for what the run writes."""
     make_run_folder(out_dir, "checkpoints", "policy", "prm")
-    saved = [model, prm_model or model]
+    saved = [model, prm_model or model] if uses_prm() else [model]
     trained = saved if prm_update != "none" else [model]
     memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
 
@@ -738,7 +749,7 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
 def check_other_models(tokenizer) -> None:
     """Raise UserError if PRM or reference cannot read what the policy will write."""
     for path in (prm_model, ref_model):
-        if path is None:
+        if path is None or not uses_prm():
             continue
         check_same_tokenizer(model, path)
         check_positions(path, max_prompt_tokens + max_tokens)
@@ -763,23 +774,25 @@ def open_engine(tokenizer, torch_device, torch_dtype):
 
 
 def load_models(torch_device, torch_dtype) -> Models:
-    """The three models, sharded over all ranks, and AdamW for the two that are trained."""
+    """The models, sharded over all ranks, and AdamW for those that are trained."""
     sharding = dict(
         device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile
     )
     policy = load_model(model, checkpointing=checkpointing, **sharding)
+    optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
+    if not uses_prm():
+        return Models(policy, optimizer, None, None, None)
+
     prm = load_model(
         prm_model or model,
         trained=prm_update != "none",
         checkpointing=checkpointing,
         **sharding,
     )
+    prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     ref = None
     if ref_type == "freeze":
         ref = load_model(ref_model or prm_model or model, trained=False, **sharding)
-
-    optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
-    prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
     return Models(policy, optimizer, prm, prm_optimizer, ref)
 
 
@@ -789,12 +802,15 @@ def print_memory() -> None:
         micro_batch_tokens batch_rows prm_batch_rows ppo_epochs prm_update ref_type checkpointing
         offload shard dtype gpu_memory keep_checkpoints"""
     own = {name: globals()[name] for name in names.split()}
-    memory.print_prime(model, memory.gpus_of_this_run(), entropy=entropy_coef != 0, **own)
+    more = dict(uses_prm=uses_prm(), entropy=entropy_coef != 0)
+    memory.print_prime(model, memory.gpus_of_this_run(), **own, **more)
 
 
 def run_longest_batch(models: Models, rollout_engine, torch_device) -> None:
     """The largest passes there can be, of all models: what --dry_run=True does on a GPU."""
-    pairs = [*models.trained.values(), (models.ref or models.prm, None)]
+    pairs = list(models.trained.values())
+    if uses_prm():
+        pairs.append((models.ref or models.prm, None))
     tokens = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
     longest_batch(pairs, tokens, torch_device, offload, entropy=entropy_coef != 0)
     rollout_engine.wake_up(full_tensors(models.policy))  # does it fit beside Adam's state?
@@ -821,6 +837,7 @@ def resume(models: Models, rollout_engine, stream: PromptStream) -> tuple[int, d
 def print_start(models: Models, rollout_engine, stream, held_out, start, torch_dtype) -> None:
     """The sizes that follow from the settings."""
     N = prompts_per_step * samples_per_prompt
+    prm_updates = math.ceil(N / prm_batch_rows) if prm_update != "none" else 0
     size = sum(p.numel() for p in models.policy.parameters()) / 1e6
     machine = machine_words(next(models.policy.parameters()).device)
     resumed = f"; resumed after step {start}" if start else ""
@@ -829,7 +846,7 @@ def print_start(models: Models, rollout_engine, stream, held_out, start, torch_d
         f"engine {rollout_engine.name}; "
         f"{len(stream.problems)} problems, {len(held_out.problems)} held out\n"
         f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {N} rows, "
-        f"{math.ceil(N / prm_batch_rows)} PRM and {math.ceil(ppo_epochs * N / batch_rows)} "
+        f"{prm_updates} PRM and {math.ceil(ppo_epochs * N / batch_rows)} "
         f"policy updates{resumed}"
     )
 
@@ -841,14 +858,15 @@ def save_run(models: Models, steps_done: int, state: dict) -> None:
 
 
 def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> None:
-    """Policy and PRM as Hugging Face folders."""
+    """Policy and PRM, if there is one, as Hugging Face folders."""
     if offload:
         move(torch_device, models.prm)
     policy_path = os.path.join(out_dir, "policy")
     prm_path = os.path.join(out_dir, "prm")
     with waiting_for("the models' files", timeout_minutes):
         save_model(models.policy, tokenizer, policy_path, torch_dtype, model)
-        save_model(models.prm, tokenizer, prm_path, torch_dtype, prm_model or model)
+        if models.prm is not None:
+            save_model(models.prm, tokenizer, prm_path, torch_dtype, prm_model or model)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -907,24 +925,26 @@ def main():
             batch = make_batch(kept, torch_device)
 
             with stops_if_not_finite(out_dir, clock, batch.describe):
-                # 2. Log-probabilities of the policy before its update, and of the reference.
-                # A number that is not finite ends the run before it reaches a weight.
+                # 2. Log-probabilities of the policy before its update. A number that is not finite
+                # ends the run before it reaches a weight.
                 clock.start("old")
                 old_logprobs, entropies = score(
                     models.policy, batch, micro_batch_tokens, temperature, entropy=True
                 )
                 metrics = batch_metrics(batch, old_logprobs, entropies)
                 check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
-                clock.start("ref")
-                ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
 
                 # 3. The implicit PRM: its log-ratio to the reference is the reward of a token
                 # (Eq. 3), learned from outcomes alone (Eq. 4).
-                clock.start("prm")
-                with on_device(torch_device, offload, models.prm, models.prm_optimizer):
-                    prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
-                metrics |= stats
-                process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
+                process = None
+                if uses_prm():
+                    clock.start("ref")
+                    ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
+                    clock.start("prm")
+                    with on_device(torch_device, offload, models.prm, models.prm_optimizer):
+                        prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
+                    metrics |= stats
+                    process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
 
                 # 4. Leave-one-out returns of outcome and process rewards, added and whitened
                 # (Eq. 5).
@@ -969,7 +989,8 @@ def main():
         ending = f"stopped after step {step + 1}: start again with the same command to resume"
     else:
         save_models(models, tokenizer, torch_device, torch_dtype)
-        ending = f"wrote {out_dir}/policy and {out_dir}/prm after {clock.elapsed()}"
+        written = f"{out_dir}/policy and {out_dir}/prm" if uses_prm() else f"{out_dir}/policy"
+        ending = f"wrote {written} after {clock.elapsed()}"
     log.close(finished=not stopped)
     print0(ending)
     rollout_engine.close()

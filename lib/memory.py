@@ -201,8 +201,8 @@ def sft_phases(size: ModelSize, gpus: int, *, tokens: int, checkpointing: bool) 
 
 def prime_phases(
     policy: ModelSize,
-    prm: ModelSize,
-    ref: ModelSize,
+    prm: ModelSize | None,
+    ref: ModelSize | None,
     gpus: int,
     *,
     tokens: int,
@@ -214,12 +214,13 @@ def prime_phases(
 ) -> dict:
     """{phase: Counter of bytes per GPU} of prime.py, whose passes have up to `tokens` tokens.
 
-    ref_frozen: there is a third model, the reference. With offload a phase holds the policy's
+    prm, ref: None where outcomes are the only rewards. ref_frozen: the reference is a model of its
+    own. With offload a phase holds the policy's
     weights and what it needs itself; the rest is in the host's memory.
     """
     of_policy = held(policy, gpus)
-    of_prm = held(prm, gpus, trained=prm_trained)
-    of_ref = held(ref, gpus, trained=False) if ref_frozen else NO_MEMORY
+    of_prm = held(prm, gpus, trained=prm_trained) if prm else NO_MEMORY
+    of_ref = held(ref, gpus, trained=False) if ref and ref_frozen else NO_MEMORY
 
     everything = of_policy + of_prm + of_ref
     if offload:
@@ -233,24 +234,24 @@ def prime_phases(
         with_prm = everything
         with_ref = everything
 
-    ref_pass = scoring_pass(ref, tokens) if ref_frozen else NO_MEMORY
-    if prm_trained:
+    ref_pass = scoring_pass(ref, tokens) if ref and ref_frozen else NO_MEMORY
+    prm_pass = NO_MEMORY
+    if prm and prm_trained:
         prm_pass = training_pass(prm, tokens, gpus, checkpointing)
-    else:
+    elif prm:
         prm_pass = scoring_pass(prm, tokens)
     policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy)
 
     # The weights on their way to the engine, at the largest tensor: gathered in fp32 (4), its cast
     # (2) and the copy that vLLM makes (2). The engine has all weights in bf16.
     sync = Counter(gathered=(4 + 2 + 2) * policy.head, engine=2 * policy.parameters)
-    return {
-        "rollout": idle,
-        "old": idle + scoring_pass(policy, tokens),
-        "ref": with_ref + ref_pass,
-        "prm": with_prm + prm_pass,
-        "policy": with_policy + policy_pass,
-        "sync": idle + sync,
-    }
+    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens)}
+    if prm:
+        phases["ref"] = with_ref + ref_pass
+        phases["prm"] = with_prm + prm_pass
+    phases["policy"] = with_policy + policy_pass
+    phases["sync"] = idle + sync
+    return phases
 
 
 def fits(phases: dict, gpu_size: float, engine_share: float = 0.0) -> bool:
@@ -355,6 +356,7 @@ def print_prime(
     prm_batch_rows: int,
     ppo_epochs: int,
     prm_update: str,
+    uses_prm: bool,
     ref_type: str,
     checkpointing: bool,
     entropy: bool,
@@ -366,20 +368,24 @@ def print_prime(
 ) -> None:
     """Print what a step of prime.py is, and what it takes of each of the GPUs.
 
-    The keywords are the script's settings; entropy: its loss has one.
+    The keywords are the script's settings; entropy: its loss has one; uses_prm: outcomes are not
+    the only rewards.
     Raises UserError if shard does not divide the GPUs.
     """
     shards = gpus_of_a_copy(gpus, shard)
     policy = model_size(path)
-    prm = model_size(prm_model) if prm_model else policy
-    ref = model_size(ref_model) if ref_model else prm
+    prm = None
+    ref = None
+    if uses_prm:
+        prm = model_size(prm_model) if prm_model else policy
+        ref = model_size(ref_model) if ref_model else prm
     print_model(policy, gpus, dtype)
 
     # A step.
     rows = prompts_per_step * samples_per_prompt
     longest = max_prompt_tokens + max_tokens
     policy_updates = -(-ppo_epochs * rows // batch_rows)
-    prm_updates = -(-rows // prm_batch_rows)
+    prm_updates = -(-rows // prm_batch_rows) if prm_update != "none" else 0
     print0(
         f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {rows} rows, "
         f"{rows / gpus:g} per GPU, of at most {longest} tokens; "
@@ -408,9 +414,11 @@ def print_prime(
         host = offloaded(policy, prm, ref, prm_trained, ref_frozen)
         print0(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
     print_fits(phases, gpu_memory)
+    saved = [policy, prm] if uses_prm else [policy]
     trained = [policy, prm] if prm_trained else [policy]
-    print_disk(trained, [policy, prm], dtype, keep_checkpoints)
-    for chosen in filter(None, (path, prm_model, ref_model)):
+    print_disk(trained, saved, dtype, keep_checkpoints)
+    others = (prm_model, ref_model) if uses_prm else ()
+    for chosen in filter(None, (path, *others)):
         print_positions(chosen, longest)
 
 
@@ -445,11 +453,17 @@ def gpus_of_a_copy(gpus: int, shard: int | None) -> int:
 
 
 def offloaded(
-    policy: ModelSize, prm: ModelSize, ref: ModelSize, prm_trained: bool, ref_frozen: bool
+    policy: ModelSize,
+    prm: ModelSize | None,
+    ref: ModelSize | None,
+    prm_trained: bool,
+    ref_frozen: bool,
 ) -> int:
     """Bytes that --offload=True keeps in the host's memory, for each copy of the state."""
-    total = held(policy, 1)["adam"] + held(prm, 1, trained=prm_trained).total()
-    if ref_frozen:
+    total = held(policy, 1)["adam"]
+    if prm:
+        total += held(prm, 1, trained=prm_trained).total()
+    if ref and ref_frozen:
         total += held(ref, 1, trained=False).total()
     return total
 

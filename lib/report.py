@@ -244,6 +244,9 @@ def print_status(metrics: dict, max_steps: int, seconds_left: float) -> None:
     """One line: the step's metrics, added ones included, its seconds per phase, and the ETA."""
     words = [f"step {metrics['step'] + 1}/{max_steps}"]
     for name, shown in STATUS:
+        # Outcomes alone have no PRM.
+        if name not in metrics:
+            continue
         words.append(shown.format(metrics[name]))
         if name == "outcome":
             words.append(f"kept {metrics['prompts_kept']}/{metrics['prompts_drawn']}")
@@ -269,7 +272,10 @@ def plot_curves(metrics_path: str, path: str) -> None:
     rows.index = rows.get("step", rows.index) + 1
 
     # Names per panel; an added metric has a panel to itself.
-    panels = dict(PANELS)
+    panels = {}
+    for title, names in PANELS.items():
+        if set(names) & set(rows.columns):
+            panels[title] = names
     for name in added_metrics(rows.columns):
         panels[name] = [name]
 

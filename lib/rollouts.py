@@ -348,7 +348,7 @@ def rollout_metrics(groups: list[Group], problems: list[Problem], find_answer: C
 def rows_for_log(step: int, groups: list[Group], problems, process, advantages, limit: int) -> list:
     """At most `limit` rows for samples.jsonl: what was written, its outcome, its tokens' rewards.
 
-    process and advantages [N, T]: of the groups' answers, in their order.
+    process and advantages [N, T]: of the groups' answers, in their order; process may be None.
     """
     rows = []
     for group in groups:
@@ -366,8 +366,9 @@ def rows_for_log(step: int, groups: list[Group], problems, process, advantages, 
                 outcome=answer.outcome,
                 finish_reason=answer.finish_reason,
                 tokens=answer.tokens,
-                process_rewards=[round(x, 4) for x in process[i, :n].tolist()],
-                advantages=[round(x, 3) for x in advantages[i, :n].tolist()],
             )
+            if process is not None:
+                row["process_rewards"] = [round(x, 4) for x in process[i, :n].tolist()]
+            row["advantages"] = [round(x, 3) for x in advantages[i, :n].tolist()]
             rows.append(row)
     return rows

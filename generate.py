@@ -114,6 +114,7 @@ def main():
 
     # Of all answers, those to learn from.
     rows = keep_judged(read_answers(path, identity, COLUMNS), judge)
+    rows = in_order_of(problems, rows)
     write_sft_set(rows, os.path.join(out_dir, "sft.jsonl"), sft_system_prompt, sft_max_tokens)
 
 
@@ -287,6 +288,20 @@ def keep_judged(rows: list[dict], judge: str | None) -> list[dict]:
             "another reward has graded them"
         )
     return kept
+
+
+def in_order_of(problems: list[Problem], rows: list[dict]) -> list[dict]:
+    """Rows in the order of their problems and samples: answers finish in an order by chance."""
+    places = {}
+    for place, problem in enumerate(problems):
+        places[str(problem.id), problem.text] = place
+
+    def order(row):
+        # Of other data than today's: last.
+        place = places.get((str(row["problem_id"]), row["problem"]), len(problems))
+        return place, row["sample"]
+
+    return sorted(rows, key=order)
 
 
 def write_sft_set(rows: list[dict], path: str, student_prompt: str, longest: int) -> None:

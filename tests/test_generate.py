@@ -403,3 +403,16 @@ def test_real_files_load(shared):
     for name, count in COUNTS.items():
         assert len(load_problems(shared / "data" / f"{name}.jsonl")) == count
     assert len(load_problems(shared / "data" / "math_test.jsonl.gz")) == 5000
+
+
+def test_rows_to_learn_from_are_in_the_order_of_the_data():
+    """In whatever order the answers were finished."""
+    problems = [Problem(number, text, [], "math", "1") for number, text in enumerate("cab")]
+    rows = [
+        dict(problem=text, problem_id=number, sample=k)
+        for k in (1, 0)
+        for number, text in [(2, "b"), (9, "z"), (0, "c"), (1, "a")]
+    ]
+    ordered = generate.in_order_of(problems, rows)
+    found = [(row["problem"], row["sample"]) for row in ordered]
+    assert found == [(text, k) for text in "cabz" for k in (0, 1)]

@@ -120,7 +120,8 @@ REAL_BOUND = "ᚦᚧᚨᚩᚪᚫ"
 STRIKING = (
     r"not|no|never|cannot|except(?:ing)?|unless|without|but|false|wrong|incorrect|fail(?:s|ed)?"
     r"|(?:reject|discard|exclud|omit|ignor|eliminat|dismiss|remov|contradict)[a-z]*|impossible"
-    r"|extraneous|spurious|un(?:acceptable|known|defined|true)|perhaps|maybe|in(?:valid|admissible|applicable|feasible)"
+    r"|extraneous|spurious|un(?:acceptable|known|defined|true)|perhaps|maybe"
+    r"|in(?:valid|admissible|applicable|feasible)"
 )
 OPERATING = (
     r"squared|cubed|factorial|negated|inverted|plus|minus"

@@ -341,6 +341,64 @@ def test_names_are_not_calculated_with(one, other, operand):
     assert not is_equiv(f"({one})^2", one)
 
 
+# One name each, with %s inside. Bars and differentials have letters inside, functions anything.
+BARS = [r"\overline{%s}", r"\widehat{%s}", r"\overrightarrow{%s}", r"\triangle %s"]
+FUNCTIONS_OF = ["f(%s)", "g'(%s)", r"\phi(%s)", "P(%s)", "E[%s]", r"\operatorname{foo}(%s)"]
+CAPITALS = st.lists(st.sampled_from("ABCDKMNXY"), min_size=2, max_size=3, unique=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(BARS), CAPITALS)
+def test_letters_under_a_bar_stay_together(bar, letters):
+    whole = bar % "".join(letters)
+    others = [
+        bar % "".join(letters[1:] + letters[:1]),
+        "".join(letters),
+        letters[0] + bar % "".join(letters[1:]),
+        bar % letters[0] + bar % "".join(letters[1:]),
+    ]
+    for other in others:
+        assert not is_equiv(other, whole)
+        assert not is_equiv(whole, other)
+    fraction = rf"\frac{{{whole}}}{{{bar % letters[0]}}}"
+    assert not is_equiv(bar % "".join(letters[1:]), fraction)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(FUNCTIONS_OF), st.integers(2, 9), st.sampled_from("abuvx"))
+def test_nothing_leaves_an_unknown_function(function, number, letter):
+    """It is not linear, and has no powers, products or differences of its arguments."""
+    whole = function % f"{number}{letter}"
+    others = [
+        f"{number}" + function % letter,
+        function % f"{number}" + function % letter,
+        function % f"{letter}+{number}",
+        whole.replace(letter, letter + "^2"),
+        f"({function % letter})^{number}",
+    ]
+    for other in others:
+        assert not is_equiv(other, whole)
+        assert not is_equiv(whole, other)
+    difference = function % f"{letter}+{number}"
+    assert not is_equiv(f"{difference}-{function % letter}", function % f"{number}")
+    assert not is_equiv(rf"\frac{{{whole}}}{{{function % letter}}}", f"{number}")
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from("uvwxyt"), st.sampled_from("pqrsxy"))
+def test_a_differential_is_no_product_with_d(one, other):
+    assert not is_equiv(f"d{one}", f"d \\cdot {one}")
+    assert not is_equiv(f"d{one}", one)
+    if one != other:
+        assert not is_equiv(rf"\frac{{d{one}}}{{d{other}}}", rf"\frac{{{one}}}{{{other}}}")
+        assert not is_equiv(rf"\frac{{d{one}}}{{d{other}}}", rf"\frac{{d{other}}}{{d{one}}}")
+        assert not is_equiv(f"{one}\\,d{other}", f"{other}\\,d{one}")
+        assert not is_equiv(f"d({one}{other})", f"d{one}\\,d{other}")
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(THING, OPERAND, SIGN), min_size=1, max_size=6), st.data())

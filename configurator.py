@@ -9,9 +9,9 @@ functions, classes or modules. --help shows the comments behind and above each s
 such as `# --- optimizer` as headings.
 
 Config files are applied from left to right, then the command line. A value must have the type of
-its default; an int is accepted for a float, and None is always accepted. Where the default is None,
-an annotation can state the type (shard: int = None). A config file contains assignments only; they
-may use other settings:  save_interval = max_steps // 10
+its default; an int is accepted for a float, and None for whatever is no number. Where the default
+is None, an annotation can state the type (shard: int = None). A config file contains assignments
+only; they may use other settings:  save_interval = max_steps // 10
 """
 
 import ast
@@ -71,8 +71,10 @@ def run(main, settings: dict):
     a bug in its traceback.
     """
     code = 0
+    defaults = values(settings)
     try:
-        configure(settings)
+        new = configure(settings)
+        _check_numbers(defaults, new)
         main()
     except BaseException as error:  # torch's CheckpointException is not an Exception
         code, message, rank_local = _explain(error)
@@ -87,6 +89,13 @@ def run(main, settings: dict):
     if "RANK" in os.environ:
         os._exit(code)
     sys.exit(code)
+
+
+def _check_numbers(defaults: dict, new: dict) -> None:
+    """Raise UserError for a setting that is None where a script has a number."""
+    for name, default in defaults.items():
+        if new[name] is None and isinstance(default, (bool, int, float)):
+            raise UserError(f"{name}=None: a value like {default} (--help lists the settings)")
 
 
 def _explain(error):

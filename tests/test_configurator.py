@@ -452,6 +452,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(script, argv):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["max_steps", "learning_rate", "compile_model"])
+def test_a_script_gets_no_none_for_a_number(script, name):
+    done = start(script, f"--{name}=None")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name}=None: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_script_gets_none_where_it_is_the_default_or_a_text(script):
+    assert start(script, "--limit=None", "--out_dir=None").returncode == 0
+
+
 def test_a_mistake_in_main_is_told_in_one_line(script):
     done = start(script, BODY="raise configurator.UserError('data.jsonl:3:\\n no prompt')")
     assert done.returncode == 2

@@ -140,6 +140,34 @@ def check_logprobs(answer: Answer) -> None:
 # vLLM
 
 
+def gpus_of_engine(path: str, wanted: int | None, colocated: bool, on_gpu: bool) -> int:
+    """Over how many GPUs a model is spread; wanted: None: as many as fit it, one if colocated.
+
+    Raises UserError if there are fewer.
+    """
+    count = torch.cuda.device_count()
+    if wanted is None:
+        return 1 if colocated else spread_gpus(path, count)
+    if on_gpu and wanted > count:
+        raise UserError(f"tensor_parallel={wanted}, but torch sees {count} GPUs here")
+    return wanted
+
+
+def memory_settings(on_gpu: bool, gpu_memory: float) -> dict:
+    """vLLM's settings that depend on where it runs; gpu_memory: its share of a GPU."""
+    if on_gpu:
+        return dict(gpu_memory_utilization=gpu_memory)
+    return dict(
+        # There gpu_memory_utilization would be a share of the host's memory.
+        kv_cache_memory_bytes=2**28,
+        # To compile would take minutes.
+        enforce_eager=True,
+        # After a part of a prompt vLLM rewinds the request's random numbers, which it cannot do on
+        # a CPU.
+        enable_chunked_prefill=False,
+    )
+
+
 class VLLMEngine(Engine):
     """vLLM, in the trainer's process (colocated) or in processes of its own."""
 
@@ -158,27 +186,7 @@ class VLLMEngine(Engine):
         self.dtype = dtype
         self.on_gpu = device.type == "cuda"
 
-        if tensor_parallel is None:
-            tensor_parallel = 1
-            if not colocated:
-                tensor_parallel = spread_gpus(path, torch.cuda.device_count())
-        if self.on_gpu and tensor_parallel > torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise UserError(f"tensor_parallel={tensor_parallel}, but torch sees {count} GPUs here")
-
-        if self.on_gpu:
-            machine = dict(gpu_memory_utilization=gpu_memory)
-        else:
-            machine = dict(
-                # There gpu_memory_utilization would be a share of the host's memory.
-                kv_cache_memory_bytes=2**28,
-                # To compile would take minutes.
-                enforce_eager=True,
-                # After a part of a prompt vLLM rewinds the request's random numbers, which it
-                # cannot do on a CPU.
-                enable_chunked_prefill=False,
-            )
-
+        tensor_parallel = gpus_of_engine(path, tensor_parallel, colocated, self.on_gpu)
         prepare_import(self.on_gpu, colocated)
         with same_compile_threads(), refusals_in_a_line(path):
             from vllm import LLM
@@ -202,7 +210,7 @@ class VLLMEngine(Engine):
                 enable_prefix_caching=True,
                 # torchrun has started the processes: vLLM starts none of its own.
                 distributed_executor_backend="external_launcher" if colocated else None,
-                **machine,
+                **memory_settings(self.on_gpu, gpu_memory),
             )
         if colocated:
             hide_warnings_of_layers_without_weights(model_config(path).tie_word_embeddings)

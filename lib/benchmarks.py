@@ -208,12 +208,15 @@ def load_benchmark(
 
     check_ids(problems, benchmark.source)
     if benchmark.count is not None:
-        expected = min(benchmark.count, max_problems or benchmark.count)
-        if len(problems) != expected:
-            print0(
-                f"note: {name} has {len(problems)} problems here, {benchmark.count} are published"
-            )
+        compare_count(name, len(problems), benchmark.count, max_problems)
     return problems
+
+
+def compare_count(name: str, found: int, published: int, max_problems: int | None) -> None:
+    """Say if a benchmark has other problems than the published ones."""
+    expected = min(published, max_problems or published)
+    if found != expected:
+        print0(f"note: {name} has {found} problems here, {published} are published")
 
 
 def check_ids(problems: list[Problem], source: str) -> None:

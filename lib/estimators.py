@@ -37,15 +37,19 @@ def check_groups(rewards, mask, n_samples: int):
 def group_statistics(rewards, mask, n_samples: int):
     """Mean and standard deviation [N, 1] of the rewards of all K rows of a row's group."""
     paid = mask.view(-1, n_samples * mask.shape[1])  # [prompts, K T]
-    values = torch.where(paid, rewards.reshape(paid.shape), 0.0)
+    rewards = rewards.reshape(paid.shape)
+    values = torch.where(paid, rewards, 0.0)
     count = paid.sum(-1, keepdim=True)
-    mean = values.sum(-1, keepdim=True) / count
+    total = values.sum(-1, keepdim=True)
+    mean = total / count
 
-    squares = torch.where(paid, (values - mean) ** 2, 0.0)
+    squares = (values - mean) ** 2
+    squares = torch.where(paid, squares, 0.0)
     freedom = (count - 1).clamp(min=1)
     variance = squares.sum(-1, keepdim=True) / freedom
     std = variance.sqrt()
 
+    # The same for each of a prompt's rows.
     mean_of_row = mean.repeat_interleave(n_samples, 0)
     std_of_row = std.repeat_interleave(n_samples, 0)
     return mean_of_row, std_of_row
@@ -59,7 +63,8 @@ def grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
     """
     mask = check_groups(rewards, mask, n_samples)
     mean, std = group_statistics(rewards, mask, n_samples)
-    scaled = (rewards - mean) / (std + 1e-6)
+    centred = rewards - mean
+    scaled = centred / (std + 1e-6)
     scaled = torch.where(mask, scaled, 0.0)
     return suffix_sum(scaled, gamma)
 
@@ -73,7 +78,8 @@ def dr_grpo(rewards, mask, n_samples: int, gamma: float = 1.0):
     """
     mask = check_groups(rewards, mask, n_samples)
     mean, _ = group_statistics(rewards, mask, n_samples)
-    centred = torch.where(mask, rewards - mean, 0.0)
+    centred = rewards - mean
+    centred = torch.where(mask, centred, 0.0)
     return suffix_sum(centred, gamma)
 
 
@@ -81,5 +87,6 @@ def reinforce(rewards, mask, n_samples: int, gamma: float = 1.0):
     """REINFORCE's returns [N, T] with the mean reward of the whole batch as the baseline."""
     mask = check_groups(rewards, mask, n_samples)
     mean = rewards[mask].mean()
-    centred = torch.where(mask, rewards - mean, 0.0)
+    centred = rewards - mean
+    centred = torch.where(mask, centred, 0.0)
     return suffix_sum(centred, gamma)

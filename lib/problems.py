@@ -342,14 +342,8 @@ def tokenize_messages(
         raise ValueError("no assistant message")
     if answers[0] == 0:
         raise ValueError("the assistant begins: nothing is there to answer")
-    tokens = []
-    scored = []
 
-    def add(ids, score):
-        tokens.extend(ids)
-        scored.extend([score] * len(ids))
-
-    end_token = tokenizer.eos_token
+    pieces = []  # (ids, scored)
     rendered = ""  # the conversation up to and with the last turn that was added
     for i in answers:
         prompt, full = render_turn(tokenizer, messages[: i + 1])
@@ -359,30 +353,49 @@ def tokenize_messages(
             )
 
         # What stands before the assistant's words.
-        context = prompt[len(rendered) :]
-        if not tokens:
-            add(encode(tokenizer, prompt), not mask_prompt)
+        if not pieces:
+            context = encode(tokenizer, prompt)
         else:
-            add(encode_after(tokenizer, rendered, context), not mask_prompt)
+            context = encode_after(tokenizer, rendered, prompt[len(rendered) :])
+        pieces.append((context, not mask_prompt))
 
         # The words up to the end token; what a template writes behind it belongs to the next turn.
-        end = full.rfind(end_token, len(prompt))
-        rendered = full if end < 0 else full[: end + len(end_token)]
-        answer = rendered[len(prompt) :]
-        while answer.endswith(end_token):
-            answer = answer.removesuffix(end_token)
-
-        before = prompt
-        for piece, from_tool in split_tool_output(answer):
-            if from_tool:
-                add(encode_words(tokenizer, TOOL_STOP, piece), not mask_output)
-                before = TOOL_END
-            else:
-                add(encode_after(tokenizer, before, piece), True)
+        end = full.rfind(tokenizer.eos_token, len(prompt))
+        rendered = full if end < 0 else full[: end + len(tokenizer.eos_token)]
+        pieces += tokenize_answer(tokenizer, prompt, rendered[len(prompt) :], mask_output)
 
         # Between the turns of a longer talk a prompt has no end token but the template's.
         if end >= 0 or i == answers[-1]:
-            add([tokenizer.eos_token_id], True)
+            pieces.append(([tokenizer.eos_token_id], True))
+    return join_pieces(pieces)
+
+
+def tokenize_answer(tokenizer, prompt: str, answer: str, mask_output: bool) -> list[tuple]:
+    """(ids, scored) of the pieces of an answer, its own words and those of its tool.
+
+    prompt: what stands before it. End tokens are left out.
+    """
+    while answer.endswith(tokenizer.eos_token):
+        answer = answer.removesuffix(tokenizer.eos_token)
+
+    pieces = []
+    before = prompt
+    for text, from_tool in split_tool_output(answer):
+        if from_tool:
+            pieces.append((encode_words(tokenizer, TOOL_STOP, text), not mask_output))
+            before = TOOL_END
+        else:
+            pieces.append((encode_after(tokenizer, before, text), True))
+    return pieces
+
+
+def join_pieces(pieces: list[tuple]) -> tuple[list[int], list[bool]]:
+    """(ids, scored) of pieces -> (tokens, scored) of the whole."""
+    tokens = []
+    scored = []
+    for ids, is_scored in pieces:
+        tokens.extend(ids)
+        scored.extend([is_scored] * len(ids))
     return tokens, scored
 
 

@@ -25,8 +25,15 @@ def answer_key(row: dict) -> tuple:
     the rendered one, so another system prompt or chat template makes another answer.
     """
     sampling = json.dumps(row["sampling"], sort_keys=True)
-    question = row["benchmark"], str(row["problem_id"]), row["sample"]
-    return *question, row["mode"], row["seed"], sampling, row["prompt"]
+    return (
+        row["benchmark"],
+        str(row["problem_id"]),
+        row["sample"],
+        row["mode"],
+        row["seed"],
+        sampling,
+        row["prompt"],
+    )
 
 
 class ResponseFile:
@@ -44,14 +51,16 @@ class ResponseFile:
         return f"{self.path}.rank{rank}"
 
     def parts(self) -> list[str]:
-        return glob.glob(glob.escape(self.path) + ".rank*")
+        path = glob.escape(self.path)
+        return glob.glob(path + ".rank*")
 
     def read(self, identity: dict) -> dict[tuple, dict]:
         """{answer_key: row} of the file and its parts. identity: as for read_answers()."""
         rows = {}
         for path in [self.path, *self.parts()]:
             for row in read_answers(path, identity, COLUMNS):
-                rows[answer_key(row)] = row
+                key = answer_key(row)
+                rows[key] = row
         return rows
 
     def write(self, rows: Iterable[dict]) -> None:
@@ -66,15 +75,19 @@ class ResponseFile:
 
 def write_rows(path: str, rows: Iterable[dict]) -> None:
     """Write a .jsonl file completely or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = []
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False)
+        lines.append(line + "\n")
     write_file(path, "".join(lines))
 
 
 def write_file(path: str, text: str) -> None:
     """Write a file completely or not at all."""
     # What has no UTF-8, half a surrogate pair, becomes an escape that JSON knows.
-    Path(path + ".tmp").write_text(text, "utf-8", "backslashreplace")
-    os.replace(path + ".tmp", path)
+    unfinished = Path(path + ".tmp")
+    unfinished.write_text(text, "utf-8", "backslashreplace")
+    os.replace(unfinished, path)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -100,7 +113,8 @@ def grade_again(pairs: list[tuple[dict, Problem]], grader, reward: str | None) -
     """Give (row, problem) pairs a new verdict. grader: a Grader; reward: its reward_name()."""
     responses = [row["response"] for row, _ in pairs]
     references = [problem.reference for _, problem in pairs]
-    for (row, problem), score in zip(pairs, grader.grade(responses, references)):
+    scores = grader.grade(responses, references)
+    for (row, problem), score in zip(pairs, scores):
         row["correct"] = score == 1.0
         row["ground_truth"] = problem.ground_truth
         row["failure"] = score.failure

@@ -26,12 +26,18 @@ def markdown(rows: list[dict]) -> str:
         if any(row[column] != "" for row in rows):
             columns.append(column)
 
-    alignment = ["---", "---"] + ["--:"] * (len(columns) - 2)
-    lines = [columns, alignment]
+    alignment = ["---", "---"]
+    alignment += ["--:"] * (len(columns) - 2)
+    table = [columns, alignment]
     for row in rows:
         cells = [show(row[column]) for column in columns]
-        lines.append(cells)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        table.append(cells)
+
+    lines = []
+    for cells in table:
+        line = " | ".join(cells)
+        lines.append(f"| {line} |\n")
+    return "".join(lines)
 
 
 def show(cell) -> str:
@@ -73,13 +79,24 @@ def score_rows(results: dict, published: dict, samples: int) -> list[dict]:
                 row[column] = summary["score"].get(metric, "")
             row["published"] = numbers.get(name, "")
             row[f"published maj@{samples}"] = numbers.get(f"{name} maj@{samples}", "")
-            row["tokens"] = f"{summary['tokens']:.0f}"
-            row["truncated"] = f"{summary['truncated']:.1%}"
-            row["no box"] = f"{summary['no_box']:.1%}" if "no_box" in summary else ""
-            reasons = summary.get("given_up", {})
-            row["given up"] = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            row |= answer_cells(summary)
             rows.append(row)
     return rows
+
+
+def answer_cells(summary: dict) -> dict:
+    """How long the answers are, and how many of them lack something."""
+    no_box = ""
+    if "no_box" in summary:
+        no_box = f"{summary['no_box']:.1%}"
+    reasons = summary.get("given_up", {})
+    given_up = [f"{count} {reason}" for reason, count in reasons.items()]
+    return {
+        "tokens": f"{summary['tokens']:.0f}",
+        "truncated": f"{summary['truncated']:.1%}",
+        "no box": no_box,
+        "given up": ", ".join(given_up),
+    }
 
 
 def group_rows(results: dict) -> list[dict]:
@@ -87,12 +104,13 @@ def group_rows(results: dict) -> list[dict]:
     rows = {}
     for model, scores in results.items():
         for name, summary in scores.items():
-            for group, (mean, error, count) in summary.get("by_group", {}).items():
-                if (name, group) not in rows:
-                    row = {"benchmark": name, "group": group, "N": count}
-                    row |= dict.fromkeys(results, "")
-                    rows[name, group] = row
-                rows[name, group][model] = (mean, error)
+            groups = summary.get("by_group", {})
+            for group, (mean, error, count) in groups.items():
+                key = (name, group)
+                if key not in rows:
+                    rows[key] = {"benchmark": name, "group": group, "N": count}
+                    rows[key] |= dict.fromkeys(results, "")
+                rows[key][model] = (mean, error)
     return list(rows.values())
 
 
@@ -115,26 +133,39 @@ def comparable(published: dict, sets) -> dict:
 def differences(results: dict, published: dict) -> list[str]:
     """Lines: is a model's difference from its published column, or the model before it, noise?"""
     lines = []
-    for (model, scores), (column, numbers) in zip(results.items(), published.items()):
-        for name, summary in scores.items():
-            if name not in numbers or "greedy" not in summary["score"]:
-                continue
-            lead, noise = against_published(summary, numbers[name], name == "average")
-            inside = "within" if abs(lead) <= noise else "beyond"
-            lines.append(
-                f"{name}: {model} {lead:+.1f} against {column} as published, "
-                f"{inside} the noise of two runs (± {noise:.1f})"
-            )
-
+    for model, column in zip(results, published):
+        lines += differences_from_published(model, results[model], column, published[column])
     for old, new in itertools.pairwise(results):
         for mode in ("greedy", "sampled"):
-            for name in results[new]:
-                a = results[new][name].get("values", {})
-                b = results[old][name].get("values", {})
-                # An average has no values, and one of the models may have no answers.
-                if mode in a and mode in b:
-                    difference = against_model(a[mode], b[mode], old)
-                    lines.append(f"{name}, {mode}: {new} {difference}")
+            lines += differences_from_model(new, results[new], old, results[old], mode)
+    return lines
+
+
+def differences_from_published(model: str, scores: dict, column: str, numbers: dict) -> list[str]:
+    """A line per benchmark of which a number is published. scores: {benchmark: summary}."""
+    lines = []
+    for name, summary in scores.items():
+        if name not in numbers or "greedy" not in summary["score"]:
+            continue
+        lead, noise = against_published(summary, numbers[name], name == "average")
+        inside = "within" if abs(lead) <= noise else "beyond"
+        lines.append(
+            f"{name}: {model} {lead:+.1f} against {column} as published, "
+            f"{inside} the noise of two runs (± {noise:.1f})"
+        )
+    return lines
+
+
+def differences_from_model(new: str, scores: dict, old: str, before: dict, mode: str) -> list[str]:
+    """A line per benchmark that both models have answered in this mode."""
+    lines = []
+    for name, summary in scores.items():
+        a = summary.get("values", {})
+        b = before[name].get("values", {})
+        # An average has no values, and one of the models may have no answers.
+        if mode in a and mode in b:
+            difference = against_model(a[mode], b[mode], old)
+            lines.append(f"{name}, {mode}: {new} {difference}")
     return lines
 
 

@@ -9,13 +9,15 @@
     optimizer_step(model, optimizer, 1e-6, grad_clip=1.0)
     save_model(model, tokenizer, "out/model", torch.bfloat16, source="Qwen/Qwen2.5-Math-7B")
 
-There is no padding: the rows of a batch are concatenated, and attention stays inside a row.
+There is no padding: the rows of a batch are concatenated, and attention stays inside a row. The
+answers to one prompt share it (see pack()).
 Weights and Adam's state are fp32 and sharded over all processes; passes compute in `dtype`.
 """
 
 import functools
 import glob
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -39,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
 from lib.finite import NotFinite, check_finite, names_not_finite, row_list
-from lib.packing import micro_batches
+from lib.packing import micro_batches, rows_by_prompt
 from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
@@ -56,7 +58,7 @@ GB = 2**30
 # rows -> batches
 
 
-def pack(rows: list, device: torch.device) -> dict:
+def pack(rows: list, device: torch.device, prompts: list[int] | None = None) -> dict:
     """One packed batch of rows, each (tokens [t], scored [t]: which tokens get a log-probability).
 
     pack([([5, 6, 7], [0, 1, 1]), ([8, 9], [0, 1])], device) holds
@@ -67,49 +69,110 @@ def pack(rows: list, device: torch.device) -> dict:
         cu_seq_lens_q  [B+1]   0 3 5          where rows begin and end
         max_length_q           3              a Python number
     The first token of a row is never scored: nothing predicts it.
+
+    prompts: the first so many tokens of each row are its prompt. Rows with one prompt that stand
+    next to each other share it: only the first of them has its tokens. Two answers [7 8] and [9]
+    to the prompt [5 6] become
+        input_ids      [1, T]  5 6 7 8 9
+        position_ids   [1, T]  0 1 2 3 2
+        predict        [n]     1 2 1          the prompt's end predicts both answers' first tokens
+        targets        [n]     7 8 9
+        cu_seq_lens_q  [B+1]   0 4 5
+        keys           [S]     0 1 2 3 0 1 4  the tokens that a row's attention sees, row after row
+        cu_seq_lens_k  [B+1]   0 4 7
+        max_length_k           4
     """
-    tokens = torch.cat([torch.as_tensor(tokens, dtype=torch.long) for tokens, _ in rows])
+    tokens = torch.cat([torch.as_tensor(tokens, dtype=torch.long) for tokens, _ in rows])  # [S]
     scored = torch.cat([torch.as_tensor(scored, dtype=torch.bool) for _, scored in rows])
     lengths = torch.tensor([len(tokens) for tokens, _ in rows])
     starts = lengths.cumsum(0) - lengths
     scored[starts] = False
     where = scored.nonzero().squeeze(-1)
 
+    # Which tokens a row has for itself, and the place of each of its tokens in the batch.
+    first, shared = shared_prompts(rows, prompts)
+    position = torch.arange(len(tokens)) - starts.repeat_interleave(lengths)
+    own = position >= shared.repeat_interleave(lengths)
+    place = own.cumsum(0) - 1
+    same_in_first = starts[first].repeat_interleave(lengths) + position
+    place = torch.where(own, place, place[torch.where(own, 0, same_in_first)])
+
     batch = dict(
-        input_ids=tokens[None],
-        position_ids=torch.arange(len(tokens))[None] - starts.repeat_interleave(lengths),
-        predict=where - 1,
+        input_ids=tokens[own][None],
+        position_ids=position[own][None],
+        predict=place[where - 1],
         targets=tokens[where],
-        cu_seq_lens_q=F.pad(lengths.cumsum(0), (1, 0)).int(),
+        cu_seq_lens_q=F.pad((lengths - shared).cumsum(0), (1, 0)).int(),
     )
+    if shared.any():
+        batch["keys"] = place
+        batch["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int()
 
     # Copies from pinned memory do not wait for what the GPU is still doing.
     for name, tensor in batch.items():
         if torch.device(device).type == "cuda":
             tensor = tensor.pin_memory()
         batch[name] = tensor.to(device, non_blocking=True)
-    batch["max_length_q"] = lengths.max().item()
+    batch["max_length_q"] = (lengths - shared).max().item()
+    if shared.any():
+        batch["max_length_k"] = lengths.max().item()
     return batch
 
 
-def my_micro_batches(
-    lengths: list[int], budget: int, rows: list[int] | None = None
-) -> tuple[list[list[int]], int]:
+def shared_prompts(rows: list, prompts: list[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """([B] the row that has the tokens of a row's prompt, [B] how many of them a row leaves out).
+
+    See pack(). A row that has its prompt itself is its own first one, and leaves out none.
+    """
+    first = list(range(len(rows)))
+    shared = [0] * len(rows)
+    for row in range(1, len(rows) if prompts else 0):
+        before, _ = rows[first[row - 1]]
+        tokens, _ = rows[row]
+        n = prompts[row]
+        if n == prompts[row - 1] and tokens[:n] == before[:n]:
+            first[row] = first[row - 1]
+            shared[row] = n
+    return torch.tensor(first), torch.tensor(shared)
+
+
+def my_micro_batches(lengths: list[int], budget: int) -> tuple[list[list[int]], int]:
     """(the micro-batches of this process, idle), for rows of which every process knows the lengths.
 
-    rows: the numbers of the rows to deal; None: all. idle: passes that other processes make beyond
-    these. idle_passes() takes part in them:
+    idle: passes that other processes make beyond these. idle_passes() takes part in them:
 
         batches, idle = my_micro_batches(lengths, budget)
-        for numbers in batches:
+        for rows in batches:
             ...
         idle_passes(model, idle, device)
     """
+    return my_share([[row] for row in range(len(lengths))], lengths, budget)
+
+
+def my_shared_batches(
+    batch: Batch, budget: int, rows: list[int] | None = None
+) -> tuple[list[list[int]], int]:
+    """my_micro_batches() of rows of a Batch (None: all), in which answers to one prompt share it.
+
+    The prompt counts once for the rows of a micro-batch that share it.
+    """
     if rows is None:
-        rows = list(range(len(lengths)))
-    dealt = micro_batches([lengths[row] for row in rows], budget, dist.get_world_size())
+        rows = list(range(len(batch.lengths)))
+    groups, tokens = rows_by_prompt(
+        rows, batch.prompts, batch.prompt_lengths, batch.lengths, budget, dist.get_world_size()
+    )
+    return my_share(groups, tokens, budget)
+
+
+def my_share(groups: list[list[int]], tokens: list[int], budget: int):
+    """What my_micro_batches() returns, for groups of rows that stay together; tokens: of each."""
+    dealt = micro_batches(tokens, budget, dist.get_world_size())
     mine = dealt[dist.get_rank()]
-    batches = [[rows[i] for i in members] for members in mine if members]
+    batches = []
+    for members in mine:
+        if members:
+            of_each = [groups[i] for i in members]
+            batches.append(list(itertools.chain.from_iterable(of_each)))
     return batches, len(mine) - len(batches)
 
 
@@ -210,10 +273,12 @@ def row_logprobs(
 ):
     """(log-probabilities [n, T], entropies [n, T] or None) of the responses of n rows of a batch.
 
-    Both are 0 outside batch.mask. This is token_logprobs() for rows that are padded to T tokens.
+    Both are 0 outside batch.mask. This is token_logprobs() for rows that are padded to T tokens,
+    and share the prompts of rows that stand next to each other.
     """
     pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
-    packed = pack(pairs, batch.mask.device)
+    prompts = [batch.prompt_lengths[i] for i in rows]
+    packed = pack(pairs, batch.mask.device, prompts)
     mask = batch.mask[rows]
     if not entropy:
         return unpack(token_logprobs(model, packed, temperature), mask), None
@@ -243,7 +308,7 @@ def score(
     """
     logprobs = torch.zeros(batch.mask.shape, device=batch.mask.device)
     entropies = torch.zeros_like(logprobs) if entropy else None
-    mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens)
+    mine, idle = my_shared_batches(batch, micro_batch_tokens)
     for rows in mine:
         values = row_logprobs(model, batch, rows, temperature, entropy)
         logprobs[rows] = values[0]
@@ -275,55 +340,75 @@ def packed_attention(
     scaling=None,
     cu_seq_lens_q=None,
     max_length_q=None,
+    keys=None,
+    cu_seq_lens_k=None,
+    max_length_k=None,
     kernel="padded",
     **_,
 ):
     """Causal attention inside each row of a packed batch, in the form that transformers calls.
 
     query [1, H, T, D]; key, value [1, G, T, D] with G heads for groups of queries -> [1, T, H, D].
+    The rest is that of pack(): without `keys`, a row's queries see the row's own keys.
     """
     q = query[0].transpose(0, 1)  # [T, H, D]
     k = key[0].transpose(0, 1)
     v = value[0].transpose(0, 1)
+    if keys is None:
+        cu_seq_lens_k = cu_seq_lens_q
+        max_length_k = max_length_q
+    else:
+        k = k.index_select(0, keys)  # [S, G, D]
+        v = v.index_select(0, keys)
+
     kernels = dict(flash_attn=flash_attention, varlen=varlen_attention, padded=padded_attention)
-    out = kernels[kernel](q, k, v, cu_seq_lens_q, max_length_q, scaling)
+    ends = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+    out = kernels[kernel](q, k, v, *ends, scaling)
     return out[None], None
 
 
-def flash_attention(q, k, v, cu_seq_lens, max_length, scale):
-    """The kernel of the flash-attn package: q [T, H, D]; k, v [T, G, D] -> [T, H, D]."""
+def flash_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
+    """The kernel of the flash-attn package: q [T, H, D]; k, v [S, G, D] -> [T, H, D].
+
+    A row's queries are the last tokens of the row: the causal mask is aligned at its end.
+    """
     from flash_attn import flash_attn_varlen_func
 
-    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
-    return flash_attn_varlen_func(q, k, v, *rows, softmax_scale=scale, causal=True)
+    ends = (cu_seq_lens_q, cu_seq_lens_k, max_q, max_k)
+    return flash_attn_varlen_func(q, k, v, *ends, softmax_scale=scale, causal=True)
 
 
-def varlen_attention(q, k, v, cu_seq_lens, max_length, scale):
+def varlen_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
     """The same by the kernel that comes with torch."""
     from torch.nn.attention.varlen import varlen_attn
 
     # A window of everything before and nothing after is what torch calls causal here.
-    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
-    return varlen_attn(q, k, v, *rows, scale=scale, window_size=(-1, 0), enable_gqa=True)
+    ends = (cu_seq_lens_q, cu_seq_lens_k, max_q, max_k)
+    return varlen_attn(q, k, v, *ends, scale=scale, window_size=(-1, 0), enable_gqa=True)
 
 
-def padded_attention(q, k, v, cu_seq_lens, max_length, scale):
+def padded_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
     """The same on any device: rows are padded on the right, in groups of similar length.
 
     At most half of what is computed is padding: one long row does not make all others long.
     """
-    lengths = cu_seq_lens.diff().tolist()
-    groups = similar_lengths(lengths)
+    queries = cu_seq_lens_q.diff()  # [B]
+    lengths = cu_seq_lens_k.diff()
+    groups = similar_lengths(lengths.tolist())
     if len(groups) == 1:
-        return padded_rows(q, k, v, lengths, scale)
+        return padded_rows(q, k, v, queries, lengths, scale)
 
-    # The numbers of the tokens of each group.
-    tokens = torch.arange(len(q), device=q.device).split(lengths)
-    order = [torch.cat([tokens[row] for row in rows]) for rows in groups]
+    # The numbers of the queries and the keys of each row.
+    query_numbers = torch.arange(len(q), device=q.device).split(queries.tolist())
+    key_numbers = torch.arange(len(k), device=q.device).split(lengths.tolist())
+    order = []
     parts = []
-    for rows, where in zip(groups, order):
-        of_group = (x.index_select(0, where) for x in (q, k, v))
-        parts.append(padded_rows(*of_group, [lengths[row] for row in rows], scale))
+    for rows in groups:
+        own_queries = torch.cat([query_numbers[row] for row in rows])
+        own_keys = torch.cat([key_numbers[row] for row in rows])
+        of_group = (q[own_queries], k[own_keys], v[own_keys])
+        parts.append(padded_rows(*of_group, queries[rows], lengths[rows], scale))
+        order.append(own_queries)
 
     # Back into the order of the batch.
     return torch.cat(parts).index_select(0, torch.cat(order).argsort())
@@ -349,25 +434,38 @@ def similar_lengths(lengths: list[int]) -> list[list[int]]:
     return [sorted(rows) for rows in groups]
 
 
-def padded_rows(q, k, v, lengths: list[int], scale):
-    """Attention inside rows of these lengths, all padded to the longest: [T, H, D].
+def padded_rows(q, k, v, queries, lengths, scale):
+    """Attention inside rows of so many queries [B] and keys [B], padded to the longest: [T, H, D].
 
-    The causal mask alone keeps the padding, which lies behind a row, out of every valid token.
+    A row's queries are its last tokens, and stand in their columns, behind empty ones for a prompt
+    that another row has. The causal mask alone keeps the padding, which lies behind a row, out of
+    every valid token.
     """
-    longest = max(lengths)
-    lengths = torch.tensor(lengths, device=q.device)  # [B]
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)  # [T]
-    starts = lengths.cumsum(0) - lengths
-    column = torch.arange(len(q), device=q.device) - starts[row]  # [T]
+    longest = lengths.max().item()
+    query_places = row_and_column(queries, lengths - queries)
+    key_places = row_and_column(lengths, torch.zeros_like(lengths))
 
-    def pad(x):
+    def pad(x, places):
         empty = x.new_zeros(len(lengths), longest, *x.shape[1:])
-        return empty.index_put((row, column), x).transpose(1, 2)  # [B, H or G, L, D]
+        return empty.index_put(places, x).transpose(1, 2)  # [B, H or G, L, D]
 
     out = F.scaled_dot_product_attention(
-        pad(q), pad(k), pad(v), is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        pad(q, query_places),
+        pad(k, key_places),
+        pad(v, key_places),
+        is_causal=True,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out.transpose(1, 2)[row, column]  # [T, H, D]
+    return out.transpose(1, 2)[query_places]  # [T, H, D]
+
+
+def row_and_column(counts, first):
+    """(row [T], column [T]) of the tokens of rows, which begin in these columns [B]."""
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(len(row), device=counts.device) - starts[row] + first[row]
+    return row, column
 
 
 # --------------------------------------------------------------------------------------------------

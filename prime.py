@@ -73,6 +73,7 @@ from lib.run import (
     check_limits,
     cores,
     is_due,
+    leave_distributed,
     local_processes,
     machine_words,
     make_run_folder,
@@ -91,7 +92,7 @@ from model import (
     longest_batch,
     make_optimizer,
     move,
-    my_micro_batches,
+    my_shared_batches,
     on_device,
     optimizer_step,
     row_logprobs,
@@ -438,9 +439,10 @@ def collect_groups(rollout_engine, grader, stream, step: int) -> tuple[list[Grou
     return kept[:prompts_per_step], drawn
 
 
-def sampling_metrics(drawn: list[Group], stream: PromptStream) -> dict:
-    """Metrics of all groups that were drawn."""
+def sampling_metrics(kept: list[Group], drawn: list[Group], stream: PromptStream) -> dict:
+    """Metrics of all groups that were drawn, of which some were kept."""
     metrics = rollout_metrics(drawn, stream.problems, extract_answer)
+    metrics["prompts_kept"] = len(kept)
     metrics["kept_share"] = sum(map(passes_filter, drawn)) / len(drawn)
     metrics["too_long"] = stream.too_long
     return metrics
@@ -527,7 +529,7 @@ def train_prm(models: Models, batch: Batch, ref_logprobs, step: int):
     for low in range(0, N, prm_batch_rows):
         minibatch = list(range(low, min(low + prm_batch_rows, N)))
         loss_sum = torch.zeros((), dtype=torch.float64, device=torch_device)
-        mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens, minibatch)
+        mine, idle = my_shared_batches(batch, micro_batch_tokens, minibatch)
 
         for rows in mine:
             logprobs, _ = row_logprobs(models.prm, batch, rows)
@@ -593,7 +595,7 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
 
     for minibatch in minibatches(N, step):
         loss_sum = torch.zeros((), dtype=torch.float64, device=torch_device)
-        mine, idle = my_micro_batches(batch.lengths, micro_batch_tokens, minibatch)
+        mine, idle = my_shared_batches(batch, micro_batch_tokens, minibatch)
         for rows in mine:
             mask = batch.mask[rows]
             logprobs, entropies = row_logprobs(policy, batch, rows, temperature, entropy_coef != 0)
@@ -803,7 +805,7 @@ def print_memory() -> None:
         offload shard dtype gpu_memory keep_checkpoints"""
     own = {name: globals()[name] for name in names.split()}
     more = dict(uses_prm=uses_prm(), entropy=entropy_coef != 0)
-    memory.print_prime(model, memory.gpus_of_this_run(), **own, **more)
+    memory.print_prime(model, memory.gpus_of_this_run(), memory.PrimeRun(**own, **more))
 
 
 def run_longest_batch(models: Models, rollout_engine, torch_device) -> None:
@@ -857,16 +859,24 @@ def save_run(models: Models, steps_done: int, state: dict) -> None:
     save_checkpoint(folder, steps_done, models.trained, state, keep_checkpoints)
 
 
-def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> None:
-    """Policy and PRM, if there is one, as Hugging Face folders."""
+def save_before_the_end(models: Models, step: int, start: int, state: dict) -> None:
+    """Save what was trained up to `step`, unless it is saved: a run that began at `start` ends."""
+    is_saved = step == start or is_due(save_interval, step, max_steps)
+    if save_interval and not is_saved:
+        save_run(models, step, state)
+
+
+def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> list[str]:
+    """Policy and PRM, if there is one, as Hugging Face folders. Returns their paths."""
     if offload:
         move(torch_device, models.prm)
-    policy_path = os.path.join(out_dir, "policy")
-    prm_path = os.path.join(out_dir, "prm")
+    paths = [os.path.join(out_dir, "policy")]
     with waiting_for("the models' files", timeout_minutes):
-        save_model(models.policy, tokenizer, policy_path, torch_dtype, model)
+        save_model(models.policy, tokenizer, paths[0], torch_dtype, model)
         if models.prm is not None:
-            save_model(models.prm, tokenizer, prm_path, torch_dtype, prm_model or model)
+            paths.append(os.path.join(out_dir, "prm"))
+            save_model(models.prm, tokenizer, paths[1], torch_dtype, prm_model or model)
+    return paths
 
 
 # ----------------------------------------------------------------------------------------------
@@ -895,6 +905,7 @@ def main():
         models = load_models(torch_device, torch_dtype)
     if dry_run:
         run_longest_batch(models, rollout_engine, torch_device)
+        leave_distributed()
         return
 
     start, state = resume(models, rollout_engine, stream)
@@ -914,11 +925,7 @@ def main():
             clock.start("rollout", step)
             kept, drawn = collect_groups(rollout_engine, grader, stream, step)
             if len(kept) < prompts_per_step:
-                # Save what is trained so far, unless it is saved: `state` is still that of the step
-                # before. Then end the run, with an error unless the problems are solved.
-                is_saved = step == start or is_due(save_interval, step, max_steps)
-                if save_interval and not is_saved:
-                    save_run(models, step, state)
+                save_before_the_end(models, step, start, state)
                 end_of_problems(kept, drawn, prompts_per_step, filter_low, filter_high, step)
                 break
             rollout_engine.sleep()
@@ -965,8 +972,8 @@ def main():
 
             # Report. A metric that is added to `metrics` reaches the file, the line and the curves.
             samples = state["samples"] + len(drawn) * samples_per_prompt
-            metrics |= dict(step=step, samples=samples, prompts_kept=len(kept))
-            metrics |= sampling_metrics(drawn, stream)
+            metrics |= dict(step=step, samples=samples)
+            metrics |= sampling_metrics(kept, drawn, stream)
             if held_out.problems and is_due(eval_interval, step + 1, max_steps):
                 clock.start("eval")
                 metrics |= evaluate(rollout_engine, grader, held_out)
@@ -986,16 +993,13 @@ def main():
 
     # The models' folders, unless the run is to go on later.
     if stopped:
-        ending = f"stopped after step {step + 1}: start again with the same command to resume"
+        print0(f"stopped after step {step + 1}: start again with the same command to resume")
     else:
-        save_models(models, tokenizer, torch_device, torch_dtype)
-        written = f"{out_dir}/policy and {out_dir}/prm" if uses_prm() else f"{out_dir}/policy"
-        ending = f"wrote {written} after {clock.elapsed()}"
+        paths = save_models(models, tokenizer, torch_device, torch_dtype)
+        print0(f"wrote {' and '.join(paths)} after {clock.elapsed()}")
     log.close(finished=not stopped)
-    print0(ending)
     rollout_engine.close()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_distributed()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from lib.run import (
     check_limits,
     is_due,
     keep_lines,
+    leave_distributed,
     machine_words,
     make_run_folder,
     pick_device,
@@ -251,7 +252,7 @@ def run_longest_batch(torch_device, torch_dtype) -> None:
     setup_distributed(torch_device, timeout_minutes)
     net, optimizer = load_net(torch_device, torch_dtype)
     longest_batch([(net, optimizer)], max(micro_batch_tokens, max_length), torch_device)
-    dist.destroy_process_group()
+    leave_distributed()
 
 
 def load_net(torch_device, torch_dtype):
@@ -435,7 +436,7 @@ def main():
         with waiting_for("the model's files", timeout_minutes):
             save_model(net, text_tokenizer, path, torch_dtype, model)
         print0(f"wrote {path} after {clock.elapsed()}")
-    dist.destroy_process_group()
+    leave_distributed()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,8 +43,8 @@ from transformers import AutoTokenizer, Qwen2Config
 from configurator import UserError
 from engine import make_engine
 from lib.memory import GB, model_size, prime_phases, sft_phases
-from lib.run import pick_device, setup_distributed
-from model import load_model, longest_batch, make_optimizer, packed_attention
+from lib.run import leave_distributed, pick_device, setup_distributed
+from model import load_model, longest_batch, make_optimizer, pack, packed_attention
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,12 +91,27 @@ def has_package(name):
 
 
 def check_attention(args, device, dtype):
-    """Each kernel on rows of a quarter to twice args.tokens, 14.5 x args.tokens in all."""
+    """Each kernel on rows of a quarter to twice args.tokens, and on answers that share prompts."""
     torch.manual_seed(0)
     lengths = [args.tokens // 4, 2 * args.tokens] * 7 + [args.tokens // 4]
-    total = sum(lengths)
+    rows = [([0] * length, [1] * length) for length in lengths]
+    check_kernels("attention", pack(rows, device), lengths, args, device, dtype)
+
+    # Three answers of args.tokens / 4 to each of four prompts of args.tokens.
+    answer = args.tokens // 4
+    lengths = [args.tokens + answer] * 12
+    rows = []
+    for number in range(12):
+        prompt = [number // 3] * args.tokens
+        rows.append((prompt + [0] * answer, [0] * args.tokens + [1] * answer))
+    batch = pack(rows, device, [args.tokens] * 12)
+    check_kernels("attention with shared prompts", batch, lengths, args, device, dtype)
+
+
+def check_kernels(name, batch, lengths, args, device, dtype):
+    """Values, gradients and time of each kernel on a packed batch whose rows are so long."""
+    total = batch["input_ids"].numel()
     head_size = args.hidden // args.heads
-    cu_seq_lens = torch.tensor([0, *lengths], device=device).cumsum(0).int()
 
     def random_heads(heads):
         shape = (1, heads, total, head_size)
@@ -107,19 +121,18 @@ def check_attention(args, device, dtype):
     key = random_heads(args.groups)
     value = random_heads(args.groups)
     gradient = torch.randn(1, args.heads, total, head_size, device=device, dtype=dtype)
-    expected = exact_attention(query, key, value, gradient, lengths)
+    keys = batch.get("keys", torch.arange(total, device=device))
+    expected = exact_attention(query, key, value, gradient, lengths, keys)
 
+    names = ("cu_seq_lens_q", "max_length_q", "keys", "cu_seq_lens_k", "max_length_k")
+    about_rows = {name: batch.get(name) for name in names}
     for kernel in kernels_of(device):
-        rows = dict(
-            scaling=head_size**-0.5,
-            cu_seq_lens_q=cu_seq_lens,
-            max_length_q=max(lengths),
-            kernel=kernel,
-        )
         times = []
         for _ in range(3):
             started = clock(device)
-            out, _ = packed_attention(None, query, key, value, None, **rows)
+            out, _ = packed_attention(
+                None, query, key, value, None, head_size**-0.5, kernel=kernel, **about_rows
+            )
             out = out.transpose(1, 2)
             gradients = torch.autograd.grad(out, (query, key, value), gradient)
             times.append(clock(device) - started)
@@ -128,7 +141,7 @@ def check_attention(args, device, dtype):
         errors = largest_errors([out, *gradients], expected)
         words = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         tell(
-            f"attention, {kernel}",
+            f"{name}, {kernel}",
             f"{total} tokens, {milliseconds:.1f} ms, largest errors {words}",
             f"errors below {LARGEST_ERROR}",
             max(errors.values()) < LARGEST_ERROR,
@@ -152,16 +165,23 @@ def kernels_of(device):
     return ["varlen", "padded"]
 
 
-def exact_attention(query, key, value, gradient, lengths):
-    """Attention's output and the gradients of its inputs in float32, one sequence at a time."""
+def exact_attention(query, key, value, gradient, lengths, keys):
+    """Attention's output and the gradients of its inputs in float32, one sequence at a time.
+
+    keys [S]: the tokens of all sequences, one after the other. A token that several sequences have
+    has the same output in each.
+    """
     inputs = [x.detach().float().requires_grad_() for x in (query, key, value)]
     scale = query.shape[-1] ** -0.5
-    pieces = [x.split(lengths, dim=2) for x in inputs]
+    pieces = [x[:, :, keys].split(lengths, dim=2) for x in inputs]
     outputs = []
     for q, k, v in zip(*pieces):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         outputs.append(out)
-    out = torch.cat(outputs, dim=2)
+
+    places = torch.empty(query.shape[2], dtype=torch.long, device=keys.device)
+    places[keys] = torch.arange(len(keys), device=keys.device)
+    out = torch.cat(outputs, dim=2)[:, :, places]
     return [out, *torch.autograd.grad(out, inputs, gradient.detach().float())]
 
 
@@ -475,7 +495,7 @@ def main():
             began = time.time()
             checks[part]()
             tell(part, f"{time.time() - began:.0f} s")
-    dist.destroy_process_group()
+    leave_distributed()
 
     failed = VERDICTS.count("FAIL")
     print(f"{len(VERDICTS) - failed} of {len(VERDICTS)} as expected")

@@ -55,12 +55,14 @@ def phases_of_sft(size, gpus):
 
 def phases_of_prime(size, gpus, offload=False):
     longest = prime.max_prompt_tokens + prime.max_tokens
+    tokens = max(prime.micro_batch_tokens, longest)
     return prime_phases(
         size,
         size,
         size,
         gpus,
-        tokens=max(prime.micro_batch_tokens, longest),
+        tokens=tokens,
+        keys=prime.samples_per_prompt * tokens,
         prm_trained=prime.prm_update != "none",
         ref_frozen=prime.ref_type == "freeze",
         checkpointing=prime.checkpointing,

@@ -132,16 +132,29 @@ def held(size: ModelSize, gpus: int, trained: bool = True) -> Counter:
     )
 
 
-def scoring_pass(size: ModelSize, tokens: int) -> Counter:
-    """Bytes on top of held() for a pass over `tokens` tokens without gradients, at its peak."""
-    in_a_layer = Counter(
+def scoring_pass(size: ModelSize, tokens: int, keys: int = 0) -> Counter:
+    """Bytes on top of held() for a pass over `tokens` tokens without gradients, at its peak.
+
+    keys: tokens of all rows of a pass if rows share prompts, each with a copy of its own; else 0.
+    """
+    in_attention = Counter(
         # The root in bf16; this layer and the next one, which is gathered ahead.
+        gathered=2 * size.root + 2 * 2 * size.layer,
+        # Per token: the residual stream, its norm, the queries and the output; keys and values.
+        activations=tokens * 4 * 2 * size.hidden + copied_keys(size, tokens + keys),
+    )
+    in_a_layer = Counter(
         gathered=2 * size.root + 2 * 2 * size.layer,
         # Per token: gate, up and their product; the residual stream.
         activations=tokens * (3 * 2 * size.intermediate + 2 * size.hidden),
     )
     at_the_head = Counter(gathered=2 * size.root, logits=logits(size))
-    return max(in_a_layer, at_the_head, key=Counter.total)
+    return max(in_attention, in_a_layer, at_the_head, key=Counter.total)
+
+
+def copied_keys(size: ModelSize, keys: int) -> int:
+    """Bytes of a layer's keys and values for so many tokens."""
+    return keys * size.cache // size.layers
 
 
 def logits(size: ModelSize, entropy: bool = False) -> int:
@@ -156,11 +169,17 @@ def logits(size: ModelSize, entropy: bool = False) -> int:
 
 
 def training_pass(
-    size: ModelSize, tokens: int, gpus: int, checkpointing: bool = True, entropy: bool = False
+    size: ModelSize,
+    tokens: int,
+    gpus: int,
+    checkpointing: bool = True,
+    entropy: bool = False,
+    keys: int = 0,
 ) -> Counter:
     """Bytes on top of held() for a forward and backward pass over `tokens` tokens, at its peak.
 
-    It is the second pass or a later one of an update: there are gradients already.
+    It is the second pass or a later one of an update: there are gradients already. keys: as for
+    scoring_pass().
     """
     # Kept per token in a layer for its backward pass: gate, silu(gate), up and their product in
     # bf16; two norms (fp32 input, normalized, output: 8 bytes each), queries (2), the output of
@@ -169,12 +188,15 @@ def training_pass(
 
     # Per token in a layer's backward pass: the gradients of two of the intermediate tensors. With
     # checkpointing a layer keeps its input only, and one layer at a time is computed again.
+    # The copies of keys and values are kept like the rest; their gradients need less than those of
+    # the intermediate tensors, which are gone by then.
     working = tokens * 2 * 2 * size.intermediate
+    of_all_tokens = tokens * of_a_layer + copied_keys(size, keys)
     if checkpointing:
         kept = tokens * size.layers * 2 * size.hidden
-        working += tokens * of_a_layer
+        working += of_all_tokens
     else:
-        kept = tokens * size.layers * of_a_layer
+        kept = size.layers * of_all_tokens
 
     # In bf16 throughout: the root, and the gradient of the head, which waits for the embeddings'.
     # In a layer's backward pass: its weights and those of the next one in bf16 (2, 2), its gradient
@@ -206,6 +228,7 @@ def prime_phases(
     gpus: int,
     *,
     tokens: int,
+    keys: int = 0,
     prm_trained: bool = True,
     ref_frozen: bool = True,
     checkpointing: bool = True,
@@ -214,9 +237,9 @@ def prime_phases(
 ) -> dict:
     """{phase: Counter of bytes per GPU} of prime.py, whose passes have up to `tokens` tokens.
 
-    prm, ref: None where outcomes are the only rewards. ref_frozen: the reference is a model of its
-    own. With offload a phase holds the policy's
-    weights and what it needs itself; the rest is in the host's memory.
+    keys: as for scoring_pass(). prm, ref: None where outcomes are the only rewards. ref_frozen: the
+    reference is a model of its own. With offload a phase holds the policy's weights and what it
+    needs itself; the rest is in the host's memory.
     """
     of_policy = held(policy, gpus)
     of_prm = held(prm, gpus, trained=prm_trained) if prm else NO_MEMORY
@@ -234,18 +257,18 @@ def prime_phases(
         with_prm = everything
         with_ref = everything
 
-    ref_pass = scoring_pass(ref, tokens) if ref and ref_frozen else NO_MEMORY
+    ref_pass = scoring_pass(ref, tokens, keys) if ref and ref_frozen else NO_MEMORY
     prm_pass = NO_MEMORY
     if prm and prm_trained:
-        prm_pass = training_pass(prm, tokens, gpus, checkpointing)
+        prm_pass = training_pass(prm, tokens, gpus, checkpointing, keys=keys)
     elif prm:
-        prm_pass = scoring_pass(prm, tokens)
-    policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy)
+        prm_pass = scoring_pass(prm, tokens, keys)
+    policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy, keys)
 
     # The weights on their way to the engine, at the largest tensor: gathered in fp32 (4), its cast
     # (2) and the copy that vLLM makes (2). The engine has all weights in bf16.
     sync = Counter(gathered=(4 + 2 + 2) * policy.head, engine=2 * policy.parameters)
-    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens)}
+    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens, keys)}
     if prm:
         phases["ref"] = with_ref + ref_pass
         phases["prm"] = with_prm + prm_pass
@@ -341,85 +364,109 @@ def print_sft(
     print_disk([size], [size], dtype, keep_checkpoints)
 
 
-def print_prime(
-    path,
-    gpus: int,
-    *,
-    prm_model: str | None,
-    ref_model: str | None,
-    prompts_per_step: int,
-    samples_per_prompt: int,
-    max_prompt_tokens: int,
-    max_tokens: int,
-    micro_batch_tokens: int,
-    batch_rows: int,
-    prm_batch_rows: int,
-    ppo_epochs: int,
-    prm_update: str,
-    uses_prm: bool,
-    ref_type: str,
-    checkpointing: bool,
-    entropy: bool,
-    offload: bool,
-    shard: int | None,
-    dtype: str,
-    gpu_memory: float,
-    keep_checkpoints: int = 2,
-) -> None:
+@dataclass(frozen=True)
+class PrimeRun:
+    """The settings of prime.py that its memory depends on, under their names.
+
+    entropy: its loss has one. uses_prm: outcomes are not the only rewards.
+    """
+
+    prm_model: str | None
+    ref_model: str | None
+    prompts_per_step: int
+    samples_per_prompt: int
+    max_prompt_tokens: int
+    max_tokens: int
+    micro_batch_tokens: int
+    batch_rows: int
+    prm_batch_rows: int
+    ppo_epochs: int
+    prm_update: str
+    uses_prm: bool
+    ref_type: str
+    checkpointing: bool
+    entropy: bool
+    offload: bool
+    shard: int | None
+    dtype: str
+    gpu_memory: float
+    keep_checkpoints: int = 2
+
+    @property
+    def prm_trained(self) -> bool:
+        return self.prm_update != "none"
+
+    @property
+    def ref_frozen(self) -> bool:
+        return self.ref_type == "freeze"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self.max_prompt_tokens + self.max_tokens
+
+
+def print_prime(path, gpus: int, run: PrimeRun) -> None:
     """Print what a step of prime.py is, and what it takes of each of the GPUs.
 
-    The keywords are the script's settings; entropy: its loss has one; uses_prm: outcomes are not
-    the only rewards.
     Raises UserError if shard does not divide the GPUs.
     """
-    shards = gpus_of_a_copy(gpus, shard)
+    shards = gpus_of_a_copy(gpus, run.shard)
     policy = model_size(path)
     prm = None
     ref = None
-    if uses_prm:
-        prm = model_size(prm_model) if prm_model else policy
-        ref = model_size(ref_model) if ref_model else prm
-    print_model(policy, gpus, dtype)
+    if run.uses_prm:
+        prm = model_size(run.prm_model) if run.prm_model else policy
+        ref = model_size(run.ref_model) if run.ref_model else prm
 
-    # A step.
-    rows = prompts_per_step * samples_per_prompt
-    longest = max_prompt_tokens + max_tokens
-    policy_updates = -(-ppo_epochs * rows // batch_rows)
-    prm_updates = -(-rows // prm_batch_rows) if prm_update != "none" else 0
+    print_model(policy, gpus, run.dtype)
+    print_step(run, gpus)
+    phases = phases_of_run(run, policy, prm, ref, shards)
+    print_phases(phases, run.gpu_memory)
+    print_room(policy, 1, run.gpu_memory, run.longest)
+    if run.offload:
+        host = offloaded(policy, prm, ref, run.prm_trained, run.ref_frozen)
+        print0(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
+    print_fits(phases, run.gpu_memory)
+
+    saved = [policy, prm] if run.uses_prm else [policy]
+    trained = [policy, prm] if run.prm_trained else [policy]
+    print_disk(trained, saved, run.dtype, run.keep_checkpoints)
+    others = (run.prm_model, run.ref_model) if run.uses_prm else ()
+    for chosen in filter(None, (path, *others)):
+        print_positions(chosen, run.longest)
+
+
+def print_step(run: PrimeRun, gpus: int) -> None:
+    """Print the rows and the updates of a step of prime.py."""
+    rows = run.prompts_per_step * run.samples_per_prompt
+    policy_updates = -(-run.ppo_epochs * rows // run.batch_rows)
+    prm_updates = -(-rows // run.prm_batch_rows) if run.prm_trained else 0
     print0(
-        f"a step: {prompts_per_step} prompts x {samples_per_prompt} samples = {rows} rows, "
-        f"{rows / gpus:g} per GPU, of at most {longest} tokens; "
+        f"a step: {run.prompts_per_step} prompts x {run.samples_per_prompt} samples = {rows} rows, "
+        f"{rows / gpus:g} per GPU, of at most {run.longest} tokens; "
         f"{policy_updates} updates of the policy, {prm_updates} of the PRM"
     )
-    print_micro_batches(min(rows, batch_rows), gpus, micro_batch_tokens, longest)
+    print_micro_batches(min(rows, run.batch_rows), gpus, run.micro_batch_tokens, run.longest)
 
-    # Its phases.
-    prm_trained = prm_update != "none"
-    ref_frozen = ref_type == "freeze"
-    phases = prime_phases(
+
+def phases_of_run(run: PrimeRun, policy, prm, ref, gpus: int) -> dict:
+    """prime_phases() of a run of these models' sizes on so many GPUs."""
+    tokens = max(run.micro_batch_tokens, run.longest)
+    return prime_phases(
         policy,
         prm,
         ref,
-        shards,
-        tokens=max(micro_batch_tokens, longest),
-        prm_trained=prm_trained,
-        ref_frozen=ref_frozen,
-        checkpointing=checkpointing,
-        entropy=entropy,
-        offload=offload,
+        gpus,
+        tokens=tokens,
+        # At most: when the answers are short beside their prompt.
+        keys=run.samples_per_prompt * tokens,
+        prm_trained=run.prm_trained,
+        ref_frozen=run.ref_frozen,
+        checkpointing=run.checkpointing,
+        entropy=run.entropy,
+        offload=run.offload,
     )
-    print_phases(phases, gpu_memory)
-    print_room(policy, 1, gpu_memory, longest)
-    if offload:
-        host = offloaded(policy, prm, ref, prm_trained, ref_frozen)
-        print0(f"in the host's memory, for each copy of the state: {host / GB:.0f} GB")
-    print_fits(phases, gpu_memory)
-    saved = [policy, prm] if uses_prm else [policy]
-    trained = [policy, prm] if prm_trained else [policy]
-    print_disk(trained, saved, dtype, keep_checkpoints)
-    others = (prm_model, ref_model) if uses_prm else ()
-    for chosen in filter(None, (path, *others)):
-        print_positions(chosen, longest)
 
 
 def print_engine(

@@ -120,8 +120,7 @@ def rollout(
     the i-th prompt has the seed sample_seed(*seed_words, i, k), so what is sampled does not depend
     on the number of ranks. An answer that did not end by itself has outcome 0.
     """
-    world_size = dist.get_world_size()
-    mine = list(enumerate(prompts))[dist.get_rank() :: world_size]
+    mine = list(enumerate(prompts))[dist.get_rank() :: dist.get_world_size()]
 
     # The K requests of a prompt stand next to each other.
     groups = {}
@@ -146,13 +145,17 @@ def rollout(
         score = future.result()
         answer.outcome = float(score)
         answer.failure = score.failure
+    return of_all_ranks(groups, len(prompts))
 
-    by_rank = [None] * world_size
+
+def of_all_ranks(groups: dict[int, Group], count: int) -> list[Group]:
+    """The groups of all ranks by their numbers, 0 to count - 1. Collective."""
+    by_rank = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, groups)
     merged = {}
     for part in by_rank:
         merged.update(part)
-    return [merged[i] for i in range(len(prompts))]
+    return [merged[i] for i in range(count)]
 
 
 @dataclass
@@ -161,13 +164,16 @@ class Batch:
 
     tokens: ids of prompt and response. scored: 1 for each of them that the model wrote, else 0
     (the prompt, a tool's output); only tokens with 1 get log-probabilities, rewards and losses.
-    mask [N, T] bool is `scored` of the response alone, padded. lengths: tokens per row.
+    mask [N, T] bool is `scored` of the response alone, padded. lengths: tokens per row;
+    prompt_lengths: those of its prompt. prompts: the number of its prompt, the same for K rows.
     outcomes [N]; engine_logprobs [N, T]: what the engine reported while sampling.
     """
 
     tokens: list[list[int]]
     scored: list[list[int]]
     lengths: list[int]
+    prompt_lengths: list[int]
+    prompts: list[int]
     mask: torch.Tensor
     outcomes: torch.Tensor
     engine_logprobs: torch.Tensor
@@ -188,13 +194,17 @@ def make_batch(groups: list[Group], device: torch.device) -> Batch:
     """Groups of graded answers as a Batch.
 
     Two answers [7 8] and [9] to the prompt [5 6] become the tokens [[5 6 7 8] [5 6 9]], scored
-    [[0 0 1 1] [0 0 1]], lengths [4 3], mask [[1 1] [1 0]].
+    [[0 0 1 1] [0 0 1]], lengths [4 3], prompt_lengths [2 2], prompts [0 0], mask [[1 1] [1 0]].
     """
     tokens = []
     scored = []
+    prompt_lengths = []
+    prompts = []
     answers = []
-    for group in groups:
+    for number, group in enumerate(groups):
         for answer in group.answers:
+            prompt_lengths.append(len(group.prompt))
+            prompts.append(number)
             tokens.append(group.prompt + answer.tokens)
             scored.append([0] * len(group.prompt) + answer.mask)
             answers.append(answer)
@@ -212,6 +222,8 @@ def make_batch(groups: list[Group], device: torch.device) -> Batch:
         tokens=tokens,
         scored=scored,
         lengths=[len(row) for row in tokens],
+        prompt_lengths=prompt_lengths,
+        prompts=prompts,
         mask=mask.to(device),
         outcomes=torch.tensor([answer.outcome for answer in answers], device=device),
         engine_logprobs=engine_logprobs.to(device),

@@ -190,6 +190,16 @@ def setup_distributed(device: torch.device, minutes: float = 60) -> tuple[int, i
     return dist.get_rank(), dist.get_world_size()
 
 
+def leave_distributed() -> None:
+    """Leave the process group, once all processes have come here. Collective."""
+    if not dist.is_initialized():
+        return
+    # Who leaves closes its connections, over which another may still be receiving. The tensor is on
+    # the CPU, where all processes can wait for each other, whatever their GPUs do.
+    dist.all_reduce(torch.zeros(1))
+    dist.destroy_process_group()
+
+
 @contextlib.contextmanager
 def waiting_for(phase, minutes: float):
     """Name the phase in which another process did not arrive in time.

@@ -63,7 +63,8 @@ def run(*command, check=True, env=None, timeout=300, cwd=ROOT):
         check=False,
     )
     if check:
-        output = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        # The first lines of what went wrong say more than what torchrun adds to them.
+        output = f"{done.stdout[-3000:]}\n{done.stderr[:3000]}\n...\n{done.stderr[-3000:]}"
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{output}"
     return done
 

@@ -82,8 +82,11 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def one_sequence(module, query, key, value, mask, scaling=None, **_):
-    """Attention of a single sequence, which needs no packing."""
+def one_sequence(module, query, key, value, mask, scaling=None, keys=None, **_):
+    """Attention of a single sequence, which needs no packing; with `keys`, of as many copies."""
+    if keys is not None:
+        key = key.index_select(2, keys)
+        value = value.index_select(2, keys)
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=True
     )
@@ -101,14 +104,23 @@ def fake_gpus():
     dist.destroy_process_group()
 
 
-def measure_passes(config, tokens, checkpointing, entropy):
+def rows_of_a_prompt(tokens, samples):
+    """A batch of so many tokens: one row, or a prompt of half of them with several answers."""
+    if samples == 1:
+        return model.pack([([5] * tokens, [1] * tokens)], "cpu")
+    prompt = tokens // 2
+    answer = (tokens - prompt) // samples
+    row = ([5] * (prompt + answer), [0] * prompt + [1] * answer)
+    return model.pack([row] * samples, "cpu", [prompt] * samples)
+
+
+def measure_passes(config, batch, checkpointing, entropy):
     """Bytes of (weights, scoring pass at its peak, training pass at its peak) of the first GPU.
 
     They are the passes of model.py, the weights included; the training pass is the second one of
     an update, beside the gradients of the first.
     """
     AttentionInterface.register("one_sequence", one_sequence)
-    batch = model.pack([([5] * tokens, [1] * tokens)], "cpu")
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, attn_implementation="one_sequence").float()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -147,29 +159,34 @@ def measure_passes(config, tokens, checkpointing, entropy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, gpus, tokens, checkpointing, entropy",
+    "name, gpus, tokens, samples, checkpointing, entropy",
     [
-        ("0.5B", 2, 4096, False, True),
-        ("1.5B", 1, 8192, True, False),
-        ("7B", 8, 16384, True, False),
+        ("0.5B", 2, 4096, 1, False, True),
+        ("0.5B", 2, 4096, 16, False, False),
+        ("1.5B", 1, 8192, 1, True, False),
+        ("1.5B", 1, 8192, 64, True, False),
+        ("7B", 8, 16384, 1, True, False),
     ],
 )
 def test_predicted_memory_is_that_of_real_passes(
-    fake_gpus, name, gpus, tokens, checkpointing, entropy
+    fake_gpus, name, gpus, tokens, samples, checkpointing, entropy
 ):
     fake_gpus(gpus)
     config = Qwen2Config(**memory_table.MODELS[name], max_position_embeddings=tokens)
-    weights, scoring, training = measure_passes(config, tokens, checkpointing, entropy)
+    batch = rows_of_a_prompt(tokens, samples)
+    assert batch["input_ids"].numel() == tokens
+    keys = len(batch.get("keys", []))
+    weights, scoring, training = measure_passes(config, batch, checkpointing, entropy)
 
     size = memory.model_size(config)
     held = memory.held(size, gpus)
     assert weights == pytest.approx(held["weights"], rel=0.01)
 
-    predicted = weights + memory.scoring_pass(size, tokens).total()
+    predicted = weights + memory.scoring_pass(size, tokens, keys).total()
     assert scoring == pytest.approx(predicted, rel=0.1)
 
     # Adam's state was not made above: with it this is the most that a GPU holds.
-    on_top = memory.training_pass(size, tokens, gpus, checkpointing, entropy)
+    on_top = memory.training_pass(size, tokens, gpus, checkpointing, entropy, keys)
     predicted = held.total() + on_top.total()
     assert training + held["adam"] == pytest.approx(predicted, rel=0.1)
 
@@ -218,6 +235,16 @@ def test_what_is_held_by_hand(size_7b):
 
 def phases_of(size, **changes):
     return memory.prime_phases(size, size, size, 8, tokens=4096, **changes)
+
+
+def test_copies_of_keys_and_values_by_hand(size_7b):
+    """7B: 4 heads of 128 numbers of 2 bytes, of keys and of values, in each of 28 layers."""
+    of_a_token = 2 * 2 * 4 * 128
+    assert memory.copied_keys(size_7b, 1000) == 1000 * of_a_token
+    for checkpointing, layers in ((True, 1), (False, 28)):
+        without = memory.training_pass(size_7b, 16384, 8, checkpointing)
+        shared = memory.training_pass(size_7b, 16384, 8, checkpointing, keys=1000)
+        assert (shared - without).total() == layers * 1000 * of_a_token
 
 
 def test_phases_of_prime(size_7b):
@@ -346,6 +373,10 @@ PRIME = dict(
 )
 
 
+def print_prime(path, gpus, **changes):
+    memory.print_prime(path, gpus, memory.PrimeRun(**PRIME | changes))
+
+
 def test_print_sft(config_7b, capsys):
     memory.print_sft(config_7b, 4, **SFT)
     out = capsys.readouterr().out
@@ -361,7 +392,7 @@ def test_print_sft(config_7b, capsys):
 
 
 def test_print_prime(config_7b, capsys):
-    memory.print_prime(config_7b, 8, **PRIME)
+    print_prime(config_7b, 8)
     out = capsys.readouterr().out
     assert "256 prompts x 4 samples = 1024 rows, 128 per GPU, of at most 4096 tokens" in out
     assert "4 updates of the policy, 4 of the PRM" in out
@@ -371,7 +402,7 @@ def test_print_prime(config_7b, capsys):
     assert "host's memory" not in out
     assert totals(out)["rollout"] == pytest.approx(26 * 7_615_616_512 / 8 / GB, abs=0.06)
 
-    memory.print_prime(config_7b, 8, **PRIME | dict(offload=True))
+    print_prime(config_7b, 8, offload=True)
     out = capsys.readouterr().out
     assert "in the host's memory, for each copy of the state: 156 GB" in out
     assert totals(out)["rollout"] == pytest.approx(4 * 7_615_616_512 / 8 / GB, abs=0.06)
@@ -387,12 +418,12 @@ def test_shard_must_divide_the_processes(config_7b):
     with pytest.raises(UserError, match="shard=3 does not divide the 4 processes"):
         memory.print_sft(config_7b, 4, **SFT | dict(shard=3))
     with pytest.raises(UserError, match="shard=3 does not divide the 4 processes"):
-        memory.print_prime(config_7b, 4, **PRIME | dict(shard=3))
+        print_prime(config_7b, 4, shard=3)
 
 
 def test_copies_of_the_state(config_7b, capsys):
     """With --shard=2 each pair of GPUs has a copy, so each GPU holds what one of two would."""
-    memory.print_prime(config_7b, 8, **PRIME | dict(shard=2))
+    print_prime(config_7b, 8, shard=2)
     rollout = totals(capsys.readouterr().out)["rollout"]
     assert rollout == pytest.approx(26 * 7_615_616_512 / 2 / GB, abs=0.06)
 
@@ -504,14 +535,14 @@ def test_disk_in_the_dry_run(config_7b, capsys):
     out = capsys.readouterr().out
     assert "a checkpoint 91.4 GB, 3 of them while one is written 274.2 GB" in out
     assert "models at the end 15.2 GB" in out
-    memory.print_prime(config_7b, 8, **PRIME, keep_checkpoints=2)
+    print_prime(config_7b, 8, keep_checkpoints=2)
     out = capsys.readouterr().out
     assert "a checkpoint 182.8 GB, 3 of them while one is written 548.3 GB" in out
     assert "models at the end 30.5 GB" in out
-    memory.print_prime(config_7b, 8, **PRIME | dict(prm_update="none"), keep_checkpoints=1)
+    print_prime(config_7b, 8, prm_update="none", keep_checkpoints=1)
     assert "a checkpoint 91.4 GB, 2 of them" in capsys.readouterr().out
     alone = dict(prm_update="none", uses_prm=False)
-    memory.print_prime(config_7b, 8, **PRIME | alone, keep_checkpoints=1)
+    print_prime(config_7b, 8, **alone, keep_checkpoints=1)
     out = capsys.readouterr().out
     assert "0 of the PRM" in out
     assert "models at the end 15.2 GB" in out
@@ -563,11 +594,11 @@ def test_only_the_first_process_looks(disk, monkeypatch):
 
 def test_texts_longer_than_a_model_was_made_for(config_7b, folder_7b, tmp_path, capsys):
     """Neither the policy nor the PRM: rotary positions would be new to it."""
-    memory.print_prime(str(folder_7b), 8, **PRIME)
+    print_prime(str(folder_7b), 8)
     assert "would stop" not in capsys.readouterr().out
-    memory.print_prime(str(folder_7b), 8, **PRIME | dict(max_tokens=7168))
+    print_prime(str(folder_7b), 8, max_tokens=7168)
     assert f"= 8192, but {folder_7b} has 4096 positions: lower" in capsys.readouterr().out
     short = Qwen2Config(**config_7b.to_dict() | dict(max_position_embeddings=2048))
     short.save_pretrained(tmp_path)
-    memory.print_prime(str(folder_7b), 8, **PRIME | dict(prm_model=str(tmp_path)))
+    print_prime(str(folder_7b), 8, prm_model=str(tmp_path))
     assert f"= 4096, but {tmp_path} has 2048 positions" in capsys.readouterr().out

@@ -235,10 +235,10 @@ def test_idle_passes_without_gradients(tmp_path, group):
 
 
 FEWER_ROWS_THAN_PROCESSES = """
-import sys
+import os, sys
 import torch
 import torch.distributed as dist
-from lib.run import all_sum, setup_distributed
+from lib.run import all_sum, leave_distributed, setup_distributed
 from model import (
     full_tensors, idle_passes, load_model, make_optimizer, my_micro_batches, optimizer_step, pack,
     token_logprobs,
@@ -271,7 +271,8 @@ result = dict(full_tensors(net), norm=torch.tensor(norm), loss=torch.tensor(loss
 result["loss after"] = torch.tensor(all_sum(loss, device))
 if rank == 0:
     torch.save(result, path)
-dist.destroy_process_group()
+leave_distributed()
+os._exit(0)  # see configurator.run()
 """
 
 
@@ -474,7 +475,7 @@ def test_padded_attention_and_its_gradients(lengths):
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     results = []
     for out in (
-        model.padded_attention(*tensors, offsets, max(lengths), 0.3),
+        model.padded_attention(*tensors, offsets, offsets, max(lengths), max(lengths), 0.3),
         attention_by_hand(*tensors, lengths, 0.3),
     ):
         gradients = torch.autograd.grad(out.sin().sum(), tensors)
@@ -521,7 +522,7 @@ def test_a_long_row_does_not_make_the_others_long():
     q = torch.randn(sum(lengths), 2, 4, requires_grad=True)
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     with Largest() as largest:
-        model.padded_attention(q, q, q, offsets, 1000, None).sum().backward()
+        model.padded_attention(q, q, q, offsets, offsets, 1000, 1000, None).sum().backward()
     assert largest.elements <= 2 * q.numel()
 
 
@@ -719,11 +720,11 @@ def test_compiled_layers_change_nothing(tmp_path, group):
 
 
 LOAD_AND_MEASURE = """
-import pathlib, sys
+import os, pathlib, sys
 import torch, transformers
 import torch.distributed as dist
 from transformers import Qwen2ForCausalLM
-from lib.run import setup_distributed
+from lib.run import leave_distributed, setup_distributed
 from model import load_model
 
 def peak():
@@ -736,7 +737,8 @@ rank, world_size = setup_distributed(device)
 before = peak()
 load_model(folder, device, torch.float32)
 pathlib.Path(out, f"{rank}.peak").write_text(str(peak() - before))
-dist.destroy_process_group()
+leave_distributed()
+os._exit(0)  # see configurator.run()
 """
 
 
@@ -891,11 +893,11 @@ def test_what_a_number_that_is_not_finite_leaves_behind(tmp_path, group):
 
 
 ON_ONE_RANK = """
-import sys
+import os, sys
 import torch
 import torch.distributed as dist
 from lib.finite import NotFinite, check_finite
-from lib.run import setup_distributed
+from lib.run import leave_distributed, setup_distributed
 from model import (
     idle_passes, load_model, make_optimizer, optimizer_step, save_checkpoint, save_model,
 )
@@ -935,7 +937,8 @@ expect(lambda: save_model(net, None, out + "/m", torch.float32, folder), "norm.w
 with torch.no_grad():
     weight[0] = before
 save_checkpoint(out, 2, dict(policy=(net, optimizer)), {}, 2)
-dist.destroy_process_group()
+leave_distributed()
+os._exit(0)  # see configurator.run()
 """
 
 

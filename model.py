@@ -45,7 +45,15 @@ from lib.packing import micro_batches, rows_by_prompt
 from lib.pretrained import model_config, save_tokenizer, stop_tokens
 from lib.rollouts import Batch
 from lib.run import on_first_rank, print0
-from lib.safe_checkpoint import load_checkpoint_files, metadata_trouble, names_in_checkpoint
+from lib.safe_checkpoint import (
+    checksums,
+    damaged_file,
+    load_checkpoint_files,
+    metadata_trouble,
+    names_in_checkpoint,
+    read_checksums,
+    write_checksums,
+)
 from lib.weights import KINDS, check_fit, empty_model, read_files, weight_files
 
 # Tokens whose logits exist at a time.
@@ -820,7 +828,10 @@ def save_checkpoint(folder: str, step: int, trained: dict, extra, keep: int) -> 
     on_first_rank(lambda: remove_unfinished(folder))
     state = training_state(trained)
     state["extra"] = json.dumps(extra)
-    dcp.save(state, checkpoint_id=path + ".tmp")
+    unfinished = path + ".tmp"
+    dcp.save(state, checkpoint_id=unfinished)
+    sums = checksums(unfinished, on_first_rank(lambda: sorted(os.listdir(unfinished))))
+    on_first_rank(lambda: write_checksums(unfinished, sums))
     on_first_rank(lambda: publish_checkpoint(path, keep))
 
 
@@ -871,12 +882,7 @@ def load_checkpoint(folder: str, trained: dict):
     for path in reversed(paths):
         state = training_state(trained)
         state["extra"] = ""
-        reason = on_first_rank(functools.partial(metadata_trouble, path))
-        try:
-            if reason is None:
-                load_checkpoint_files(state, path)
-        except dcp.api.CheckpointException as error:
-            reason = str(error).splitlines()[-1]
+        reason = read_checkpoint(path, state)
         if reason is not None:
             # Half deleted, or bytes were lost: this is what the one before it is for.
             print0(f"{path} cannot be read ({reason[:120]!r}): trying the one before it")
@@ -897,6 +903,22 @@ def load_checkpoint(folder: str, trained: dict):
             f"no checkpoint in {folder} can be read: "
             "use the settings it was made with, choose another --out_dir, or delete it"
         )
+    return None
+
+
+def read_checkpoint(path: str, state: dict) -> str | None:
+    """Fill `state` from a checkpoint. Returns why it cannot be read; None: it can. Collective."""
+    reason = on_first_rank(functools.partial(metadata_trouble, path))
+    if reason is not None:
+        return reason
+    sums = on_first_rank(functools.partial(read_checksums, path))
+    damaged = damaged_file(path, sums)
+    if damaged is not None:
+        return f"{damaged} is not as it was written"
+    try:
+        load_checkpoint_files(state, path)
+    except dcp.api.CheckpointException as error:
+        return str(error).splitlines()[-1]
     return None
 
 

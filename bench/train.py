@@ -3,6 +3,8 @@ Speed of sft.py and prime.py at a given shape, on random weights.
 
     python bench/train.py                         # some minutes on two cores: 20 M parameters
     python bench/train.py --trl=/venv/bin/python  # beside TRL's SFTTrainer in that environment
+    python bench/train.py --trl-grpo=/venv/bin/python --rows=64 --tokens=240 --answer=128
+                                                  # prime.py beside TRL's GRPOTrainer, prompts of 80
     python bench/train.py --each                  # each optimisation beside the same without it
     python bench/train.py --against=../other      # this checkout beside another one, and the ratio
 
@@ -84,6 +86,61 @@ rates = []
 for i in range(2, len(ends)):
     rates.append(tokens[i] / (ends[i] - ends[i - 1]))
 print("RATES", json.dumps(rates))
+"""
+
+# The same for GRPO. beta > 0: with a reference model.
+TRL_GRPO = """
+import json, sys, time
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+folder, prompts, samples, tokens, steps, beta, dtype = sys.argv[1:]
+rows = int(prompts) * int(samples)
+questions = [json.loads(line)["problem"] for line in open(folder + "/problems.jsonl")]
+ends = []
+
+
+class Clock(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        ends.append(time.time())
+
+
+def reward(completions, **kwargs):
+    # Half of the answers are right, whatever they say.
+    return [float(number % 2) for number in range(len(completions))]
+
+
+config = GRPOConfig(
+    output_dir=folder + "/trl_grpo",
+    per_device_train_batch_size=rows,
+    num_generations=int(samples),
+    max_completion_length=int(tokens),
+    max_steps=int(steps),
+    beta=float(beta),
+    temperature=1.0,
+    gradient_checkpointing=False,
+    bf16=dtype == "bfloat16",
+    use_cpu=not torch.cuda.is_available(),
+    report_to=[],
+    logging_steps=1,
+    save_strategy="no",
+    learning_rate=1e-6,
+    disable_tqdm=True,
+    dataloader_pin_memory=False,
+)
+messages = [[dict(role="user", content=question)] for question in questions]
+trainer = GRPOTrainer(
+    model=AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=torch.float32),
+    reward_funcs=reward,
+    args=config,
+    train_dataset=Dataset.from_dict(dict(prompt=messages)),
+    callbacks=[Clock()],
+    processing_class=AutoTokenizer.from_pretrained(folder + "/model"),
+)
+trainer.train()
+print("SECONDS", json.dumps([b - a for a, b in zip(ends, ends[1:])]))
 """
 
 
@@ -217,6 +274,35 @@ def trl_rates(folder, shape, packing):
     return json.loads(done.stdout.rpartition("RATES")[2])
 
 
+def grpo_seconds(folder, shape, beta):
+    """Seconds of the steps of TRL's GRPOTrainer, without the first one."""
+    tokens = shape.answer or shape.tokens
+    arguments = [shape.rows // 8, 8, tokens, shape.steps, beta, shape.dtype]
+    done = subprocess.run(
+        [shape.trl_grpo, "-c", TRL_GRPO, folder, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.rpartition("SECONDS")[2])
+
+
+def prime_steps(folder, shape, *more):
+    """Seconds by phase of prime.py on as many rows, without the first step."""
+    settings = [
+        f"--max_steps={shape.steps}",
+        f"--max_tokens={shape.answer or shape.tokens}",
+        f"--prompts_per_step={shape.rows // 8}",
+        "--samples_per_prompt=8",
+        f"--batch_rows={shape.rows}",
+        f"--prm_batch_rows={shape.rows}",
+        "--learning_rate=1e-6",
+    ]
+    return reinforce(folder, shape, *settings, *more)
+
+
 # --------------------------------------------------------------------------------------------------
 # reports
 
@@ -289,6 +375,30 @@ def report_each(folder, shape):
         print(f"{name:<44}{old:10.2f} {unit:<9}{new:6.2f}  {ratio:5.2f}", flush=True)
 
 
+def report_grpo(folder, shape):
+    """Seconds per step of prime.py and TRL's GRPOTrainer: 8 answers per prompt, one update."""
+    outcomes_alone = ["--process_coef=0", "--prm_update=none"]
+    steps = {"prime.py, outcomes alone": [], "prime.py": []}
+    seconds = {"TRL, no reference": [], "TRL, with a reference": []}
+    for _ in range(shape.rounds):
+        steps["prime.py, outcomes alone"] += prime_steps(folder, shape, *outcomes_alone)
+        seconds["TRL, no reference"] += grpo_seconds(folder, shape, beta=0.0)
+        steps["prime.py"] += prime_steps(folder, shape)
+        seconds["TRL, with a reference"] += grpo_seconds(folder, shape, beta=0.04)
+
+    for name, values in seconds.items():
+        print(f"{name:<28} {statistics.median(values):6.1f} s")
+    for name, rows in steps.items():
+        phases = []
+        for phase in rows[0]:
+            middle = statistics.median(row[phase] for row in rows)
+            phases.append(f"{phase} {middle:.1f}")
+        whole = statistics.median(row["step"] for row in rows)
+        print(f"{name:<28} {whole:6.1f} s  ({', '.join(phases)})")
+        for other, values in seconds.items():
+            print(f"    {statistics.median(values) / whole:.2f} times as fast as {other}")
+
+
 def report_against(folder, shape):
     """This checkout beside another one."""
     rates = {"this": [], "other": []}
@@ -316,13 +426,14 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # 0: in the usual proportion to hidden.
+    # 0: in the usual proportion to hidden; answer: tokens of an answer in --trl-grpo, 0: --tokens.
     shape = dict(hidden=384, layers=9, vocab=16384, intermediate=0, heads=0, groups=0)
-    for name, value in dict(shape, tokens=162, rows=16, steps=6, rounds=1).items():
+    for name, value in dict(shape, tokens=162, answer=0, rows=16, steps=6, rounds=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of both; float32 or bfloat16")
     parser.add_argument("--trl", help="the interpreter of an environment with trl")
+    parser.add_argument("--trl-grpo", help="the same, to compare prime.py with, and nothing else")
     parser.add_argument("--compile", action="store_true", help="sft.py --compile=True as well")
     parser.add_argument("--each", action="store_true", help="each optimisation, and nothing else")
     parser.add_argument("--against", help="the folder of another checkout, and nothing else")
@@ -336,6 +447,8 @@ def main():
         make_rows(folder, shape, tokenizer)
         if shape.each:
             report_each(folder, shape)
+        elif shape.trl_grpo:
+            report_grpo(folder, shape)
         elif shape.against:
             report_against(folder, shape)
         else:

@@ -1,17 +1,24 @@
-"""Read a checkpoint of torch.distributed.checkpoint without running anything that is in it.
+"""Read a checkpoint of torch.distributed.checkpoint if it is whole, and run nothing that is in it.
 
 torch unpickles a checkpoint's .metadata, and the values beside the tensors, as they are: whoever
 wrote the folder could have this process call any function. Here a name that is not one of the
-classes below is refused.
+classes below is refused. And torch notices a file that is too short, but not another bit in it:
+checksums.json has the SHA-256 of every file.
 """
 
+import hashlib
+import json
+import os
 import pickle
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+CHECKSUMS = "checksums.json"
 
 # What torch's .metadata consist of, by module. The path is where the checkpoint was written.
 CLASSES = {
@@ -83,6 +90,7 @@ def metadata_trouble(path: str) -> str | None:
     """Why a checkpoint's .metadata cannot be read; None: it can. torch would print a traceback."""
     try:
         SafeReader(path).read_metadata()
+        read_checksums(path)
     except Exception as error:
         # Bytes of anything can do anything to an unpickler.
         return f"{type(error).__name__}: {error}"
@@ -93,3 +101,58 @@ def names_in_checkpoint(path: str) -> set[str]:
     """The top-level names of what a checkpoint holds."""
     entries = SafeReader(path).read_metadata().state_dict_metadata
     return {entry.partition(".")[0] for entry in entries}
+
+
+# ----------------------------------------------------------------------------------------------
+# checksums
+
+
+def checksums(folder: str, names: list[str]) -> dict[str, str]:
+    """{name: SHA-256, or why it cannot be read} of files in a folder. Collective.
+
+    Each process reads its share of the files.
+    """
+    mine = names[dist.get_rank() :: dist.get_world_size()]
+    found = {name: checksum(os.path.join(folder, name)) for name in mine}
+    by_rank = [None] * dist.get_world_size()
+    dist.all_gather_object(by_rank, found)
+    merged = {}
+    for part in by_rank:
+        merged.update(part)
+    return merged
+
+
+def checksum(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return str(error)
+
+
+def write_checksums(folder: str, sums: dict[str, str]) -> None:
+    Path(folder, CHECKSUMS).write_text(json.dumps(sums, indent=1, sort_keys=True))
+
+
+def read_checksums(folder: str) -> dict[str, str]:
+    """{name: SHA-256} as they were written; {} for a checkpoint of before there were any.
+
+    Raises ValueError if that file is damaged.
+    """
+    path = Path(folder, CHECKSUMS)
+    if not path.exists():
+        return {}
+    sums = json.loads(path.read_bytes())
+    if not isinstance(sums, dict):
+        raise ValueError(f"{CHECKSUMS} has no names")
+    return sums
+
+
+def damaged_file(folder: str, sums: dict[str, str]) -> str | None:
+    """The first file whose checksum is not the one in `sums`; None: all are whole. Collective."""
+    names = sorted(sums)
+    found = checksums(folder, names)
+    for name in names:
+        if found[name] != sums[name]:
+            return name
+    return None

@@ -1135,6 +1135,36 @@ def test_a_damaged_checkpoint(tmp_path, trained, capsys):
         model.load_checkpoint(str(folder), trained)
 
 
+def flip_a_bit(path):
+    """In the middle of a file, where a checkpoint has its numbers."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["*.distcp", ".metadata", "checksums.json"])
+def test_a_bit_in_a_checkpoint_that_is_another(name, tmp_path, trained, capsys):
+    """torch would read most of them and go on with another number."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        model.save_checkpoint(str(folder), step, trained, {}, keep=2)
+    damaged = next((folder / "step_000002").glob(name))
+    flip_a_bit(damaged)
+    assert model.load_checkpoint(str(folder), trained) == (1, {})
+    out = capsys.readouterr().out
+    assert "step_000002 cannot be read" in out
+    if name == "*.distcp":
+        assert f"{damaged.name} is not as it was written" in out
+
+
+def test_a_checkpoint_without_checksums_is_taken(tmp_path, trained):
+    """Those of earlier versions have none."""
+    folder = tmp_path / "checkpoints"
+    model.save_checkpoint(str(folder), 1, trained, {}, keep=2)
+    (folder / "step_000001/checksums.json").unlink()
+    assert model.load_checkpoint(str(folder), trained) == (1, {})
+
+
 def test_a_broken_connection_is_no_damage(tmp_path, trained, monkeypatch):
     folder = tmp_path / "checkpoints"
     model.save_checkpoint(str(folder), 1, trained, {}, keep=2)

@@ -213,34 +213,49 @@ from model import (
 )
 from test_shared_prompt import CPU, example_batch
 
-folder, path, way, budget, checkpointing = sys.argv[1:]
+folder, path, *cases = sys.argv[1:]
 rank, world_size = setup_distributed(CPU)
-net = load_model(folder, CPU, torch.float32, checkpointing=checkpointing == "True")
-optimizer = make_optimizer(net, 1e-3)
 batch = example_batch()
-norms = []
-for _ in range(3):
-    if way == "shared":
-        mine, idle = my_shared_batches(batch, int(budget))
-    else:
-        mine, idle = my_micro_batches(batch.lengths, int(budget))
-    loss = 0.0
-    for rows in mine:
-        mask = batch.mask[rows]
+
+
+def logprobs_alone(net, rows):
+    pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
+    return unpack(token_logprobs(net, pack(pairs, CPU)), batch.mask[rows])
+
+
+def result_of(way, budget, checkpointing):
+    net = load_model(folder, CPU, torch.float32, checkpointing=checkpointing)
+    optimizer = make_optimizer(net, 1e-3)
+    norms = []
+    for _ in range(3):
+        loss = 0.0
         if way == "shared":
-            logprobs, _ = row_logprobs(net, batch, rows)
+            mine, idle = my_shared_batches(batch, budget)
         else:
-            pairs = [(batch.tokens[i], batch.scored[i]) for i in rows]
-            logprobs = unpack(token_logprobs(net, pack(pairs, CPU)), mask)
-        part = -(logprobs.sum(-1) / mask.sum(-1)).sum() / len(batch.lengths)
-        loss += part.item()
-        (part * world_size).backward()
-    idle_passes(net, idle, CPU)
-    norms.append(optimizer_step(net, optimizer, 1e-3, 1.0))
-result = dict(full_tensors(net), norms=torch.tensor(norms), loss=torch.tensor(all_sum(loss, CPU)))
-result["score"], result["entropy"] = score(net, batch, int(budget), 0.7, entropy=True)
+            mine, idle = my_micro_batches(batch.lengths, budget)
+        for rows in mine:
+            if way == "shared":
+                logprobs, _ = row_logprobs(net, batch, rows)
+            else:
+                logprobs = logprobs_alone(net, rows)
+            means = logprobs.sum(-1) / batch.mask[rows].sum(-1)
+            part = -means.sum() / len(batch.lengths)
+            loss += part.item()
+            (part * world_size).backward()
+        idle_passes(net, idle, CPU)
+        norms.append(optimizer_step(net, optimizer, 1e-3, 1.0))
+    result = dict(full_tensors(net), norms=torch.tensor(norms))
+    result["loss"] = torch.tensor(all_sum(loss, CPU))
+    result["score"], result["entropy"] = score(net, batch, budget, 0.7, entropy=True)
+    return result
+
+
+results = {}
+for case in cases:
+    way, budget, *rest = case.split()
+    results[case] = result_of(way, int(budget), bool(rest))
 if rank == 0:
-    torch.save(result, path)
+    torch.save(results, path)
 leave_distributed()
 os._exit(0)  # see configurator.run()
 """
@@ -255,21 +270,18 @@ def test_three_updates_on_any_number_of_processes(tmp_path):
     path = tmp_path / "result.pt"
     environment = dict(PYTHONPATH=f"{ROOT}:{ROOT}/tests")
 
-    def result(processes, way, budget, checkpointing=False):
-        command = (script, tmp_path / "m", path, way, budget, checkpointing)
-        torchrun(processes, *command, env=environment)
+    def results(processes, *cases):
+        torchrun(processes, script, tmp_path / "m", path, *cases, env=environment)
         return torch.load(path)
 
-    # One row per pass, and then batches of all, of a few, and of one row again.
-    want = result(1, "alone", 1)
-    for case in [
-        (1, "shared", 1000),
-        (1, "shared", 12, True),
-        (1, "shared", 1),
-        (2, "shared", 1000),
-        (4, "shared", 12),
-    ]:
-        got = result(*case)
-        assert got.keys() == want.keys()
+    # One row per pass; then batches of all, of a few with recomputation, and of one row again.
+    found = results(1, "alone 1", "shared 1000", "shared 12 checkpointing", "shared 1")
+    want = found.pop("alone 1")
+    for processes in (2, 4):
+        for case, result in results(processes, "shared 1000", "shared 12").items():
+            found[f"{case}, {processes} processes"] = result
+    assert len(found) == 7
+    for case, result in found.items():
+        assert result.keys() == want.keys()
         for name in want:
-            torch.testing.assert_close(got[name], want[name], atol=1e-5, rtol=1e-4, msg=str(case))
+            torch.testing.assert_close(result[name], want[name], atol=1e-5, rtol=1e-4, msg=case)

@@ -85,10 +85,10 @@ def pack(rows: list, device: torch.device, prompts: list[int] | None = None) -> 
         position_ids   [1, T]  0 1 2 3 2
         predict        [n]     1 2 1          the prompt's end predicts both answers' first tokens
         targets        [n]     7 8 9
-        cu_seq_lens_q  [B+1]   0 4 5
-        keys           [S]     0 1 2 3 0 1 4  the tokens that a row's attention sees, row after row
-        cu_seq_lens_k  [B+1]   0 4 7
-        max_length_k           4
+        cu_seq_lens_q  [B+1]   0 4 7          where whole rows begin and end
+        max_length_q           4
+        whole          [S]     0 1 2 3 0 1 4  the tokens of whole rows: what attention works on
+        own            [T]     0 1 2 3 6      where the T tokens are among them
     """
     tokens = torch.cat([torch.as_tensor(tokens, dtype=torch.long) for tokens, _ in rows])  # [S]
     scored = torch.cat([torch.as_tensor(scored, dtype=torch.bool) for _, scored in rows])
@@ -110,20 +110,18 @@ def pack(rows: list, device: torch.device, prompts: list[int] | None = None) -> 
         position_ids=position[own][None],
         predict=place[where - 1],
         targets=tokens[where],
-        cu_seq_lens_q=F.pad((lengths - shared).cumsum(0), (1, 0)).int(),
+        cu_seq_lens_q=F.pad(lengths.cumsum(0), (1, 0)).int(),
     )
     if shared.any():
-        batch["keys"] = place
-        batch["cu_seq_lens_k"] = F.pad(lengths.cumsum(0), (1, 0)).int()
+        batch["whole"] = place
+        batch["own"] = own.nonzero().squeeze(-1)
 
     # Copies from pinned memory do not wait for what the GPU is still doing.
     for name, tensor in batch.items():
         if torch.device(device).type == "cuda":
             tensor = tensor.pin_memory()
         batch[name] = tensor.to(device, non_blocking=True)
-    batch["max_length_q"] = (lengths - shared).max().item()
-    if shared.any():
-        batch["max_length_k"] = lengths.max().item()
+    batch["max_length_q"] = lengths.max().item()
     return batch
 
 
@@ -348,75 +346,67 @@ def packed_attention(
     scaling=None,
     cu_seq_lens_q=None,
     max_length_q=None,
-    keys=None,
-    cu_seq_lens_k=None,
-    max_length_k=None,
+    whole=None,
+    own=None,
     kernel="padded",
     **_,
 ):
     """Causal attention inside each row of a packed batch, in the form that transformers calls.
 
     query [1, H, T, D]; key, value [1, G, T, D] with G heads for groups of queries -> [1, T, H, D].
-    The rest is that of pack(): without `keys`, a row's queries see the row's own keys.
+    The rest is what pack() says of the rows.
     """
     q = query[0].transpose(0, 1)  # [T, H, D]
     k = key[0].transpose(0, 1)
     v = value[0].transpose(0, 1)
-    if keys is None:
-        cu_seq_lens_k = cu_seq_lens_q
-        max_length_k = max_length_q
-    else:
-        k = k.index_select(0, keys)  # [S, G, D]
-        v = v.index_select(0, keys)
+    if whole is not None:
+        # Copies of the prompts make rows whole again: [S, H or G, D]. That attention is computed
+        # for each copy costs little beside the rest of a layer, which is not.
+        q = q.index_select(0, whole)
+        k = k.index_select(0, whole)
+        v = v.index_select(0, whole)
 
     kernels = dict(flash_attn=flash_attention, varlen=varlen_attention, padded=padded_attention)
-    ends = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
-    out = kernels[kernel](q, k, v, *ends, scaling)
+    out = kernels[kernel](q, k, v, cu_seq_lens_q, max_length_q, scaling)
+    if own is not None:
+        out = out.index_select(0, own)
     return out[None], None
 
 
-def flash_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
-    """The kernel of the flash-attn package: q [T, H, D]; k, v [S, G, D] -> [T, H, D].
-
-    A row's queries are the last tokens of the row: the causal mask is aligned at its end.
-    """
+def flash_attention(q, k, v, cu_seq_lens, max_length, scale):
+    """The kernel of the flash-attn package: q [T, H, D]; k, v [T, G, D] -> [T, H, D]."""
     from flash_attn import flash_attn_varlen_func
 
-    ends = (cu_seq_lens_q, cu_seq_lens_k, max_q, max_k)
-    return flash_attn_varlen_func(q, k, v, *ends, softmax_scale=scale, causal=True)
+    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
+    return flash_attn_varlen_func(q, k, v, *rows, softmax_scale=scale, causal=True)
 
 
-def varlen_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
+def varlen_attention(q, k, v, cu_seq_lens, max_length, scale):
     """The same by the kernel that comes with torch."""
     from torch.nn.attention.varlen import varlen_attn
 
     # A window of everything before and nothing after is what torch calls causal here.
-    ends = (cu_seq_lens_q, cu_seq_lens_k, max_q, max_k)
-    return varlen_attn(q, k, v, *ends, scale=scale, window_size=(-1, 0), enable_gqa=True)
+    rows = (cu_seq_lens, cu_seq_lens, max_length, max_length)
+    return varlen_attn(q, k, v, *rows, scale=scale, window_size=(-1, 0), enable_gqa=True)
 
 
-def padded_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_q, max_k, scale):
+def padded_attention(q, k, v, cu_seq_lens, max_length, scale):
     """The same on any device: rows are padded on the right, in groups of similar length.
 
     At most half of what is computed is padding: one long row does not make all others long.
     """
-    queries = cu_seq_lens_q.diff()  # [B]
-    lengths = cu_seq_lens_k.diff()
-    groups = similar_lengths(lengths.tolist())
+    lengths = cu_seq_lens.diff().tolist()
+    groups = similar_lengths(lengths)
     if len(groups) == 1:
-        return padded_rows(q, k, v, queries, lengths, scale)
+        return padded_rows(q, k, v, lengths, scale)
 
-    # The numbers of the queries and the keys of each row.
-    query_numbers = torch.arange(len(q), device=q.device).split(queries.tolist())
-    key_numbers = torch.arange(len(k), device=q.device).split(lengths.tolist())
-    order = []
+    # The numbers of the tokens of each group.
+    tokens = torch.arange(len(q), device=q.device).split(lengths)
+    order = [torch.cat([tokens[row] for row in rows]) for rows in groups]
     parts = []
-    for rows in groups:
-        own_queries = torch.cat([query_numbers[row] for row in rows])
-        own_keys = torch.cat([key_numbers[row] for row in rows])
-        of_group = (q[own_queries], k[own_keys], v[own_keys])
-        parts.append(padded_rows(*of_group, queries[rows], lengths[rows], scale))
-        order.append(own_queries)
+    for rows, where in zip(groups, order):
+        of_group = (x.index_select(0, where) for x in (q, k, v))
+        parts.append(padded_rows(*of_group, [lengths[row] for row in rows], scale))
 
     # Back into the order of the batch.
     return torch.cat(parts).index_select(0, torch.cat(order).argsort())
@@ -442,38 +432,25 @@ def similar_lengths(lengths: list[int]) -> list[list[int]]:
     return [sorted(rows) for rows in groups]
 
 
-def padded_rows(q, k, v, queries, lengths, scale):
-    """Attention inside rows of so many queries [B] and keys [B], padded to the longest: [T, H, D].
+def padded_rows(q, k, v, lengths: list[int], scale):
+    """Attention inside rows of these lengths, all padded to the longest: [T, H, D].
 
-    A row's queries are its last tokens, and stand in their columns, behind empty ones for a prompt
-    that another row has. The causal mask alone keeps the padding, which lies behind a row, out of
-    every valid token.
+    The causal mask alone keeps the padding, which lies behind a row, out of every valid token.
     """
-    longest = lengths.max().item()
-    query_places = row_and_column(queries, lengths - queries)
-    key_places = row_and_column(lengths, torch.zeros_like(lengths))
+    longest = max(lengths)
+    lengths = torch.tensor(lengths, device=q.device)  # [B]
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=q.device), lengths)  # [T]
+    starts = lengths.cumsum(0) - lengths
+    column = torch.arange(len(q), device=q.device) - starts[row]  # [T]
 
-    def pad(x, places):
+    def pad(x):
         empty = x.new_zeros(len(lengths), longest, *x.shape[1:])
-        return empty.index_put(places, x).transpose(1, 2)  # [B, H or G, L, D]
+        return empty.index_put((row, column), x).transpose(1, 2)  # [B, H or G, L, D]
 
     out = F.scaled_dot_product_attention(
-        pad(q, query_places),
-        pad(k, key_places),
-        pad(v, key_places),
-        is_causal=True,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        pad(q), pad(k), pad(v), is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return out.transpose(1, 2)[query_places]  # [T, H, D]
-
-
-def row_and_column(counts, first):
-    """(row [T], column [T]) of the tokens of rows, which begin in these columns [B]."""
-    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    starts = counts.cumsum(0) - counts
-    column = torch.arange(len(row), device=counts.device) - starts[row] + first[row]
-    return row, column
+    return out.transpose(1, 2)[row, column]  # [T, H, D]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -121,10 +121,12 @@ def check_kernels(name, batch, lengths, args, device, dtype):
     key = random_heads(args.groups)
     value = random_heads(args.groups)
     gradient = torch.randn(1, args.heads, total, head_size, device=device, dtype=dtype)
-    keys = batch.get("keys", torch.arange(total, device=device))
-    expected = exact_attention(query, key, value, gradient, lengths, keys)
+    tokens = torch.arange(total, device=device)
+    whole = batch.get("whole", tokens)
+    own = batch.get("own", tokens)
+    expected = exact_attention(query, key, value, gradient, lengths, whole, own)
 
-    names = ("cu_seq_lens_q", "max_length_q", "keys", "cu_seq_lens_k", "max_length_k")
+    names = ("cu_seq_lens_q", "max_length_q", "whole", "own")
     about_rows = {name: batch.get(name) for name in names}
     for kernel in kernels_of(device):
         times = []
@@ -165,23 +167,20 @@ def kernels_of(device):
     return ["varlen", "padded"]
 
 
-def exact_attention(query, key, value, gradient, lengths, keys):
+def exact_attention(query, key, value, gradient, lengths, whole, own):
     """Attention's output and the gradients of its inputs in float32, one sequence at a time.
 
-    keys [S]: the tokens of all sequences, one after the other. A token that several sequences have
-    has the same output in each.
+    whole [S]: the tokens of all sequences, one after the other; own [T]: where each token is among
+    them.
     """
     inputs = [x.detach().float().requires_grad_() for x in (query, key, value)]
     scale = query.shape[-1] ** -0.5
-    pieces = [x[:, :, keys].split(lengths, dim=2) for x in inputs]
+    pieces = [x[:, :, whole].split(lengths, dim=2) for x in inputs]
     outputs = []
     for q, k, v in zip(*pieces):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         outputs.append(out)
-
-    places = torch.empty(query.shape[2], dtype=torch.long, device=keys.device)
-    places[keys] = torch.arange(len(keys), device=keys.device)
-    out = torch.cat(outputs, dim=2)[:, :, places]
+    out = torch.cat(outputs, dim=2)[:, :, own]
     return [out, *torch.autograd.grad(out, inputs, gradient.detach().float())]
 
 

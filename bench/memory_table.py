@@ -15,7 +15,15 @@ from transformers import Qwen2Config
 
 import prime
 import sft
-from lib.memory import GB, GPU_SIZES, fits, model_size, prime_phases, sft_phases
+from lib.memory import (
+    GB,
+    GPU_SIZES,
+    fits,
+    model_size,
+    prime_phases,
+    sft_phases,
+    whole_tokens,
+)
 
 MODELS = {
     "0.5B": dict(
@@ -62,7 +70,9 @@ def phases_of_prime(size, gpus, offload=False):
         size,
         gpus,
         tokens=tokens,
-        keys=prime.samples_per_prompt * tokens,
+        whole=whole_tokens(
+            tokens, prime.max_prompt_tokens, prime.max_tokens, prime.samples_per_prompt
+        ),
         prm_trained=prime.prm_update != "none",
         ref_frozen=prime.ref_type == "freeze",
         checkpointing=prime.checkpointing,

@@ -132,16 +132,16 @@ def held(size: ModelSize, gpus: int, trained: bool = True) -> Counter:
     )
 
 
-def scoring_pass(size: ModelSize, tokens: int, keys: int = 0) -> Counter:
+def scoring_pass(size: ModelSize, tokens: int, whole: int = 0) -> Counter:
     """Bytes on top of held() for a pass over `tokens` tokens without gradients, at its peak.
 
-    keys: tokens of all rows of a pass if rows share prompts, each with a copy of its own; else 0.
+    whole: tokens of all rows of a pass if they share prompts, each with a copy of its own; else 0.
     """
     in_attention = Counter(
         # The root in bf16; this layer and the next one, which is gathered ahead.
         gathered=2 * size.root + 2 * 2 * size.layer,
-        # Per token: the residual stream, its norm, the queries and the output; keys and values.
-        activations=tokens * 4 * 2 * size.hidden + copied_keys(size, tokens + keys),
+        # Per token: the residual stream, its norm, and what attention works on.
+        activations=tokens * 2 * 2 * size.hidden + of_attention(size, tokens + whole),
     )
     in_a_layer = Counter(
         gathered=2 * size.root + 2 * 2 * size.layer,
@@ -152,9 +152,18 @@ def scoring_pass(size: ModelSize, tokens: int, keys: int = 0) -> Counter:
     return max(in_attention, in_a_layer, at_the_head, key=Counter.total)
 
 
-def copied_keys(size: ModelSize, keys: int) -> int:
-    """Bytes of a layer's keys and values for so many tokens."""
-    return keys * size.cache // size.layers
+def whole_tokens(tokens: int, prompt: int, answer: int, samples: int) -> int:
+    """Tokens of whole rows in a pass of `tokens`, in which prompts are shared by `samples` answers.
+
+    >>> whole_tokens(1000, prompt=200, answer=100, samples=8)
+    2400
+    """
+    return tokens * samples * (prompt + answer) // (prompt + samples * answer)
+
+
+def of_attention(size: ModelSize, tokens: int) -> int:
+    """Bytes of a layer's queries, keys, values and attention's output for so many tokens."""
+    return tokens * (2 * 2 * size.hidden + size.cache // size.layers)
 
 
 def logits(size: ModelSize, entropy: bool = False) -> int:
@@ -174,11 +183,11 @@ def training_pass(
     gpus: int,
     checkpointing: bool = True,
     entropy: bool = False,
-    keys: int = 0,
+    whole: int = 0,
 ) -> Counter:
     """Bytes on top of held() for a forward and backward pass over `tokens` tokens, at its peak.
 
-    It is the second pass or a later one of an update: there are gradients already. keys: as for
+    It is the second pass or a later one of an update: there are gradients already. whole: as for
     scoring_pass().
     """
     # Kept per token in a layer for its backward pass: gate, silu(gate), up and their product in
@@ -188,10 +197,9 @@ def training_pass(
 
     # Per token in a layer's backward pass: the gradients of two of the intermediate tensors. With
     # checkpointing a layer keeps its input only, and one layer at a time is computed again.
-    # The copies of keys and values are kept like the rest; their gradients need less than those of
-    # the intermediate tensors, which are gone by then.
+    # What attention works on in whole rows is kept like the rest.
     working = tokens * 2 * 2 * size.intermediate
-    of_all_tokens = tokens * of_a_layer + copied_keys(size, keys)
+    of_all_tokens = tokens * of_a_layer + of_attention(size, whole)
     if checkpointing:
         kept = tokens * size.layers * 2 * size.hidden
         working += of_all_tokens
@@ -228,7 +236,7 @@ def prime_phases(
     gpus: int,
     *,
     tokens: int,
-    keys: int = 0,
+    whole: int = 0,
     prm_trained: bool = True,
     ref_frozen: bool = True,
     checkpointing: bool = True,
@@ -237,8 +245,8 @@ def prime_phases(
 ) -> dict:
     """{phase: Counter of bytes per GPU} of prime.py, whose passes have up to `tokens` tokens.
 
-    keys: as for scoring_pass(). prm, ref: None where outcomes are the only rewards. ref_frozen: the
-    reference is a model of its own. With offload a phase holds the policy's weights and what it
+    whole: as for scoring_pass(). prm, ref: None where outcomes are the only rewards. ref_frozen:
+    the reference is a model of its own. With offload a phase holds the policy's weights and what it
     needs itself; the rest is in the host's memory.
     """
     of_policy = held(policy, gpus)
@@ -257,18 +265,18 @@ def prime_phases(
         with_prm = everything
         with_ref = everything
 
-    ref_pass = scoring_pass(ref, tokens, keys) if ref and ref_frozen else NO_MEMORY
+    ref_pass = scoring_pass(ref, tokens, whole) if ref and ref_frozen else NO_MEMORY
     prm_pass = NO_MEMORY
     if prm and prm_trained:
-        prm_pass = training_pass(prm, tokens, gpus, checkpointing, keys=keys)
+        prm_pass = training_pass(prm, tokens, gpus, checkpointing, whole=whole)
     elif prm:
-        prm_pass = scoring_pass(prm, tokens, keys)
-    policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy, keys)
+        prm_pass = scoring_pass(prm, tokens, whole)
+    policy_pass = training_pass(policy, tokens, gpus, checkpointing, entropy, whole)
 
     # The weights on their way to the engine, at the largest tensor: gathered in fp32 (4), its cast
     # (2) and the copy that vLLM makes (2). The engine has all weights in bf16.
     sync = Counter(gathered=(4 + 2 + 2) * policy.head, engine=2 * policy.parameters)
-    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens, keys)}
+    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens, whole)}
     if prm:
         phases["ref"] = with_ref + ref_pass
         phases["prm"] = with_prm + prm_pass
@@ -405,6 +413,12 @@ class PrimeRun:
         """Tokens of the longest row."""
         return self.max_prompt_tokens + self.max_tokens
 
+    def whole_tokens(self, tokens: int) -> int:
+        """Tokens of whole rows in a pass of `tokens`, if prompts and answers are that long."""
+        return whole_tokens(
+            tokens, self.max_prompt_tokens, self.max_tokens, self.samples_per_prompt
+        )
+
 
 def print_prime(path, gpus: int, run: PrimeRun) -> None:
     """Print what a step of prime.py is, and what it takes of each of the GPUs.
@@ -459,8 +473,7 @@ def phases_of_run(run: PrimeRun, policy, prm, ref, gpus: int) -> dict:
         ref,
         gpus,
         tokens=tokens,
-        # At most: when the answers are short beside their prompt.
-        keys=run.samples_per_prompt * tokens,
+        whole=run.whole_tokens(tokens),
         prm_trained=run.prm_trained,
         ref_frozen=run.ref_frozen,
         checkpointing=run.checkpointing,

@@ -82,14 +82,17 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def one_sequence(module, query, key, value, mask, scaling=None, keys=None, **_):
-    """Attention of a single sequence, which needs no packing; with `keys`, of as many copies."""
-    if keys is not None:
-        key = key.index_select(2, keys)
-        value = value.index_select(2, keys)
+def one_sequence(module, query, key, value, mask, scaling=None, whole=None, own=None, **_):
+    """Attention of a single sequence, which needs no packing; with `whole`, of so many tokens."""
+    if whole is not None:
+        query = query.index_select(2, whole)
+        key = key.index_select(2, whole)
+        value = value.index_select(2, whole)
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=True
     )
+    if own is not None:
+        out = out.index_select(2, own)
     return out.transpose(1, 2), None
 
 
@@ -175,18 +178,18 @@ def test_predicted_memory_is_that_of_real_passes(
     config = Qwen2Config(**memory_table.MODELS[name], max_position_embeddings=tokens)
     batch = rows_of_a_prompt(tokens, samples)
     assert batch["input_ids"].numel() == tokens
-    keys = len(batch.get("keys", []))
+    whole = len(batch.get("whole", []))
     weights, scoring, training = measure_passes(config, batch, checkpointing, entropy)
 
     size = memory.model_size(config)
     held = memory.held(size, gpus)
     assert weights == pytest.approx(held["weights"], rel=0.01)
 
-    predicted = weights + memory.scoring_pass(size, tokens, keys).total()
+    predicted = weights + memory.scoring_pass(size, tokens, whole).total()
     assert scoring == pytest.approx(predicted, rel=0.1)
 
     # Adam's state was not made above: with it this is the most that a GPU holds.
-    on_top = memory.training_pass(size, tokens, gpus, checkpointing, entropy, keys)
+    on_top = memory.training_pass(size, tokens, gpus, checkpointing, entropy, whole)
     predicted = held.total() + on_top.total()
     assert training + held["adam"] == pytest.approx(predicted, rel=0.1)
 
@@ -237,14 +240,16 @@ def phases_of(size, **changes):
     return memory.prime_phases(size, size, size, 8, tokens=4096, **changes)
 
 
-def test_copies_of_keys_and_values_by_hand(size_7b):
-    """7B: 4 heads of 128 numbers of 2 bytes, of keys and of values, in each of 28 layers."""
-    of_a_token = 2 * 2 * 4 * 128
-    assert memory.copied_keys(size_7b, 1000) == 1000 * of_a_token
+def test_copies_of_prompts_by_hand(size_7b):
+    """7B: 28 heads of queries and of output, 4 of keys and of values, of 128 numbers of 2 bytes."""
+    of_a_token = (28 + 28 + 4 + 4) * 128 * 2
     for checkpointing, layers in ((True, 1), (False, 28)):
         without = memory.training_pass(size_7b, 16384, 8, checkpointing)
-        shared = memory.training_pass(size_7b, 16384, 8, checkpointing, keys=1000)
+        shared = memory.training_pass(size_7b, 16384, 8, checkpointing, whole=1000)
         assert (shared - without).total() == layers * 1000 * of_a_token
+
+    # 8 answers of 100 to a prompt of 200: 1,000 tokens in place of 2,400.
+    assert memory.whole_tokens(1000, 200, 100, 8) == 2400
 
 
 def test_phases_of_prime(size_7b):

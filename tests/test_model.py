@@ -475,7 +475,7 @@ def test_padded_attention_and_its_gradients(lengths):
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     results = []
     for out in (
-        model.padded_attention(*tensors, offsets, offsets, max(lengths), max(lengths), 0.3),
+        model.padded_attention(*tensors, offsets, max(lengths), 0.3),
         attention_by_hand(*tensors, lengths, 0.3),
     ):
         gradients = torch.autograd.grad(out.sin().sum(), tensors)
@@ -522,7 +522,7 @@ def test_a_long_row_does_not_make_the_others_long():
     q = torch.randn(sum(lengths), 2, 4, requires_grad=True)
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     with Largest() as largest:
-        model.padded_attention(q, q, q, offsets, offsets, 1000, 1000, None).sum().backward()
+        model.padded_attention(q, q, q, offsets, 1000, None).sum().backward()
     assert largest.elements <= 2 * q.numel()
 
 

@@ -57,11 +57,10 @@ def test_pack_example():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
     assert batch["predict"].tolist() == [1, 2, 1]
     assert batch["targets"].tolist() == [7, 8, 9]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 4, 5]
-    assert batch["keys"].tolist() == [0, 1, 2, 3, 0, 1, 4]
-    assert batch["cu_seq_lens_k"].tolist() == [0, 4, 7]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 4, 7]
     assert batch["max_length_q"] == 4
-    assert batch["max_length_k"] == 4
+    assert batch["whole"].tolist() == [0, 1, 2, 3, 0, 1, 4]
+    assert batch["own"].tolist() == [0, 1, 2, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +174,6 @@ def test_attention_and_its_gradients(groups, random):
             rows.append(([1000 + number] * prompt + words, [0] * prompt + [1] * answer))
             prompts.append(prompt)
     batch = pack(rows, CPU, prompts)
-    keys = batch.get("keys")
     T = batch["input_ids"].numel()
     torch.manual_seed(0)
     tensors = []
@@ -183,13 +181,13 @@ def test_attention_and_its_gradients(groups, random):
         shape = (1, heads, T, 8)
         tensors.append(torch.randn(shape, dtype=torch.float64, requires_grad=True))
 
-    about_rows = {name: batch.get(name) for name in ("cu_seq_lens_q", "max_length_q", "keys")}
-    about_rows |= {name: batch.get(name) for name in ("cu_seq_lens_k", "max_length_k")}
+    names = ("cu_seq_lens_q", "max_length_q", "whole", "own")
+    about_rows = {name: batch.get(name) for name in names}
     out, _ = model.packed_attention(None, *tensors, None, scaling=0.3, **about_rows)
     got = [out[0], *torch.autograd.grad(out.sin().sum(), tensors)]
 
     # Each row whole, with copies of its prompt; of each token the output in the row that has it.
-    place = torch.arange(T) if keys is None else keys
+    place = batch.get("whole", torch.arange(T))
     whole = [x[0].transpose(0, 1)[place] for x in tensors]
     lengths = [len(tokens) for tokens, _ in rows]
     expected = attention_by_hand(*whole, lengths, 0.3)

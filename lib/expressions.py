@@ -9,14 +9,20 @@ and the same two texts always get the same verdict.
 What is not understood is a Node "name": its value is a random number that depends on its name and
 on the values of its parts. It equals nothing but the same name of equal parts.
 
+A differential, letters under a bar and an unknown function are Nodes "whole": names that may stand
+at another place, but never cancel, vanish or add up. Both expressions must have each of them
+equally often.
+
 A sum, product, integral or limit, and any expression with one in it, is a Node "written". It has no
 value at all: it equals only what is written alike, part by part, in the same order.
 """
 
+import collections
 import functools
 import hashlib
 import math
 import operator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -46,8 +52,8 @@ TWO = Fraction(2)
 
 
 class Node(NamedTuple):
-    """An operation on other nodes; for "number", "constant", "name" and "written" the first part is
-    what it is called. A "name" and a "written" have a text and any number of nodes."""
+    """An operation on other nodes; for "number", "constant", "name", "whole" and "written" the
+    first part is what it is called. The last three have a text and any number of nodes."""
 
     operation: str
     parts: tuple
@@ -90,6 +96,13 @@ def name(text: str, *parts: Node) -> Node:
     return Node("name", (text, *parts))
 
 
+def whole(text: str, *parts: Node) -> Node:
+    """A name that never cancels: a differential, letters under a bar, an unknown function."""
+    if any(map(is_written, parts)):
+        return written(text, *parts)
+    return Node("whole", (text, *parts))
+
+
 def written(text: str, *parts: Node) -> Node:
     """What is never calculated with: a sum, or an operation or a name with a sum in it."""
     return Node("written", (text, *parts))
@@ -130,7 +143,7 @@ def negative(node: Node) -> Node:
 
 def has_names(node: Node) -> bool:
     """Does the value depend on the point?"""
-    if node.operation in ("name", "written"):
+    if node.operation in ("name", "whole", "written"):
         return True
     if node.operation in ("number", "constant"):
         return False
@@ -460,11 +473,22 @@ def hyperbolic(name_of: str):
     return compute
 
 
-def secant(function: str):
+def inverse_tanh(x):
+    """Raises TooBig beyond ±1, where the sign of the imaginary part depends on the formula."""
+    if not mp.im(x) and abs(x) > 1:
+        raise TooBig("on a branch cut")
+    return transcendental("atanh")(x)
+
+
+def inverse_coth(x):
+    return inverse_tanh(divide(Fraction(1), x))
+
+
+def reciprocal(function: Callable):
     """1 over a function."""
 
     def compute(x):
-        return divide(Fraction(1), transcendental(function)(x))
+        return divide(Fraction(1), function(x))
 
     return compute
 
@@ -513,9 +537,14 @@ TABLE |= {
     "\\sinh": hyperbolic("sinh"),
     "\\cosh": hyperbolic("cosh"),
     "\\tanh": hyperbolic("tanh"),
-    "\\sec": secant("cos"),
-    "\\csc": secant("sin"),
-    "\\cot": secant("tan"),
+    "\\sec": reciprocal(transcendental("cos")),
+    "\\csc": reciprocal(transcendental("sin")),
+    "\\cot": reciprocal(transcendental("tan")),
+    "\\sech": reciprocal(hyperbolic("cosh")),
+    "\\csch": reciprocal(hyperbolic("sinh")),
+    "\\coth": reciprocal(hyperbolic("tanh")),
+    "\\atanh": inverse_tanh,
+    "\\acoth": inverse_coth,
     "\\det": determinant,
     "\\Gamma": gamma,
     "\\cis": cis,
@@ -664,7 +693,7 @@ def evaluate(node: Node, point: Point = ANYWHERE):
         return node.parts[0]
     if kind == "constant":
         return CONSTANTS[node.parts[0]]()
-    if kind == "name":
+    if kind in ("name", "whole"):
         return value_of_name(node, point)
 
     numbers = [evaluate(part, point) for part in node.parts]
@@ -784,6 +813,8 @@ def are_equal(a: Node, b: Node) -> bool:
         return are_written_alike(a, b)
     if not has_names(a) and not has_names(b):
         return agree_at(ANYWHERE, a, b) is True
+    if not have_same_wholes(a, b):
+        return False
     agreements = 0
     for point in points_for(a, b):
         verdict = agree_at(point, a, b)
@@ -808,12 +839,60 @@ def are_written_alike(a: Node, b: Node) -> bool:
     return all(map(are_equal, a.parts[1:], b.parts[1:]))
 
 
+def have_same_wholes(a: Node, b: Node) -> bool:
+    """Is each differential, bar and unknown function equally often in both?
+
+    f(x) - f(x) is not 0, nor dx + dx 2 dx. The y' of dy/dx may be a letter in the other one.
+    """
+    if not (has_whole(a) or has_whole(b)):
+        return True
+    found = names_in(a)
+    others = names_in(b)
+    texts = set()
+    for kind, text in found + others:
+        if kind == "whole":
+            texts.add(text)
+    counts = collections.Counter(text for _, text in found if text in texts)
+    other_counts = collections.Counter(text for _, text in others if text in texts)
+    return counts == other_counts
+
+
+def has_whole(node: Node) -> bool:
+    if node.operation == "whole":
+        return True
+    return any(isinstance(part, Node) and has_whole(part) for part in node.parts)
+
+
+def names_in(node: Node) -> list[tuple[str, str]]:
+    """All names and wholes in an expression: which of both, and its text with its arguments."""
+    found = []
+    nodes = [node]
+    while nodes:
+        node = nodes.pop()
+        parts = [part for part in node.parts if isinstance(part, Node)]
+        nodes += parts
+        if node.operation in ("name", "whole"):
+            arguments = [text_of_argument(part) for part in parts]
+            found.append((node.operation, " ".join([node.parts[0], *arguments])))
+    return found
+
+
+def text_of_argument(node: Node) -> str:
+    """The value of an argument at some point, so that f(x + 1) is f(1 + x)."""
+    try:
+        return digits_of(at_precision(FIRST_BITS, node))
+    except TooBig:
+        if Work.steps > MAX_STEPS:
+            raise
+        return repr(node)
+
+
 def points_for(*nodes: Node) -> list[Point]:
     """More points for what has steps or kinks: these may lie between others."""
     operations = set()
     for node in nodes:
         operations |= operations_of(node)
-    if not operations & (STEPS | KINKED):
+    if not operations & (STEPS | KINKED | CUT):
         return [Point(index) for index, one in enumerate(RANGES) if not one.integers_only]
     points = [Point(index) for index in range(len(RANGES) + KINKS)]
     if operations & KINKED:
@@ -822,6 +901,8 @@ def points_for(*nodes: Node) -> list[Point]:
 
 
 STEPS = {"\\floor", "\\lfloor", "\\ceil", "\\lceil", "#", "\\gcd", "\\lcm", "!", "!!", "\\binom"}
+# Functions that are real on a short range only, which needs points of its own.
+CUT = {"\\atanh"}
 FACTORIALS = {"!", "\\binom"}
 KINKED = {"\\abs", "\\lvert", "\\max", "\\min"}
 
@@ -904,6 +985,8 @@ def agree_closely(point: Point, a: Node, b: Node, x_rough, y_rough) -> bool:
 
 def is_constant_ratio(a: Node, b: Node, positive: bool) -> bool:
     """Is a/b the same number at all points, not zero, and if asked for positive?"""
+    if not have_same_wholes(a, b):
+        return False
     ratio = operation("/", a, b)
     first = None
     seen = 0
@@ -944,7 +1027,7 @@ def linear(node: Node) -> Linear | None:
     """A linear expression in one letter for a real number, None for any other."""
     if not has_names(node):
         return Linear(None, Fraction(0), node)
-    if node.operation == "name":
+    if node.operation in ("name", "whole"):
         is_real = node.parts[0] not in COMPLEX_LETTERS
         return Linear(node, Fraction(1), number(Fraction(0))) if is_real else None
     if node.operation not in ("+", "negative", "*", "/", "\\frac"):

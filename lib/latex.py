@@ -28,7 +28,8 @@ class Unparsed(Exception):
 # --- the vocabulary ---
 
 WITH_ARGUMENTS = (
-    "asinh acosh atanh asin acos atan sinh cosh tanh sin cos tan cot sec csc cis "
+    "asinh acosh atanh acoth asin acos atan sinh cosh tanh coth sech csch "
+    "sin cos tan cot sec csc cis "
     "log lg exp sqrt abs floor ceil max min gcd lcm"
 )
 FUNCTIONS = WITH_ARGUMENTS.split()
@@ -867,7 +868,7 @@ REWRITES = [
         example=(r"\frac12", r"\frac{1}{2}"),
     ),
     Rewrite(
-        r"arc(?=sin|cos|tan)",
+        r"arc(?=sin|cos|tan|coth)|(?<![a-zA-Z])ar(?=(?:sin|cos|tan|cot)h)",
         "a",
         example=(r"\arcsin x", r"\asin x"),
     ),
@@ -878,7 +879,7 @@ REWRITES = [
         example=(r"\sin^22x", r"\sin^{2}2x"),
     ),
     Rewrite(
-        r"\\?(sin|cos|tan)\s*\^\s*{\s*-\s*1\s*}",
+        r"\\?(sinh?|cosh?|tanh?|coth)\s*\^\s*{\s*-\s*1\s*}",
         r"\\a\1",
         example=(r"\tan^{-1} x", r"\atan x"),
     ),
@@ -913,6 +914,32 @@ REWRITES = [
         r"\\mathbb\s*{?\s*([EP])\s*}?\s*(?=[(\[])",
         r"\1",
         example=(r"\mathbb{E}[X]", "E[X]"),
+    ),
+    # Positive and negative numbers: intervals, and of integers one name.
+    Rewrite(
+        r"\\mathbb\s*{?\s*R(?:\s*})?\s*[\^_]\s*{?\s*(?:\+|>\s*0)\s*}?",
+        r"(0,\\infty)",
+        example=(r"\mathbb{R}^+", r"(0,\infty)"),
+    ),
+    Rewrite(
+        r"\\mathbb\s*{?\s*R(?:\s*})?\s*[\^_]\s*{?\s*\\ge(?:q|qslant)?\s*0\s*}?",
+        r"[0,\\infty)",
+        example=(r"\mathbb{R}_{\ge 0}", r"[0,\infty)"),
+    ),
+    Rewrite(
+        r"\\mathbb\s*{?\s*R(?:\s*})?\s*[\^_]\s*{?\s*(?:-|<\s*0)\s*}?",
+        r"(-\\infty,0)",
+        example=(r"\mathbb{R}^-", r"(-\infty,0)"),
+    ),
+    Rewrite(
+        r"\\mathbb\s*{?\s*Z(?:\s*})?\s*[\^_]\s*{?\s*(?:\+|>\s*0|\\ge(?:q|qslant)?\s*1)\s*}?",
+        r"\\mathbb{Z^+}",
+        example=(r"\mathbb{Z}_{>0}", r"\mathbb{Z^+}"),
+    ),
+    Rewrite(
+        r"\\mathbb\s*{?\s*Z(?:\s*})?\s*[\^_]\s*{?\s*(?:-|<\s*0)\s*}?",
+        r"\\mathbb{Z^-}",
+        example=(r"\mathbb{Z}^-", r"\mathbb{Z^-}"),
     ),
     Rewrite(
         r"\\mathbb\s*{?\s*R(?:\s*})?(?![\s}]*(?:\^ ?{? ?[\dmn]|\[))",
@@ -1018,6 +1045,12 @@ REWRITES = [
         UNIT,
         mark_unit,
         example=("60 miles per hour", "60@miles per hour@"),
+    ),
+    # Behind a number and at the end "times" is no sign.
+    Rewrite(
+        r"(?<=[\d}]) ?\btimes((?: (?:as|more|less|the|larg|great|bigg|small|fast|long)[a-z ]*)?)$",
+        r"@times\1@",
+        example=("3 times as many", "3@times as many@"),
     ),
     Rewrite(
         r"^@([^@:]*?)(?:(?: is|:| is:)@|@ ?:) ?(?=[-\d\\$(])",

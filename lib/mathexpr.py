@@ -29,6 +29,7 @@ from lib.expressions import (
     name,
     number,
     operation,
+    whole,
     written,
 )
 from lib.latex import FUNCTIONS, Unparsed, clean, tokenize
@@ -106,6 +107,8 @@ DECORATION_NAMES = r"""
 \underset \measuredangle \widearc \overarc \overparen \square
 """
 DECORATIONS = set(DECORATION_NAMES.split())
+# Letters of another kind are letters.
+FONTS = {"\\mathfrak", "\\mathscr", "\\mathcal"}
 # Signs of which all parts are read and kept in place: \sum_{k=1}^n k.
 BINDERS = {"\\sum", "\\prod", "\\int", "\\oint", "\\lim", "\\bigcup", "\\bigcap"}
 # f(2x) is never a product; of other letters, x(y + 1) is one.
@@ -464,13 +467,13 @@ class Parser:
         above = re.sub(r"(?<!\\)d ", "d", self.group())
         below = re.sub(r"(?<!\\)d ", "d", self.group())
         if re.fullmatch(rf"{{?{DIFFERENCE}(?:\^{{?\d}}?)?}}?", above):
-            return Value(name(f"\\frac{above}{below}", node_of(self.expression(SUM))))
+            return Value(whole(f"\\frac{above}{below}", node_of(self.expression(SUM))))
         first = re.fullmatch(r"{d([a-z])}{dx}", above + below)
         if first:
-            return Value(letter(first[1] + "'"))
+            return Value(whole(first[1] + "'"))
         above = re.sub(r"\^{(\d)}", r"^\1", above)
         below = re.sub(r"\^{(\d)}", r"^\1", below)
-        return Value(name(f"\\frac{above}{below}"))
+        return Value(whole(f"\\frac{above}{below}"))
 
     def group(self) -> str:
         """The tokens of an operand in braces, or the next token, as text."""
@@ -514,8 +517,10 @@ class Parser:
         while self.peek().startswith(("_", "'")):
             text += self.renamed(self.take())
         text = sign + re.sub(r"[{}\s]", "", text)
-        if sign != "\\mathbb":
+        if sign in FONTS:
             return Value(name(text))
+        if sign != "\\mathbb":
+            return Value(whole(text))
 
         # Sets of numbers are no factors: 2Z is not Z 2, and Z[i] is a ring.
         nodes = []
@@ -628,7 +633,7 @@ class Parser:
         if self.position != end:
             raise Unparsed("an integral")
         self.position = end + 1
-        return operation("*", node_of(value), name("d", last))
+        return operation("*", node_of(value), whole("d", last))
 
     def differential(self) -> int | None:
         """The position of the differential that belongs to an integral which starts here."""
@@ -656,7 +661,7 @@ class Parser:
     def variable(self, text: str) -> Value:
         """A letter with its indices and primes, or an unknown function of what is in brackets."""
         if text.startswith("d "):
-            return Value(name("d", letter(self.bound.get(text[2:], text[2:]))))
+            return Value(whole("d", letter(self.bound.get(text[2:], text[2:]))))
         if text not in LETTERS and not (len(text) == 1 and text.isalpha()):
             raise Unparsed("no operand")
         head = text
@@ -710,7 +715,7 @@ class Parser:
         nodes = [node_of(item) for item in arguments.items or [arguments]]
         if text in TABLE and len(nodes) == 1:
             return Value(operation(text, *nodes))
-        return Value(name(text, *nodes))
+        return Value(whole(text, *nodes))
 
 
 def number_of(token: str) -> Value:

@@ -206,7 +206,7 @@ RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "\\in")
 
 def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Value:
     """sides, and their texts without blanks, with signs between them."""
-    is_member_of_name = signs[-1] == "\\in" and sides[-1].brackets is None
+    is_member_of_name = signs[-1] == "\\in" and not is_set(sides[-1])
     is_known = set(signs) <= set(RELATIONS)
     if not is_known or NOTHING in sides or is_member_of_name:
         return Value(signs=tuple(signs), sides=tuple(sides))
@@ -228,6 +228,13 @@ def make_relation(sides: list[Value], texts: list[str], signs: list[str]) -> Val
         name = sides[named.index(True)]
     value = value_of_name(sides, named, signs)
     return value._replace(signs=signs, sides=sides, name=name)
+
+
+def is_set(value: Value) -> bool:
+    """A collection or the integers, but not a letter."""
+    if value.node is None or not is_written(value.node):
+        return value.brackets is not None
+    return value.node.parts[0].startswith("\\mathbb")
 
 
 def is_name(text: str) -> bool:
@@ -456,7 +463,7 @@ def is_thing(value: Value) -> bool:
     if value.node is None or value.signs:
         return is_statement(value)
     text = value.node.parts[0]
-    return value.node.operation == "name" and text[:1].isupper()
+    return value.node.operation in ("name", "whole") and text[:1].isupper()
 
 
 # --- sets ---

@@ -386,6 +386,42 @@ def test_nothing_leaves_an_unknown_function(function, number, letter):
     assert not is_equiv(rf"\frac{{{whole}}}{{{function % letter}}}", f"{number}")
 
 
+# Differentials, bars and functions, each as a whole.
+BARS_OF_LETTERS = [r"\overline{AB}", r"\bar{x}", r"\hat{p}", r"\overrightarrow{CD}", r"\dot{y}"]
+UNKNOWN = ["f(x)", "g'(t)", r"\phi(u)", "P(A)", "E[X]", "f(x + 1, 2)", "h(g(x))"]
+DERIVATIVES = ["dx", r"\mathrm{d}y", r"\frac{dy}{dt}", r"\frac{d^2y}{dx^2}"]
+WHOLES = st.sampled_from([*BARS_OF_LETTERS, *UNKNOWN, *DERIVATIVES])
+FACTOR = st.sampled_from(["2", "7", "a", "b^2", r"\sin a", r"\frac{a}{3}", "(a+b)"])
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(WHOLES, FACTOR)
+def test_what_is_no_number_never_cancels_vanishes_or_adds_up(whole, factor):
+    pairs = [
+        (f"{factor} + {whole} - {whole}", factor),
+        (rf"\frac{{{factor} {whole}}}{{{whole}}}", factor),
+        (f"0 \\cdot {whole}", "0"),
+        (f"{whole} - {whole}", "0"),
+        (f"{factor} {whole} + {factor} {whole}", f"2 {factor} {whole}"),
+        (f"({whole})^0", "1"),
+        (f"({whole}) ({whole})", f"({whole})^2"),
+    ]
+    for one, other in pairs:
+        assert not is_equiv(one, other)
+        assert not is_equiv(other, one)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(WHOLES, WHOLES, FACTOR)
+def test_what_is_no_number_may_stand_elsewhere(one, other, factor):
+    assert is_equiv(f"{factor} + {one} - {other}", f"-{other} + {factor} + {one}")
+    assert is_equiv(f"{factor} \\cdot {one} + {other}", f"{other} + {one} \\cdot {factor}")
+    if one != other:
+        assert not is_equiv(f"{factor} + {one}", f"{factor} + {other}")
+
+
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from("uvwxyt"), st.sampled_from("pqrsxy"))

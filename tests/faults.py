@@ -3,7 +3,7 @@ What a small pipeline survives: each stage is killed, stopped and damaged, and s
 
     python tests/faults.py                         # every fault three times: some ten minutes
     python tests/faults.py --times=100             # SIGKILL at a hundred moments of each stage
-    python tests/faults.py --only sft prime --times=1
+    python tests/faults.py --only sft prime --fault SIGKILL SIGTERM --times=1
 
 The stages are sft.py, generate.py, prime.py and evaluate.py on forty guessing problems. A run under
 faults is started with the same command until it ends, and must then have what a run without faults
@@ -13,6 +13,7 @@ start to the end, beside those of a whole run.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -232,25 +233,31 @@ def torn_line(command, out_dir, seconds, draw):
             os.truncate(path, size - min(size, draw.randint(1, 40)))
 
 
-def newest_shard(out_dir):
-    shards = sorted(Path(out_dir).glob("checkpoints/step_*/*.distcp"))
-    return shards[-1] if shards else None
+def newest_shard(command, out_dir) -> Path:
+    """Of a run that is killed when it has two checkpoints."""
+    process = start(command, out_dir, f"{out_dir}.log")
+    while process.poll() is None and len(checkpoints(out_dir)) < 2:
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(LONGEST)
+    return next(checkpoints(out_dir)[-1].glob("*.distcp"))
+
+
+def checkpoints(out_dir) -> list[Path]:
+    return sorted(Path(out_dir, "checkpoints").glob("step_??????"))
 
 
 def truncated_checkpoint(command, out_dir, seconds, draw):
-    killed(command, out_dir, seconds, draw)
-    shard = newest_shard(out_dir)
-    if shard and len(list(shard.parent.parent.glob("step_??????"))) > 1:
-        os.truncate(shard, draw.randrange(shard.stat().st_size))
+    shard = newest_shard(command, out_dir)
+    os.truncate(shard, draw.randrange(shard.stat().st_size))
 
 
 def flipped_bit(command, out_dir, seconds, draw):
-    killed(command, out_dir, seconds, draw)
-    shard = newest_shard(out_dir)
-    if shard and len(list(shard.parent.parent.glob("step_??????"))) > 1:
-        content = bytearray(shard.read_bytes())
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        shard.write_bytes(content)
+    shard = newest_shard(command, out_dir)
+    content = bytearray(shard.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    shard.write_bytes(content)
 
 
 def odd_name(command, out_dir, seconds, draw):
@@ -276,8 +283,10 @@ def try_fault(stage, fault, command, whole, seconds, folder, number) -> tuple[in
     out_dir = folder / f"{stage}_{number}" / name
     shutil.rmtree(out_dir.parent, ignore_errors=True)
     out_dir.parent.mkdir(parents=True)
-    # Up to three times in a row: a run can be hit again while it recovers.
-    for _ in range(draw.randint(1, 3)):
+    # Up to three times in a row: a run can be hit again while it recovers. Of a checkpoint once,
+    # because the one before it must be whole.
+    times = 1 if fault in WITH_CHECKPOINTS else draw.randint(1, 3)
+    for _ in range(times):
         FAULTS[fault](command, out_dir, seconds, draw)
     last = run_to_its_end(command, out_dir)
     return *compare(results(out_dir), whole), last
@@ -289,6 +298,7 @@ def main():
     )
     parser.add_argument("--times", type=int, default=3, help="of SIGKILL; others at most 3")
     parser.add_argument("--only", nargs="+", default=["sft", "generate", "prime", "evaluate"])
+    parser.add_argument("--fault", nargs="+", default=list(FAULTS), choices=FAULTS)
     arguments = parser.parse_args()
 
     bad = 0
@@ -303,7 +313,7 @@ def main():
             whole = folder / f"{stage}_whole"
             seconds = run_to_its_end(commands[stage], whole)
             expected = results(whole)
-            for fault in FAULTS:
+            for fault in arguments.fault:
                 if fault in WITH_CHECKPOINTS and stage not in ("sft", "prime"):
                     continue
                 times = arguments.times if fault == "SIGKILL" else min(3, arguments.times)

@@ -78,9 +78,12 @@ def run(main, settings: dict):
         main()
     except BaseException as error:  # torch's CheckpointException is not an Exception
         code, message, rank_local = _explain(error)
-        if message is None:
+        if message is not None:
+            _print_error(message, rank_local)
+        elif "RANK" in os.environ and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        else:
             raise
-        _print_error(message, rank_local)
 
     # One of several processes must not exit the normal way: that could wait for ranks which are
     # waiting for this one. It also aborted one run in twelve, when a thread of torch's asked for

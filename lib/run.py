@@ -191,7 +191,12 @@ def setup_distributed(device: torch.device, minutes: float = 60) -> tuple[int, i
 
 
 def leave_distributed() -> None:
-    """Leave the process group, once all processes have come here. Collective."""
+    """Leave the process group, once all processes have come here. Collective.
+
+    A thread of gloo may still be giving back the last collective's tensors, for which it takes
+    Python's lock. If the interpreter is ending by then, the process aborts: so it ends by
+    os._exit(), as in configurator.run().
+    """
     if not dist.is_initialized():
         return
     # Who leaves closes its connections, over which another may still be receiving. The tensor is on

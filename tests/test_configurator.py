@@ -566,6 +566,7 @@ raise configurator.UserError("wrong column")
     [
         ("raise configurator.UserError('wrong column')", 2, "error: wrong column\n"),
         ("pass", 0, ""),
+        ("{}['bug']", 1, "KeyError: 'bug'\n"),
     ],
 )
 def test_exit_does_not_wait_for_other_processes(script, end, code, error):
@@ -578,5 +579,9 @@ print("last words")
 """
     done = start(script, BODY=body)
     assert done.returncode == code
-    assert done.stderr == error
+    if code == 1:
+        assert done.stderr.startswith("Traceback")
+        assert done.stderr.endswith(error)
+    else:
+        assert done.stderr == error
     assert done.stdout.endswith("last words\n")

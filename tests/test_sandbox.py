@@ -1141,8 +1141,9 @@ def test_a_child_that_stops_in_the_middle_of_its_reply_is_late(echo, monkeypatch
     idle = []
     start = time.monotonic()
     with pytest.raises(sandbox.ChildTimeout):
-        sandbox.ask(idle, echo, None, 9, ["half", None])
-    assert time.monotonic() - start < 5
+        sandbox.ask(idle, echo, None, 90, ["half", None])
+    # It did not have the program's 90 seconds; to start a child takes a while on a busy machine.
+    assert time.monotonic() - start < 60
     assert idle == []
 
     # The limit is not one for the program: its time is the caller's.

@@ -497,10 +497,14 @@ def uses_prm() -> bool:
     return process_coef != 0 or prm_update != "none"
 
 
-def reference_logprobs(models: Models, batch: Batch, old_logprobs):
-    """Log-probabilities [N, T] of the reference, at temperature 1 like the PRM's."""
+def reference_logprobs(models: Models, batch: Batch, old):
+    """Log-probabilities [N, T] of the reference, at temperature 1 like the PRM's.
+
+    old: as in train_policy().
+    """
     check_tokens(batch, [models.prm, models.ref])
     if ref_type == "policy" and temperature == 1:
+        old_logprobs, _ = old
         return old_logprobs
     net = models.policy if ref_type == "policy" else models.ref
     with on_device(batch.mask.device, offload, models.ref):
@@ -580,11 +584,26 @@ def update_prm(models: Models, batch: Batch, ref_logprobs, step: int):
     return prm_logprobs, stats
 
 
-def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: int):
-    """PPO over mini-batches of rows. Returns stats: means over all rows, but grad_norm the largest.
+def updates_once() -> bool:
+    """Is there a single update of the policy per step?
 
-    A and weights [N, T]: advantages, and importance weights beside them.
+    Then its passes say what the policy was before it, unless that is needed earlier.
     """
+    rows = prompts_per_step * samples_per_prompt
+    return ppo_epochs * rows <= batch_rows and ref_type != "policy"
+
+
+def train_policy(models: Models, batch: Batch, old, A, step: int):
+    """PPO over mini-batches of rows. Returns (old, stats).
+
+    old: log-probabilities and entropies [N, T] of the policy before its update. None with a single
+    update: its passes are of that policy, and what they find is returned. A [N, T]: advantages.
+    stats: means over all rows, but grad_norm the largest.
+    """
+    single = old is None
+    if single:
+        old = torch.zeros_like(batch.engine_logprobs), torch.zeros_like(batch.engine_logprobs)
+    old_logprobs, old_entropies = old
     policy = models.policy
     lr = warmed_up(learning_rate, step)
     N = len(batch.lengths)
@@ -598,9 +617,14 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
         mine, idle = my_shared_batches(batch, micro_batch_tokens, minibatch)
         for rows in mine:
             mask = batch.mask[rows]
-            logprobs, entropies = row_logprobs(policy, batch, rows, temperature, entropy_coef != 0)
-            weighted = A[rows] * weights[rows]
-            loss, stats = ppo_loss(logprobs, old_logprobs[rows], weighted, mask, clip)
+            wants_entropy = single or entropy_coef != 0
+            logprobs, entropies = row_logprobs(policy, batch, rows, temperature, wants_entropy)
+            if single:
+                old_logprobs[rows] = logprobs.detach()
+                old_entropies[rows] = entropies.detach()
+
+            weights = importance_weights(old_logprobs[rows], batch.engine_logprobs[rows])
+            loss, stats = ppo_loss(logprobs, old_logprobs[rows], A[rows] * weights, mask, clip)
             if entropy_coef:
                 loss = loss - entropy_coef * (entropies.sum(-1) / mask.sum(-1)).mean()
 
@@ -614,7 +638,10 @@ def train_policy(models: Models, batch: Batch, old_logprobs, A, weights, step: i
         norm = optimizer_step(policy, models.optimizer, lr, grad_clip, loss_sum, minibatch)
         norms.append(norm)
 
-    return dict(means.over_ranks(), grad_norm=max(norms), lr=lr)
+    if single:
+        for values in old:
+            dist.all_reduce(values)
+    return old, dict(means.over_ranks(), grad_norm=max(norms), lr=lr)
 
 
 def minibatches(N: int, step: int) -> list[list[int]]:
@@ -664,11 +691,11 @@ def batch_advantages(batch: Batch, process):
     return A, stats
 
 
-def importance_weights(old_logprobs, batch: Batch):
-    """Truncated importance weights [N, T]: the tokens were drawn from the engine's distribution."""
+def importance_weights(old_logprobs, engine_logprobs):
+    """Truncated importance weights [B, T]: the tokens were drawn from the engine's distribution."""
     if importance_cap is None:
         return torch.ones_like(old_logprobs)
-    return (old_logprobs - batch.engine_logprobs).exp().clamp(max=importance_cap)
+    return (old_logprobs - engine_logprobs).exp().clamp(max=importance_cap)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -804,7 +831,11 @@ def print_memory() -> None:
         micro_batch_tokens batch_rows prm_batch_rows ppo_epochs prm_update ref_type checkpointing
         offload shard dtype gpu_memory keep_checkpoints"""
     own = {name: globals()[name] for name in names.split()}
-    more = dict(uses_prm=uses_prm(), entropy=entropy_coef != 0)
+    more = dict(
+        uses_prm=uses_prm(),
+        updates_once=updates_once(),
+        entropy=entropy_coef != 0 or updates_once(),
+    )
     memory.print_prime(model, memory.gpus_of_this_run(), memory.PrimeRun(**own, **more))
 
 
@@ -814,7 +845,8 @@ def run_longest_batch(models: Models, rollout_engine, torch_device) -> None:
     if uses_prm():
         pairs.append((models.ref or models.prm, None))
     tokens = max(micro_batch_tokens, max_prompt_tokens + max_tokens)
-    longest_batch(pairs, tokens, torch_device, offload, entropy=entropy_coef != 0)
+    entropy = entropy_coef != 0 or updates_once()
+    longest_batch(pairs, tokens, torch_device, offload, entropy)
     rollout_engine.wake_up(full_tensors(models.policy))  # does it fit beside Adam's state?
 
 
@@ -932,21 +964,21 @@ def main():
             batch = make_batch(kept, torch_device)
 
             with stops_if_not_finite(out_dir, clock, batch.describe):
-                # 2. Log-probabilities of the policy before its update. A number that is not finite
-                # ends the run before it reaches a weight.
-                clock.start("old")
-                old_logprobs, entropies = score(
-                    models.policy, batch, micro_batch_tokens, temperature, entropy=True
-                )
-                metrics = batch_metrics(batch, old_logprobs, entropies)
-                check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
+                # 2. Log-probabilities of the policy before its update; if there is a single one,
+                # its passes give them. A number that is not finite ends the run before it reaches
+                # a weight.
+                old = None
+                if not updates_once():
+                    clock.start("old")
+                    old = score(models.policy, batch, micro_batch_tokens, temperature, entropy=True)
 
                 # 3. The implicit PRM: its log-ratio to the reference is the reward of a token
                 # (Eq. 3), learned from outcomes alone (Eq. 4).
+                metrics = {}
                 process = None
                 if uses_prm():
                     clock.start("ref")
-                    ref_logprobs = reference_logprobs(models, batch, old_logprobs)  # [N, T]
+                    ref_logprobs = reference_logprobs(models, batch, old)  # [N, T]
                     clock.start("prm")
                     with on_device(torch_device, offload, models.prm, models.prm_optimizer):
                         prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
@@ -957,12 +989,13 @@ def main():
                 # (Eq. 5).
                 A, stats = batch_advantages(batch, process)  # [N, T]
                 metrics |= stats
-                weights = importance_weights(old_logprobs, batch)
 
                 # 5. PPO.
                 clock.start("policy")
                 with on_device(torch_device, offload, models.optimizer):
-                    metrics |= train_policy(models, batch, old_logprobs, A, weights, step)
+                    old, stats = train_policy(models, batch, old, A, step)
+                metrics |= stats | batch_metrics(batch, *old)
+                check_mismatch(metrics["mismatch"], max_mismatch, step, torch_dtype)
 
             # 6. The new weights go to the engine, which takes its share of the GPU again when it
             # wakes up: the trainer's peak is read before.

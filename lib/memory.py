@@ -242,11 +242,13 @@ def prime_phases(
     checkpointing: bool = True,
     entropy: bool = False,
     offload: bool = False,
+    updates_once: bool = False,
 ) -> dict:
     """{phase: Counter of bytes per GPU} of prime.py, whose passes have up to `tokens` tokens.
 
     whole: as for scoring_pass(). prm, ref: None where outcomes are the only rewards. ref_frozen:
-    the reference is a model of its own. With offload a phase holds the policy's weights and what it
+    the reference is a model of its own. updates_once: no pass for the old log-probabilities. With
+    offload a phase holds the policy's weights and what it
     needs itself; the rest is in the host's memory.
     """
     of_policy = held(policy, gpus)
@@ -276,7 +278,9 @@ def prime_phases(
     # The weights on their way to the engine, at the largest tensor: gathered in fp32 (4), its cast
     # (2) and the copy that vLLM makes (2). The engine has all weights in bf16.
     sync = Counter(gathered=(4 + 2 + 2) * policy.head, engine=2 * policy.parameters)
-    phases = {"rollout": idle, "old": idle + scoring_pass(policy, tokens, whole)}
+    phases = {"rollout": idle}
+    if not updates_once:
+        phases["old"] = idle + scoring_pass(policy, tokens, whole)
     if prm:
         phases["ref"] = with_ref + ref_pass
         phases["prm"] = with_prm + prm_pass
@@ -376,7 +380,8 @@ def print_sft(
 class PrimeRun:
     """The settings of prime.py that its memory depends on, under their names.
 
-    entropy: its loss has one. uses_prm: outcomes are not the only rewards.
+    entropy: its update computes one. uses_prm: outcomes are not the only rewards. updates_once: no
+    pass for the old log-probabilities.
     """
 
     prm_model: str | None
@@ -391,6 +396,7 @@ class PrimeRun:
     ppo_epochs: int
     prm_update: str
     uses_prm: bool
+    updates_once: bool
     ref_type: str
     checkpointing: bool
     entropy: bool
@@ -479,6 +485,7 @@ def phases_of_run(run: PrimeRun, policy, prm, ref, gpus: int) -> dict:
         checkpointing=run.checkpointing,
         entropy=run.entropy,
         offload=run.offload,
+        updates_once=run.updates_once,
     )
 
 

@@ -271,6 +271,9 @@ def test_phases_of_prime(size_7b):
     assert alone["rollout"].total() == pytest.approx(12 * size_7b.parameters / 8, abs=5)
     assert memory.offloaded(size_7b, None, None, False, True) == 8 * size_7b.parameters
 
+    # A single update takes no pass before it.
+    assert "old" not in phases_of(size_7b, updates_once=True)
+
     # Without a model of its own the reference takes no pass.
     without = phases_of(size_7b, ref_frozen=False)
     assert without["ref"] == without["rollout"]
@@ -368,6 +371,7 @@ PRIME = dict(
     ppo_epochs=1,
     prm_update="after",
     uses_prm=True,
+    updates_once=False,
     ref_type="freeze",
     checkpointing=True,
     entropy=False,

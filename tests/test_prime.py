@@ -228,6 +228,22 @@ def test_what_must_not_change_the_result(result, change):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--importance_cap=1.01", "--entropy_coef=0.1")])
+def test_a_single_update_needs_no_pass_before_it(arguments, result, monkeypatch, tmp_path, more):
+    """Its own passes give the log-probabilities of the policy before it."""
+    once = result("--batch_rows=24", *more)
+    monkeypatch.setattr(prime, "updates_once", lambda: False)
+    call(prime, *arguments, "--batch_rows=24", *more, f"--out_dir={tmp_path}")
+    assert_close(once.policy, weights(tmp_path / "policy"))
+    assert_close(once.prm, weights(tmp_path / "prm"))
+    for row, separate in zip(once.rows, read_jsonl(tmp_path / "metrics.jsonl")):
+        assert "old" not in row["seconds"]
+        assert "old" in separate["seconds"]
+        for name in [*NUMBERS, "mismatch", "outcome_kept"]:
+            assert row[name] == pytest.approx(separate[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
 def test_models_to_start_from(result):
     """A trained PRM as prm_model or ref_model: another start, another reference."""
     prm = result().out / "prm"
@@ -600,10 +616,18 @@ def few_prompts(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4, "two nodes of 2"])
-def test_any_number_of_processes_gives_the_same_numbers(tmp_path, few_prompts, result, processes):
-    """The same prompts, samples and metrics; weights to 1e-5 after two steps of 2 + 2 updates."""
+@pytest.mark.parametrize(
+    "processes, batch_rows", [(2, 12), (2, 20), (4, 12), ("two nodes of 2", 12)]
+)
+def test_any_number_of_processes_gives_the_same_numbers(
+    tmp_path, few_prompts, result, processes, batch_rows
+):
+    """The same prompts, samples and metrics; weights to 1e-5 after two steps of 2 + 2 updates, or
+    of a single one of the policy's (20 rows).
+    """
     command, changes = few_prompts
+    command = [*command, f"--batch_rows={batch_rows}"]
+    changes = [*changes, f"--batch_rows={batch_rows}"]
     out = tmp_path / "out"
     if processes == "two nodes of 2":
         # A copy of the weights on each node.

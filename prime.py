@@ -200,6 +200,7 @@ keep_checkpoints = 2
 # policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
 out_dir = "out/intellect_math"
 samples_logged = 8  # rows of each step that go to samples.jsonl
+samples_steps = None  # it keeps those of the last so many steps, at most twice as many; None: all
 wandb_project: str = None  # also log to Weights & Biases, if it is installed
 # --- system
 device = "auto"  # 'cuda', 'cpu', 'auto': cuda where there is one
@@ -706,7 +707,7 @@ def check_settings() -> None:
     """Raise UserError for values that cannot work, before anything is loaded."""
     at_least_one = (
         "prompts_per_step max_draws batch_rows prm_batch_rows ppo_epochs micro_batch_tokens "
-        "eval_problems eval_samples eval_interval keep_checkpoints normalize_chunks"
+        "eval_problems eval_samples eval_interval keep_checkpoints normalize_chunks samples_steps"
     )
     least = dict.fromkeys(at_least_one.split(), 1)
     least["samples_per_prompt"] = 2
@@ -1012,7 +1013,8 @@ def main():
                 metrics |= evaluate(rollout_engine, grader, held_out)
             metrics["seconds"] = clock.end_step()
             log.write(metrics, max_steps, clock.seconds_left(max_steps - step - 1))
-            log.write_samples(rows_for_log(step, kept, stream.problems, process, A, samples_logged))
+            rows = rows_for_log(step, kept, stream.problems, process, A, samples_logged)
+            log.write_samples(step, rows, samples_steps)
 
             # Save. If one rank was asked to stop, all stop.
             clock.start("save")

@@ -160,7 +160,8 @@ def step(rows: int, prompt: int, tokens: int, micro_batch_tokens: int, folder: s
     metrics["prompts_kept"] = len(groups)
     clock.stop("metrics of the answers")
     log.write(dict(metrics, step=0, seconds={"step": 1.0}), 1, 0.0)
-    log.write_samples(rows_for_log(0, groups, problems, process, A, prime.samples_logged))
+    rows = rows_for_log(0, groups, problems, process, A, prime.samples_logged)
+    log.write_samples(0, rows, prime.samples_steps)
     log.close(finished=True)
     clock.stop("log")
 

@@ -172,7 +172,7 @@ class RunLog:
     def __init__(self, out_dir: str, start: int, rank: int, wandb_project: str | None, settings):
         self.metrics_path = os.path.join(out_dir, "metrics.jsonl")
         self.curves_path = os.path.join(out_dir, "curves.png")
-        samples_path = os.path.join(out_dir, "samples.jsonl")
+        self.samples_path = os.path.join(out_dir, "samples.jsonl")
         self.wandb_run = None
         self.is_first = rank == 0
         if not self.is_first:
@@ -181,12 +181,9 @@ class RunLog:
         write_run_config(out_dir, settings)
         # A new run (start 0) drops row -1 as well, the evaluation before the first step.
         keep_lines(self.metrics_path, start or -1)
-        keep_lines(samples_path, start)
+        keep_lines(self.samples_path, start)
         self.metrics = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115
-        # Half a surrogate pair, which UTF-8 cannot write, becomes JSON's escape for it.
-        self.samples = open(  # noqa: SIM115
-            samples_path, "a", encoding="utf-8", errors="backslashreplace"
-        )
+        self.open_samples()
         if wandb_project:
             import wandb
 
@@ -212,10 +209,25 @@ class RunLog:
         if self.is_first:
             print(json.dumps(dict(metrics, step=-1)), file=self.metrics, flush=True)
 
-    def write_samples(self, rows: list[dict]) -> None:
-        """Rows of samples.jsonl."""
+    def open_samples(self) -> None:
+        """samples.jsonl, to write on at its end."""
+        # Half a surrogate pair, which UTF-8 cannot write, becomes JSON's escape for it.
+        self.samples = open(  # noqa: SIM115
+            self.samples_path, "a", encoding="utf-8", errors="backslashreplace"
+        )
+
+    def write_samples(self, step: int, rows: list[dict], steps_kept: int | None) -> None:
+        """A step's rows of samples.jsonl.
+
+        steps_kept: after so many steps, and again after as many, all but the last so many are
+        dropped; None: none is. Which are there depends on the step alone, as after a resume.
+        """
         if not self.is_first:
             return
+        if steps_kept and step % steps_kept == 0:
+            self.samples.close()
+            keep_lines(self.samples_path, step, since=step - steps_kept)
+            self.open_samples()
         for row in rows:
             self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples.flush()

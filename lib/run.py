@@ -418,10 +418,10 @@ def write_run_config(out_dir: str, settings: dict) -> None:
     file.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
 
 
-def keep_lines(path: str, before: int) -> None:
-    """Drop the rows of a .jsonl file whose `step` is `before` or later.
+def keep_lines(path: str, before: int, since: int = -1) -> None:
+    """Drop the rows of a .jsonl file whose `step` is `before` or later, or earlier than `since`.
 
-    A resumed run makes them again. A last line that a full disk cut short is dropped as well, and
+    A resumed run makes the former again. A last line that a full disk cut short is dropped as well, and
     lines that are no rows with a step, such as what a crash of the machine leaves: they are named.
     """
     if not os.path.exists(path):
@@ -431,7 +431,7 @@ def keep_lines(path: str, before: int) -> None:
     damaged = []
     for number, line in enumerate(lines, 1):
         try:
-            is_kept = json.loads(line)["step"] < before
+            is_kept = since <= json.loads(line)["step"] < before
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged.append(str(number))
             continue

@@ -59,6 +59,27 @@ def test_an_added_metric_is_in_the_status_line(capsys):
     assert "eta 0:01:00" in line
 
 
+def steps_of(path):
+    return [json.loads(line)["step"] for line in path.read_text("utf-8").splitlines()]
+
+
+def log_steps(folder, start, steps, steps_kept):
+    """A run that writes a row of samples.jsonl in each of these steps. Returns all steps there."""
+    log = report.RunLog(str(folder), start, 0, None, {})
+    for step in steps:
+        log.write_samples(step, [dict(step=step, response="\ud83d é")], steps_kept)
+    log.samples.close()
+    log.metrics.close()
+    return steps_of(folder / "samples.jsonl")
+
+
+def test_samples_of_the_last_steps_stay(tmp_path):
+    """Seven steps of which the last two stay are cut at steps 2, 4 and 6; a resume changes nothing."""
+    assert log_steps(tmp_path, 0, range(7), steps_kept=2) == [4, 5, 6]
+    assert log_steps(tmp_path, 5, [5, 6], steps_kept=2) == [4, 5, 6]
+    assert log_steps(tmp_path, 0, range(7), steps_kept=None) == list(range(7))
+
+
 @pytest.mark.slow
 def test_curves_with_an_added_metric(tmp_path):
     path = tmp_path / "metrics.jsonl"

@@ -421,8 +421,9 @@ def write_run_config(out_dir: str, settings: dict) -> None:
 def keep_lines(path: str, before: int, since: int = -1) -> None:
     """Drop the rows of a .jsonl file whose `step` is `before` or later, or earlier than `since`.
 
-    A resumed run makes the former again. A last line that a full disk cut short is dropped as well, and
-    lines that are no rows with a step, such as what a crash of the machine leaves: they are named.
+    A resumed run makes the former again. A last line that a full disk cut short is dropped as well,
+    and lines that are no rows with a step, such as what a crash of the machine leaves: they are
+    named.
     """
     if not os.path.exists(path):
         return

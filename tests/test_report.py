@@ -74,7 +74,7 @@ def log_steps(folder, start, steps, steps_kept):
 
 
 def test_samples_of_the_last_steps_stay(tmp_path):
-    """Seven steps of which the last two stay are cut at steps 2, 4 and 6; a resume changes nothing."""
+    """Seven steps of which the last two stay are cut at steps 2, 4 and 6; so they are resumed."""
     assert log_steps(tmp_path, 0, range(7), steps_kept=2) == [4, 5, 6]
     assert log_steps(tmp_path, 5, [5, 6], steps_kept=2) == [4, 5, 6]
     assert log_steps(tmp_path, 0, range(7), steps_kept=None) == list(range(7))

@@ -4,10 +4,10 @@ Does a long run stay flat? Memory, open files, processes and seconds per step of
     python tests/long_run.py                 # 2,000 small steps
     python tests/long_run.py --steps=100
 
-Trains on guessing problems (tests/faults.py), with an evaluation and a checkpoint now and then, and
-looks into /proc after every step. Prints for each quantity its mean over the last half of the steps
-and its slope per 1,000 steps, a least-squares fit with its standard error, of the steps after the
-first tenth. Fails if a process is left at the end.
+Trains on guessing problems (tests/small_pipeline.py), with an evaluation and a checkpoint now and
+then, and looks into /proc after every step. Prints for each quantity its mean over the last half of
+the steps and its slope per 1,000 steps, a least-squares fit with its standard error, of the steps
+after the first tenth. Fails if a process is left at the end.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from faults import make_data, run_to_its_end, stages, start
+from small_pipeline import make_data, processes_of, run_to_its_end, stages, start
 
 SETTINGS = [
     "--prompts_per_step=4",
@@ -133,9 +133,7 @@ def main():
         assert process.wait() == 0, (folder / "log").read_text()[-3000:]
         print(f"{steps} steps in {time.time() - began:.0f} s")
 
-        left = [
-            pid for pid in os.listdir("/proc") if pid.isdigit() and group_of(pid) == process.pid
-        ]
+        left = processes_of(out)
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         samples = (out / "samples.jsonl").stat().st_size / 2**20
 
@@ -149,14 +147,6 @@ def main():
     print_slope("seconds per step", [row["step"] for row in metrics], seconds)
     print(f"samples.jsonl {samples:.2f} MB; processes left: {len(left)}")
     sys.exit(bool(left))
-
-
-def group_of(pid: str) -> int | None:
-    """The process group of a process, None if it is gone."""
-    try:
-        return os.getpgid(int(pid))
-    except ProcessLookupError:
-        return None
 
 
 if __name__ == "__main__":

@@ -685,7 +685,7 @@ def test_a_long_sum_is_worked_out():
 
 @pytest.fixture
 def tricky(tmp_path, monkeypatch):
-    """Children of the pool in which the answers HANG, EAT, DIE, BUG and PRINT do what they say."""
+    """Children of the pool in which the answers HANG, EAT, DIE and so on do what they say."""
     child = tmp_path / "tricky_child.py"
     child.write_text(f"""
 import os
@@ -706,6 +706,9 @@ def verdict(answer, *rest):
         while True:
             hoard.append(bytearray(1 << 24))
     if answer == "DIE":
+        os.abort()
+    if answer == "DIE ONCE" and not os.path.exists({str(tmp_path / "mark")!r}):
+        open({str(tmp_path / "mark")!r}, "w").close()
         os.abort()
     if answer == "BUG":
         raise KeyError("a bug")
@@ -788,6 +791,17 @@ def test_pool_survives_hostile_items(tricky):
         assert scores[20].failure in ("timeouts", "crashes")
         assert pool.timeouts + pool.crashes == 5
         assert pool.grade([r"\boxed{5}"], [reference("5")]) == [1.0]
+
+
+@pytest.mark.slow
+def test_a_child_that_somebody_else_ends_costs_nothing(tricky, tmp_path):
+    """What it was asked is asked again, of another child."""
+    with Grader(workers=1) as pool:
+        scores = pool.grade([r"\boxed{5}", r"\boxed{DIE ONCE}"], [reference("5")] * 2)
+        assert scores == [1.0, 0.0]
+        assert [score.failure for score in scores] == [None, None]
+        (tmp_path / "mark").unlink()
+        assert pool.is_equiv("DIE ONCE", "DIE ONCE")
 
 
 @pytest.mark.slow

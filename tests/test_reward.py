@@ -265,6 +265,23 @@ def test_failures_are_counted_and_cost_no_other(mischief, response, failure, mes
 
 
 @pytest.mark.slow
+def test_a_process_that_somebody_else_ends_costs_nothing(write, tmp_path):
+    """The first call is killed; the answer is graded by a new process."""
+    path = write(
+        "import os, pathlib\n"
+        f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\n"
+        "def reward(response, problem):\n"
+        "    if not mark.exists():\n"
+        "        mark.touch()\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return 0.5\n"
+    )
+    with Grader(workers=1, reward=path) as pool:
+        assert pool.grade(["a"] * 3, [{}] * 3) == [0.5] * 3
+        assert pool.crashes == 0
+
+
+@pytest.mark.slow
 def test_a_message_names_the_line_and_is_printed_once(write, capsys):
     path = write("def reward(response, problem):\n\n    return {}[response]\n")
     with Grader(workers=2, reward=path) as pool:

@@ -271,7 +271,11 @@ class Grader:
     def score(self, response: str, reference: dict) -> Score:
         """One item. Raises GraderError if a child reports a bug, or does not start."""
         if self.reward is not None:
-            return self.ask_reward(response, reference)
+            score = self.ask_reward(response, reference)
+            if score.failure == "crashes":
+                # As in ask_twice().
+                score = self.ask_reward(response, reference)
+            return score
         if reference["ability"] == "code":
             tests = reference["ground_truth"]
             return grade_code(response, tests, self.timeout, self.code_timeout)
@@ -289,12 +293,22 @@ class Grader:
         """The reply of this thread's child (see answer_task)."""
         return ask(self.child.idle, CHILD_FILE, None, seconds, [task, *arguments])
 
+    def ask_twice(self, seconds: float, task: str, *arguments):
+        """ask_child(), and again if the child dies: a text that ends its judge does so twice.
+
+        What else ends a process, such as a machine that is short of memory, seldom does.
+        """
+        try:
+            return self.ask_child(seconds, task, *arguments)
+        except ChildDied:
+            return self.ask_child(seconds, task, *arguments)
+
     def ask_judge(self, response: str, reference: dict) -> Score:
         gold = own_reward.as_plain_json(reference["ground_truth"])
         tolerance = reference.get("tolerance")
         options = [self.fallback, self.parity, self.memory_mb]
         try:
-            reply = self.ask_child(self.timeout, "math", response, gold, tolerance, *options)
+            reply = self.ask_twice(self.timeout, "math", response, gold, tolerance, *options)
         except ChildTimeout:
             return Score(0.0, "timeouts")
         except ChildDied:
@@ -305,7 +319,7 @@ class Grader:
         # A child with an own reward may have imported gigabytes: this limit would be below that.
         memory_mb = self.memory_mb if self.reward is None else None
         try:
-            same = self.ask_child(self.timeout, "equal", answer, gold, parity, memory_mb)
+            same = self.ask_twice(self.timeout, "equal", answer, gold, parity, memory_mb)
             self.broken = 0
             return same
         except (ChildTimeout, ChildDied):

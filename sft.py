@@ -39,6 +39,7 @@ from lib.run import (
     pick_device,
     print0,
     setup_distributed,
+    to_disk,
     waiting_for,
     write_run_config,
 )
@@ -329,6 +330,7 @@ def append_row(path: str, row: dict) -> None:
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(finite) + "\n")
+        to_disk(file)
 
 
 def print_status(row: dict, steps: int, seconds_left: float) -> None:
@@ -401,10 +403,10 @@ def main():
 
             # Update.
             clock.start("update", step)
-            began = time.time()
+            began = time.monotonic()
             lr = learning_rate_at(step, steps, learning_rate, schedule, warmup_steps)
             loss, norm = update(net, optimizer, batch, lr, torch_device)
-            seconds = time.time() - began
+            seconds = time.monotonic() - began
 
             # Report.
             tokens = sum(len(tokens) for tokens, _ in batch)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch.distributed as dist
 
 from configurator import UserError
-from lib.run import keep_lines, print0, write_run_config
+from lib.run import keep_lines, print0, to_disk, write_run_config
 
 # Metrics with a place of their own in the status line: (name, how it is shown). All others that
 # a step reports and HIDDEN does not name are appended as "name value".
@@ -118,7 +118,7 @@ class Stopwatch:
         self.phase = None
         self.seconds = {}
         self.steps_done = 0
-        now = time.time()
+        now = time.monotonic()
         self.run_began = now
         self.step_began = now
         self.phase_began = now
@@ -131,7 +131,7 @@ class Stopwatch:
         """The phase before ends, this one begins."""
         self.stop()
         self.phase = phase
-        self.phase_began = time.time()
+        self.phase_began = time.monotonic()
         if step is not None:
             self.step = step
 
@@ -139,13 +139,13 @@ class Stopwatch:
         """The phase ends; what follows belongs to none."""
         if self.phase is not None:
             earlier = self.seconds.get(self.phase, 0.0)
-            self.seconds[self.phase] = earlier + time.time() - self.phase_began
+            self.seconds[self.phase] = earlier + time.monotonic() - self.phase_began
         self.phase = None
 
     def end_step(self) -> dict[str, float]:
         """Seconds per phase and of the whole step; what follows belongs to the next step."""
         self.stop()
-        now = time.time()
+        now = time.monotonic()
         seconds = {phase: round(spent, 3) for phase, spent in self.seconds.items()}
         seconds["step"] = round(now - self.step_began, 3)
         self.seconds = {}
@@ -155,11 +155,11 @@ class Stopwatch:
 
     def seconds_left(self, steps: int) -> float:
         """An estimate for `steps` more steps."""
-        return (time.time() - self.run_began) / self.steps_done * steps
+        return (time.monotonic() - self.run_began) / self.steps_done * steps
 
     def elapsed(self) -> timedelta:
         """Since the run's time began."""
-        return timedelta(seconds=round(time.time() - self.run_began))
+        return timedelta(seconds=round(time.monotonic() - self.run_began))
 
 
 class RunLog:
@@ -195,7 +195,8 @@ class RunLog:
         """A step's metrics: a row of metrics.jsonl, of Weights & Biases, and the status line."""
         if not self.is_first:
             return
-        print(json.dumps(metrics), file=self.metrics, flush=True)
+        print(json.dumps(metrics), file=self.metrics)
+        to_disk(self.metrics)
         print_status(metrics, max_steps, seconds_left)
         if self.wandb_run:
             self.wandb_run.log(metrics, step=metrics["step"])
@@ -207,7 +208,8 @@ class RunLog:
             f"greedy {metrics['eval_greedy']:.3f}, sampled {metrics['eval_sampled']:.3f}"
         )
         if self.is_first:
-            print(json.dumps(dict(metrics, step=-1)), file=self.metrics, flush=True)
+            print(json.dumps(dict(metrics, step=-1)), file=self.metrics)
+            to_disk(self.metrics)
 
     def open_samples(self) -> None:
         """samples.jsonl, to write on at its end."""
@@ -230,7 +232,7 @@ class RunLog:
             self.open_samples()
         for row in rows:
             self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.samples.flush()
+        to_disk(self.samples)
 
     def close(self, finished: bool) -> None:
         """Close the files and draw the curves. An unfinished wandb run goes on after a restart."""

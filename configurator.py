@@ -29,6 +29,8 @@ from dataclasses import dataclass
 # What a full or read-only disk says: the operating system, the safetensors library and torch.save.
 DISK_ERRORS = "No space left|quota exceeded|Read-only file|unexpected pos"
 
+LONGEST_MESSAGE = 2000  # characters
+
 PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple, dict)
 
 
@@ -126,6 +128,8 @@ def _print_error(message, rank_local):
     """Print the message on one line of stderr, on rank 0 or, if it is rank_local, on every rank."""
     rank = _rank()
     line = " ".join(message.split())
+    if len(line) > LONGEST_MESSAGE:
+        line = line[:LONGEST_MESSAGE] + " ..."
     if rank == 0:
         print(line, file=sys.stderr, flush=True)
     elif rank_local:
@@ -287,7 +291,12 @@ def _evaluate(given, default, settings):
 
 
 def _check_type(value, default):
-    """The value, as a float if the default is one. Raises ValueError if the types differ."""
+    """The value, as a float if the default is one.
+
+    Raises ValueError if the types differ, or for a text that can be in no file and no name.
+    """
+    if isinstance(value, str):
+        _check_text(value)
     if type(default) is float and type(value) is int:
         return float(value)
     if type(default) is list and type(value) is list and default:
@@ -297,6 +306,16 @@ def _check_type(value, default):
         return value
     expected = type(default).__name__
     raise ValueError(f"expects {expected} (like {default!r:.60}), got {value!r:.60}")
+
+
+def _check_text(text):
+    # What is no UTF-8 on the command line is one of the surrogates that os.fsencode() takes.
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a character at {error.start}: {text!r:.60}") from None
+    if "\0" in text:
+        raise ValueError(f"has a NUL at {text.index(chr(0))}: {text!r:.60}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configurator import UserError
 from lib.problems import Problem, load_problems
-from lib.rows import is_missing, read_rows, without_none
+from lib.rows import is_missing, name_columns, read_rows, without_none
 from lib.run import print0
 
 # Columns whose values make groups of a benchmark's problems.
@@ -315,7 +315,7 @@ def code_row(where: str, row: dict) -> dict:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where} is no row of HumanEval, MBPP or LeetCode ({error!r}); "
-            f"it has {', '.join(sorted(row))}"
+            f"it has {name_columns([(where, row)])}"
         ) from None
     tests = [test] if test else []
     return row | more | dict(prompt=asked, ability="code", ground_truth=tests)

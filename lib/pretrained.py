@@ -1,6 +1,5 @@
 """What a model's folder or hub id holds beside weights: configuration, tokenizer, end tokens."""
 
-import contextlib
 import functools
 import json
 import math
@@ -24,11 +23,12 @@ def model_config(path):
         return path
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(cannot_load(path, error)) from None
     except StrictDataclassError as error:
         # Values of config.json that contradict each other.
         raise UserError(cannot_load(path, error.__cause__ or error)) from None
+    except Exception as error:
+        # A config.json can say anything.
+        raise UserError(cannot_load(path, as_value_error(error))) from None
 
 
 def cannot_load(path: str, error: Exception) -> str:
@@ -126,7 +126,7 @@ def open_tokenizer(path: str):
         # A class of its own may not take this tokenizer.json.
         trouble = error
 
-    if not has_tokenizer_json(path):
+    if not has_file(path, "tokenizer.json"):
         if trouble is not None:
             raise as_value_error(trouble)
         return without_clean_up(tokenizer)
@@ -161,12 +161,12 @@ def as_value_error(error: Exception) -> Exception:
     return ValueError(f"{type(error).__name__}: {error}")
 
 
-def has_tokenizer_json(path: str) -> bool:
-    """Has this folder or hub id a tokenizer.json?"""
+def has_file(path: str, name: str) -> bool:
+    """Has this folder or hub id a file of this name?"""
     from transformers.utils import cached_file
 
     try:
-        return cached_file(path, "tokenizer.json") is not None
+        return cached_file(path, name) is not None
     except (OSError, ValueError):
         return False
 
@@ -494,19 +494,24 @@ def check_end_token(tokenizer, path: str) -> None:
 
 
 def named_end_tokens(path: str) -> list[int]:
-    """The end tokens in a model's generation_config.json, or config.json."""
+    """The end tokens in a model's generation_config.json, or config.json; neither has to be there.
+
+    Raises UserError if one is there and cannot be read.
+    """
     from transformers import GenerationConfig, PreTrainedConfig
 
-    # Both files are optional.
     named = None
-    with contextlib.suppress(OSError):
-        named = GenerationConfig.from_pretrained(path).eos_token_id
-    if named is None:
-        # The file itself: a configuration object would fill in the number of its kind of model.
-        with contextlib.suppress(OSError):
+    try:
+        if has_file(path, "generation_config.json"):
+            named = GenerationConfig.from_pretrained(path).eos_token_id
+        if named is None and has_file(path, "config.json"):
+            # The file itself: a configuration object would fill in the number of its kind of model.
             settings, _ = PreTrainedConfig.get_config_dict(path)
             named = settings.get("eos_token_id")
             if named is None:
                 named = (settings.get("text_config") or {}).get("eos_token_id")
+    except Exception as error:
+        # The files can say anything.
+        raise UserError(cannot_load(path, as_value_error(error))) from None
     listed = named if isinstance(named, list) else [named]
     return [number for number in listed if isinstance(number, int) and number >= 0]

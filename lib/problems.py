@@ -21,7 +21,14 @@ from lib.pretrained import (
     top_token,
     unknown_signs,
 )
-from lib.rows import check_text, is_missing, read_rows, report_bad, without_none
+from lib.rows import (
+    check_text,
+    is_missing,
+    name_columns,
+    read_rows,
+    report_bad,
+    without_none,
+)
 from lib.run import local_rank, print0
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "instruction", "Problem")
@@ -154,7 +161,7 @@ def find_columns(
     if missing:
         raise UserError(
             f"{source} has no column {' and no '.join(sorted(missing))}; "
-            f"it has {', '.join(sorted(columns))}: set {' and '.join(sorted(missing.values()))}"
+            f"it has {name_columns(rows)}: set {' and '.join(sorted(missing.values()))}"
         )
     return prompt_key, answer_key
 
@@ -459,9 +466,8 @@ def load_sft_rows(
     Raises UserError if there is no column `messages`, too many rows are bad, or none is left.
     """
     table = read_rows(source, split, max_bad_share=max_bad_share)
-    columns = {key for _, row in table for key in row}
-    if "messages" not in columns:
-        raise UserError(f"{source} has no column 'messages'; it has {', '.join(sorted(columns))}")
+    if not any("messages" in row for _, row in table):
+        raise UserError(f"{source} has no column 'messages'; it has {name_columns(table)}")
 
     pairs, bad = tokenize_table(tokenizer, table, mask_prompt, mask_output)
     report_bad(bad, len(table), max_bad_share, "unusable messages")

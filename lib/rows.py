@@ -18,6 +18,9 @@ JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 KINDS = (*JSON_LINES, ".json", ".csv", ".parquet")
 # Python makes no numbers of more digits than 4,300.
 MOST_DIGITS = 4000
+# Lists and dicts inside each other. No data set has a tenth of it, and functions that go down call
+# themselves at each level.
+MOST_LEVELS = 100
 
 
 def read_rows(
@@ -40,17 +43,22 @@ def read_rows(
     if not rows:
         raise UserError(f"{name} has no rows")
 
+    good = []
     bad = []
     for where, row in rows:
         if isinstance(row, UnicodeError):
             bad.append(f"{where}: not UTF-8")
         elif not isinstance(row, dict):
             bad.append(where)
+        elif is_too_deep(row):
+            bad.append(f"{where}: more than {MOST_LEVELS} levels deep")
+        else:
+            good.append((where, row))
     what = "not a JSON object"
     if name.lower().endswith(".csv"):
         what = "more or fewer fields than the header"
     report_bad(bad, len(rows), max_bad_share, what)
-    return [(where, row) for where, row in rows if isinstance(row, dict)]
+    return good
 
 
 def report_bad(bad: list[str], total: int, max_share: float, what: str) -> None:
@@ -64,7 +72,7 @@ def report_bad(bad: list[str], total: int, max_share: float, what: str) -> None:
             f"{line}; more than max_bad_share={max_share} is not accepted: fix the file"
         )
     if bad:
-        print0(line)
+        print0(" ".join(line.split()))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -182,6 +190,31 @@ def read_csv(name: str) -> list[tuple[str, object]]:
 
 # ----------------------------------------------------------------------------------------------
 # values
+
+
+def is_too_deep(row: dict) -> bool:
+    """Are there lists or dicts of more than MOST_LEVELS levels?"""
+    values = [row]
+    for _ in range(MOST_LEVELS):
+        inner = []
+        for value in values:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, (list, tuple)):
+                inner += value
+        if not inner:
+            return False
+        values = inner
+    return True
+
+
+def name_columns(rows: list[tuple[str, dict]]) -> str:
+    """The names of the columns of rows, for a message: some of them if there are many."""
+    columns = sorted({key for _, row in rows for key in row})
+    shown = [f"{column:.40}" for column in columns[:20]]
+    if len(columns) > len(shown):
+        shown.append(f"and {len(columns) - len(shown)} more")
+    return ", ".join(shown)
 
 
 def is_missing(value) -> bool:

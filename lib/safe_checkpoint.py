@@ -143,8 +143,9 @@ def read_checksums(folder: str) -> dict[str, str]:
     if not path.exists():
         return {}
     sums = json.loads(path.read_bytes())
-    if not isinstance(sums, dict):
-        raise ValueError(f"{CHECKSUMS} has no names")
+    written = {file.name for file in Path(folder).glob("*.distcp")}
+    if not isinstance(sums, dict) or not written <= sums.keys():
+        raise ValueError(f"{CHECKSUMS} does not name all files")
     return sums
 
 

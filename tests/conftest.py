@@ -29,7 +29,13 @@ def shared():
 
 
 # Hundreds of small tests each, of parts that other tests use as well.
-SLOW_FILES = {"test_engine.py", "test_pretrained.py", "test_sandbox.py", "test_words.py"}
+SLOW_FILES = {
+    "test_engine.py",
+    "test_fuzz.py",
+    "test_pretrained.py",
+    "test_sandbox.py",
+    "test_words.py",
+}
 
 
 def pytest_ignore_collect(collection_path, config):

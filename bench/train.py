@@ -7,6 +7,8 @@ Speed of sft.py and prime.py at a given shape, on random weights.
                                                   # prime.py beside TRL's GRPOTrainer, prompts of 80
     python bench/train.py --each                  # each optimisation beside the same without it
     python bench/train.py --against=../other      # this checkout beside another one, and the ratio
+    python bench/train.py --scaling --hidden=128 --layers=4 --vocab=2048 --tokens=96 --answer=32
+                                                  # 64 to 4,096 rows on 1 and 2 processes
 
     python bench/train.py --device=cuda --dtype=bfloat16 --tokens=1024 --vocab=151936 --layers=28 \
         --hidden=1536 --intermediate=8960 --heads=12 --groups=2         # the shape of Qwen2.5-1.5B
@@ -28,7 +30,7 @@ import tempfile
 from pathlib import Path
 
 from random_model import make_model
-from transformers import Qwen2Config
+from transformers import AutoTokenizer, Qwen2Config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,7 +151,12 @@ print("SECONDS", json.dumps([b - a for a, b in zip(ends, ends[1:])]))
 
 
 def write_model(folder, shape):
-    """A model of random weights in folder/model. Returns its tokenizer."""
+    """folder/model: of random weights, or a link to another model. Returns its tokenizer."""
+    if shape.model:
+        Path(folder, "model").symlink_to(Path(shape.model).resolve())
+        print(f"{shape.model}, {shape.dtype}, {shape.device}, {os.cpu_count()} cores")
+        return AutoTokenizer.from_pretrained(shape.model)
+
     # What is not given is in the usual proportion to the hidden size.
     heads = shape.heads or max(1, shape.hidden // 64)
     tokenizer = make_model(
@@ -202,8 +209,11 @@ def make_rows(folder, shape, tokenizer):
 # measurements
 
 
-def run_script(script, folder, shape, settings, checkout=ROOT):
+def run_script(script, folder, shape, settings, checkout=ROOT, processes=1):
     """The metrics of a run of sft.py or prime.py, without its first step."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     out = tempfile.mkdtemp(dir=folder)
     common = [
         f"--model={folder}/model",
@@ -214,7 +224,7 @@ def run_script(script, folder, shape, settings, checkout=ROOT):
         "--checkpointing=False",
     ]
     subprocess.run(
-        [sys.executable, script, *common, *settings],
+        [*start, script, *common, *settings],
         cwd=checkout,
         check=True,
         stdout=subprocess.DEVNULL,
@@ -236,7 +246,7 @@ def finetune(folder, shape, *more, checkout=ROOT):
     return run_script("sft.py", folder, shape, [*settings, *more], checkout)[1:]
 
 
-def reinforce(folder, shape, *more, checkout=ROOT):
+def reinforce(folder, shape, *more, checkout=ROOT, processes=1):
     """Seconds by phase of prime.py, a dictionary per step, without the first one."""
     settings = [
         f"--data={folder}/problems.jsonl",
@@ -249,7 +259,7 @@ def reinforce(folder, shape, *more, checkout=ROOT):
         f"--batch_rows={2 * shape.rows}",
         f"--prm_batch_rows={2 * shape.rows}",
     ]
-    rows = run_script("prime.py", folder, shape, [*settings, *more], checkout)
+    rows = run_script("prime.py", folder, shape, [*settings, *more], checkout, processes)
     return [row["seconds"] for row in rows]
 
 
@@ -289,7 +299,7 @@ def grpo_seconds(folder, shape, beta):
     return json.loads(done.stdout.rpartition("SECONDS")[2])
 
 
-def prime_steps(folder, shape, *more):
+def prime_steps(folder, shape, *more, processes=1):
     """Seconds by phase of prime.py on as many rows, without the first step."""
     settings = [
         f"--max_steps={shape.steps}",
@@ -300,7 +310,7 @@ def prime_steps(folder, shape, *more):
         f"--prm_batch_rows={shape.rows}",
         "--learning_rate=1e-6",
     ]
-    return reinforce(folder, shape, *settings, *more)
+    return reinforce(folder, shape, *settings, *more, processes=processes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -399,6 +409,23 @@ def report_grpo(folder, shape):
             print(f"    {statistics.median(values) / whole:.2f} times as fast as {other}")
 
 
+def report_scaling(folder, shape):
+    """Milliseconds per row of prime.py's phases, for more and more rows, in updates of 64 rows."""
+    print(f"{'processes':>9}{'rows':>7}{'rollout':>10}{'updates':>10}{'step':>10}  ms per row")
+    for processes in (1, 2):
+        for rows in (64, 256, 1024, 4096):
+            case = argparse.Namespace(**vars(shape) | dict(rows=rows))
+            updates = ["--batch_rows=64", "--prm_batch_rows=64"]
+            steps = prime_steps(folder, case, *updates, processes=processes)
+            rollout = statistics.median(step["rollout"] for step in steps)
+            updating = statistics.median(step["prm"] + step["policy"] for step in steps)
+            whole = statistics.median(step["step"] for step in steps)
+            print(f"{processes:>9}{rows:>7}", end="")
+            for seconds in (rollout, updating, whole):
+                print(f"{1000 * seconds / rows:>10.2f}", end="")
+            print(flush=True)
+
+
 def report_against(folder, shape):
     """This checkout beside another one."""
     rates = {"this": [], "other": []}
@@ -430,12 +457,14 @@ def arguments():
     shape = dict(hidden=384, layers=9, vocab=16384, intermediate=0, heads=0, groups=0)
     for name, value in dict(shape, tokens=162, answer=0, rows=16, steps=6, rounds=1).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", help="a model's folder, in place of random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of both; float32 or bfloat16")
     parser.add_argument("--trl", help="the interpreter of an environment with trl")
     parser.add_argument("--trl-grpo", help="the same, to compare prime.py with, and nothing else")
     parser.add_argument("--compile", action="store_true", help="sft.py --compile=True as well")
     parser.add_argument("--each", action="store_true", help="each optimisation, and nothing else")
+    parser.add_argument("--scaling", action="store_true", help="64 to 4,096 rows, nothing else")
     parser.add_argument("--against", help="the folder of another checkout, and nothing else")
     return parser.parse_args()
 
@@ -449,6 +478,8 @@ def main():
             report_each(folder, shape)
         elif shape.trl_grpo:
             report_grpo(folder, shape)
+        elif shape.scaling:
+            report_scaling(folder, shape)
         elif shape.against:
             report_against(folder, shape)
         else:

@@ -205,21 +205,39 @@ def leave_distributed() -> None:
     dist.destroy_process_group()
 
 
+# What gloo says when the other end of a connection is gone.
+LOST_CONNECTION = (
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "Connection refused",
+    "Broken pipe",
+)
+
+
 @contextlib.contextmanager
 def waiting_for(phase, minutes: float):
-    """Name the phase in which another process did not arrive in time.
+    """Name the phase in which another process did not arrive in time, or was gone.
 
     phase: a text, or an object that becomes one when it is asked, such as a Stopwatch.
-    Raises UserError for a collective of gloo that timed out. (NCCL ends the process by itself.)
+    Raises UserError for a collective of gloo that timed out, or lost its connection. (NCCL ends the
+    process by itself.)
     """
     try:
         yield
     except RuntimeError as error:
-        # "Timed out" or "timed out", depending on the collective.
-        if dist.get_world_size() == 1 or "imed out" not in str(error):
+        if dist.get_world_size() == 1:
             raise
-        message = f"{phase}: a process did not come within timeout_minutes={minutes}"
-        raise UserError(message, rank_local=True) from error
+        # "Timed out" or "timed out", depending on the collective.
+        if "imed out" in str(error):
+            what = f"a process did not come within timeout_minutes={minutes}"
+        elif any(words in str(error) for words in LOST_CONNECTION):
+            what = (
+                f"rank {dist.get_rank()} has lost another process, which says why, or torchrun "
+                "does; the same command goes on from the last checkpoint"
+            )
+        else:
+            raise
+        raise UserError(f"{phase}: {what}", rank_local=True) from error
 
 
 def all_sum(value: float, device: torch.device) -> float:

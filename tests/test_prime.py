@@ -704,6 +704,19 @@ def test_a_process_that_hangs_ends_the_run_and_the_phase_is_named(
     assert re.search(rf'{script}", line \d+ in main', trace), trace
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_run_and_the_phase_is_named(tmp_path, arguments):
+    ranks = start_ranks("prime.py", [*arguments, "--max_steps=500", f"--out_dir={tmp_path}"], 2)
+    wait_for_a_row(ranks[0], tmp_path / "metrics.jsonl")
+    ranks[1].kill()
+    errors = ranks[0].communicate(timeout=60)[1]
+    ranks[1].communicate(timeout=60)
+    assert ranks[0].returncode == 2, errors
+    assert "Traceback" not in errors
+    line = r"^error: step \d+, \w+: rank 0 has lost another process, .*$"
+    assert re.search(line, errors, re.MULTILINE), errors
+
+
 # ----------------------------------------------------------------------------------------------
 # killed, stopped, started again
 

@@ -64,7 +64,6 @@ from lib.rollouts import (
     pair_accuracy,
     rollout,
     rollout_metrics,
-    rows_for_log,
 )
 from lib.run import (
     all_sum,
@@ -83,6 +82,7 @@ from lib.run import (
     setup_distributed,
     waiting_for,
 )
+from lib.samples import rows_for_log
 from lib.tools import Tool
 from model import (
     full_tensors,
@@ -197,9 +197,10 @@ seed = 0
 eval_interval = 16  # steps (published: 16)
 save_interval = 16  # steps between checkpoints to resume from; 0: none
 keep_checkpoints = 2
-# policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, checkpoints/
+# policy/ and prm/ at the end; metrics.jsonl, samples.jsonl, curves.png, tokens.html, checkpoints/
 out_dir = "out/intellect_math"
-samples_logged = 8  # rows of each step that go to samples.jsonl
+# rows of each step that go to samples.jsonl and tokens.html, at least: all K answers of a prompt do
+samples_logged = 8
 samples_steps = None  # it keeps those of the last so many steps, at most twice as many; None: all
 wandb_project: str = None  # also log to Weights & Biases, if it is installed
 # --- system
@@ -342,8 +343,14 @@ def advantages(
             stats["process_return"] = process_returns[mask].abs().mean().item()
 
     if whiten:
-        valid = returns[mask]
-        returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
+        return whitened(returns, mask)
+    return torch.where(mask, returns, 0.0)
+
+
+def whitened(returns, mask):
+    """Returns [N, T] with mean 0 and variance 1 over all valid tokens, 0 outside mask."""
+    valid = returns[mask]
+    returns = (returns - valid.mean()) * torch.rsqrt(valid.var() + 1e-8)
     return torch.where(mask, returns, 0.0)
 
 
@@ -673,9 +680,12 @@ def process_rewards_in_chunks(prm_logprobs, ref_logprobs, mask):
 
 
 def batch_advantages(batch: Batch, process):
-    """(advantages [N, T], stats) of the batch's outcomes and its process rewards [N, T]."""
+    """(returns [N, T], advantages [N, T], stats) of outcomes and process rewards [N, T].
+
+    The advantages are the returns, whitened if `whiten` says so.
+    """
     stats = {}
-    A = advantages(
+    returns = advantages(
         batch.outcomes,
         process,
         batch.mask,
@@ -684,12 +694,13 @@ def batch_advantages(batch: Batch, process):
         process_coef,
         outcome_gamma,
         process_gamma,
-        whiten,
+        False,
         ESTIMATORS[estimator],
         stats,
     )
+    A = whitened(returns, batch.mask) if whiten else returns
     stats["advantage_std"] = A[batch.mask].std().item()
-    return A, stats
+    return returns, A, stats
 
 
 def importance_weights(old_logprobs, engine_logprobs):
@@ -977,6 +988,7 @@ def main():
                 # (Eq. 3), learned from outcomes alone (Eq. 4).
                 metrics = {}
                 process = None
+                numbers = {}  # of each token, [N, T], for samples.jsonl
                 if uses_prm():
                     clock.start("ref")
                     ref_logprobs = reference_logprobs(models, batch, old)  # [N, T]
@@ -985,11 +997,14 @@ def main():
                         prm_logprobs, stats = update_prm(models, batch, ref_logprobs, step)
                     metrics |= stats
                     process = process_rewards_in_chunks(prm_logprobs, ref_logprobs, batch.mask)
+                    numbers |= dict(prm_logprobs=prm_logprobs, ref_logprobs=ref_logprobs)
+                    numbers["process_rewards"] = process
 
                 # 4. Leave-one-out returns of outcome and process rewards, added and whitened
                 # (Eq. 5).
-                A, stats = batch_advantages(batch, process)  # [N, T]
+                returns, A, stats = batch_advantages(batch, process)  # [N, T]
                 metrics |= stats
+                numbers |= dict(returns=returns, advantages=A)
 
                 # 5. PPO.
                 clock.start("policy")
@@ -1013,7 +1028,7 @@ def main():
                 metrics |= evaluate(rollout_engine, grader, held_out)
             metrics["seconds"] = clock.end_step()
             log.write(metrics, max_steps, clock.seconds_left(max_steps - step - 1))
-            rows = rows_for_log(step, kept, stream.problems, process, A, samples_logged)
+            rows = rows_for_log(step, kept, stream, numbers, samples_logged)
             log.write_samples(step, rows, samples_steps)
 
             # Save. If one rank was asked to stop, all stop.

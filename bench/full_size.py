@@ -33,8 +33,9 @@ from grader import Score
 from lib.answers import Answer
 from lib.problems import Problem
 from lib.report import RunLog
-from lib.rollouts import batch_metrics, make_batch, rollout, rows_for_log
+from lib.rollouts import PromptStream, batch_metrics, make_batch, rollout
 from lib.run import leave_distributed, print0, setup_distributed
+from lib.samples import rows_for_log
 from model import my_shared_batches, pack
 
 CPU = torch.device("cpu")
@@ -153,14 +154,16 @@ def step(rows: int, prompt: int, tokens: int, micro_batch_tokens: int, folder: s
     clock.stop("metrics of the batch")
     process = prime.process_rewards_in_chunks(logprobs, -logprobs, batch.mask)
     clock.stop("process rewards")
-    A, stats = prime.batch_advantages(batch, process)
+    returns, A, stats = prime.batch_advantages(batch, process)
     clock.stop("advantages")
     metrics |= stats
     metrics |= prime.rollout_metrics(groups, problems, prime.extract_answer)
     metrics["prompts_kept"] = len(groups)
     clock.stop("metrics of the answers")
     log.write(dict(metrics, step=0, seconds={"step": 1.0}), 1, 0.0)
-    rows = rows_for_log(0, groups, problems, process, A, prime.samples_logged)
+    stream = PromptStream(problems, tokenizer, prompt, seed=0)
+    numbers = dict(process_rewards=process, returns=returns, advantages=A)
+    rows = rows_for_log(0, groups, stream, numbers, prime.samples_logged)
     log.write_samples(0, rows, prime.samples_steps)
     log.close(finished=True)
     clock.stop("log")

@@ -1,7 +1,12 @@
-"""What a training run shows: config, metrics, samples, a status line per step, curves."""
+"""
+What a training run shows: config, metrics, samples, a status line per step, curves, a page.
+
+    python -m lib.report out/toy_prime/samples.jsonl     # writes tokens.html beside it
+"""
 
 import json
 import os
+import sys
 import time
 from datetime import timedelta
 from importlib.util import find_spec
@@ -10,6 +15,7 @@ import torch.distributed as dist
 
 from configurator import UserError
 from lib.run import keep_lines, print0, to_disk, write_run_config
+from lib.token_page import write_token_page
 
 # Metrics with a place of their own in the status line: (name, how it is shown). All others that
 # a step reports and HIDDEN does not name are appended as "name value".
@@ -173,6 +179,7 @@ class RunLog:
         self.metrics_path = os.path.join(out_dir, "metrics.jsonl")
         self.curves_path = os.path.join(out_dir, "curves.png")
         self.samples_path = os.path.join(out_dir, "samples.jsonl")
+        self.page_path = os.path.join(out_dir, "tokens.html")
         self.wandb_run = None
         self.is_first = rank == 0
         if not self.is_first:
@@ -235,12 +242,17 @@ class RunLog:
         to_disk(self.samples)
 
     def close(self, finished: bool) -> None:
-        """Close the files and draw the curves. An unfinished wandb run goes on after a restart."""
+        """Close the files, draw the curves, write the page of tokens.
+
+        An unfinished wandb run goes on after a restart.
+        """
         if not self.is_first:
             return
         self.metrics.close()
         self.samples.close()
         plot_curves(self.metrics_path, self.curves_path)
+        if os.path.getsize(self.samples_path):
+            write_token_page(self.samples_path, self.page_path)
         if self.wandb_run:
             self.wandb_run.finish(exit_code=0 if finished else 1)
 
@@ -305,3 +317,24 @@ def plot_curves(metrics_path: str, path: str) -> None:
         if axis.lines:
             axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def main(arguments: list[str]) -> None:
+    """The page of tokens of a run's samples.jsonl, which lies beside it.
+
+    Raises UserError if it is no such file.
+    """
+    if len(arguments) != 1:
+        raise UserError("python -m lib.report takes one argument, the samples.jsonl of a run")
+    (samples_path,) = arguments
+    page_path = os.path.join(os.path.dirname(samples_path), "tokens.html")
+    write_token_page(samples_path, page_path)
+    print(f"wrote {page_path}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

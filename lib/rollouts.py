@@ -355,32 +355,3 @@ def rollout_metrics(groups: list[Group], problems: list[Problem], find_answer: C
             own = by_ability[ability]
             metrics[f"outcome_{ability}"] = sum(own) / len(own)
     return metrics
-
-
-def rows_for_log(step: int, groups: list[Group], problems, process, advantages, limit: int) -> list:
-    """At most `limit` rows for samples.jsonl: what was written, its outcome, its tokens' rewards.
-
-    process and advantages [N, T]: of the groups' answers, in their order; process may be None.
-    """
-    rows = []
-    for group in groups:
-        problem = problems[group.index]
-        for answer in group.answers:
-            i = len(rows)
-            if i == limit:
-                return rows
-            n = len(answer.tokens)
-            row = dict(
-                step=step,
-                problem=problem.text,
-                ground_truth=problem.ground_truth,
-                response=answer.text,
-                outcome=answer.outcome,
-                finish_reason=answer.finish_reason,
-                tokens=answer.tokens,
-            )
-            if process is not None:
-                row["process_rewards"] = [round(x, 4) for x in process[i, :n].tolist()]
-            row["advantages"] = [round(x, 3) for x in advantages[i, :n].tolist()]
-            rows.append(row)
-    return rows

@@ -326,10 +326,14 @@ def mixed_row(problem, ability, ground_truth, problem_id):
 
 
 def write_problems(split, n):
-    """Problems without solutions: train.jsonl, rl.jsonl and test.jsonl."""
+    """Problems for sampling: train.jsonl, rl.jsonl and test.jsonl.
+
+    `steps`, the right lines, are for reports; the model sees the problem alone.
+    """
     rows = []
     for a, b in draw_pairs(split, n):
-        rows.append(sum_row(a, b) | {"digits": len(str(a))})
+        *steps, _ = solution(a, b).split("\n")
+        rows.append(sum_row(a, b) | {"digits": len(str(a)), "steps": steps})
     write_jsonl(f"{split}.jsonl", rows)
 
 

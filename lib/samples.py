@@ -107,7 +107,7 @@ def first_wrong_line(response: str, steps: list[str], outcome: float) -> int | N
     """
     lines = response.rstrip().split("\n")
     first = 0
-    while first < len(lines) and not lines[first].strip():
+    while first + 1 < len(lines) and not lines[first].strip():
         first += 1
     for number, step in enumerate(steps, first):
         if number >= len(lines) or plain_line(lines[number]) != plain_line(step):

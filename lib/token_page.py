@@ -17,6 +17,7 @@ PLACEHOLDER = "{{ data }}"
 # What a page holds at most.
 MAX_ANSWERS = 128
 MAX_BYTES = 2_000_000
+ATTEMPTS = 5  # to keep within MAX_BYTES
 MAX_PROBLEM = 4000  # characters
 MAX_TRUTH = 300
 # The numbers of a token, by their names in samples.jsonl. A file may lack some of them.
@@ -29,21 +30,21 @@ def write_token_page(samples_path: str, page_path: str) -> None:
     Raises UserError if samples_path cannot be read, or has no answers with tokens.
     """
     rows, notes = choose_rows(samples_path)
-    add_texts(rows, os.path.dirname(samples_path))
+    notes += add_texts(rows, os.path.dirname(samples_path))
     template = TEMPLATE.read_text("utf-8")
 
     # Long answers lose their middle until the page is small enough.
     longest = max(len(row["tokens"]) for row in rows)
     limit = longest
-    while True:
+    for _ in range(ATTEMPTS):
         cut = []
         if limit < longest:
-            cut = [f"of answers of more than {limit:,} tokens only the first and last are shown"]
+            cut = [f"Longer answers than {limit:,} tokens are shown without their middle."]
         data = dict(source=samples_path, notes=notes + cut, prompts=by_prompt(rows, limit))
         page = template.replace(PLACEHOLDER, packed(data))
-        if len(page.encode()) <= MAX_BYTES or limit < 4:
+        if len(page) <= MAX_BYTES:
             break
-        limit = int(limit * 0.8)
+        limit = max(4, int(0.95 * limit * MAX_BYTES / len(page)))
 
     Path(page_path + ".tmp").write_text(page, "utf-8")
     os.replace(page_path + ".tmp", page_path)
@@ -52,7 +53,7 @@ def write_token_page(samples_path: str, page_path: str) -> None:
 def packed(data: dict) -> str:
     """Data as the page reads it: JSON, gzip, base64. Nothing in it can be taken for HTML."""
     text = json.dumps(data, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -90,10 +91,10 @@ def choose_rows(path: str) -> tuple[list[dict], list[str]]:
     total = sum(rows_of_step.values())
     if len(rows) < total:
         notes.append(
-            f"{len(rows)} of {total:,} answers are shown, of {len(shown)} of {len(steps)} steps"
+            f"{len(rows)} of {total:,} answers are shown, of {len(shown)} of {len(steps)} steps."
         )
     if others:
-        notes.append(f"{others} lines of the file are no answers with tokens and outcomes")
+        notes.append(f"{others} lines of the file are no answers with tokens and outcomes.")
     return rows, notes
 
 
@@ -144,21 +145,24 @@ def is_answer(row) -> bool:
     return tokens > 0
 
 
-def add_texts(rows: list[dict], folder: str) -> None:
+def add_texts(rows: list[dict], folder: str) -> list[str]:
     """The texts of the tokens of rows that lack them: earlier versions of prime.py wrote ids alone.
 
-    The tokenizer is that of the policy beside the file; where there is none, ids take their place.
+    The tokenizer is that of the policy beside the file; where there is none, ids take their place,
+    and a sentence that is returned says so.
     """
     rows = [row for row in rows if "token_texts" not in row]
+    if not rows:
+        return []
     policy = os.path.join(folder, "policy")
-    tokenizer = None
-    if rows and os.path.isdir(policy):
+    if os.path.isdir(policy):
         tokenizer = load_tokenizer(policy)
-    for row in rows:
-        if tokenizer is None:
-            row["token_texts"] = [f"[{token}]" for token in row["tokens"]]
-        else:
+        for row in rows:
             row["token_texts"] = token_texts(tokenizer, row["tokens"])
+        return []
+    for row in rows:
+        row["token_texts"] = [f"[{token}]" for token in row["tokens"]]
+    return ["The file has no texts of tokens, and no policy/ lies beside it: these are their ids."]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -226,7 +230,6 @@ def answer_data(row: dict, limit: int) -> dict:
         data["wrong"] = None
         if row["first_wrong"] is not None:
             data["wrong"] = first_token_of_line(row["token_texts"], row["first_wrong"])
-            data["line"] = row["first_wrong"] + 1
     return data
 
 

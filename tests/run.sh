@@ -13,11 +13,18 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 ruff format --check .
 ruff check .
 
+# install_missing COMMAND PACKAGE: only for root, where there is apt-get. The tests go on without it.
+install_missing() {
+    if ! command -v "$1" >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update -q && apt-get install -y -q --no-install-recommends "$2"; } >/dev/null 2>&1 || echo "$2 could not be installed"
+    fi
+}
+
 # Programs that models write run in bubblewrap. Without it, root's programs may find no interpreter
 # that other users can read.
-if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update -q && apt-get install -y -q bubblewrap; } >/dev/null 2>&1 || echo "bubblewrap could not be installed"
-fi
+install_missing bwrap bubblewrap
+# The page of tokens is opened in a browser.
+install_missing chromium chromium
 
 vllm_env=$PWD/.venv-vllm
 test_vllm() {

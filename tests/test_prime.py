@@ -273,10 +273,22 @@ def test_evaluation_samples_checkpoints_and_config(result, arguments):
         assert (row["eval_sampled"] * 14) % 1 == pytest.approx(0)
 
     samples = read_jsonl(run.out / "samples.jsonl")
-    assert len(samples) == 6
+    # All four answers to a prompt, of two steps.
+    assert len(samples) == 8
+    names = [
+        "process_rewards",
+        "prm_logprobs",
+        "ref_logprobs",
+        "returns",
+        "advantages",
+        "token_texts",
+    ]
     for row in samples:
-        assert len(row["tokens"]) == len(row["process_rewards"]) == len(row["advantages"])
+        for name in names:
+            assert len(row[name]) == len(row["tokens"]), name
         assert row["finish_reason"] == "stop"
+
+    assert (run.out / "tokens.html").exists()
 
     assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["step_000002"]
     config = json.loads((run.out / "config.json").read_text())
@@ -821,8 +833,8 @@ def test_outcomes_alone_need_no_prm(arguments, result, tmp_path):
         assert not {"prm_loss", "prm_pair_accuracy", "process_return"} & set(row)
         assert not {"ref", "prm"} & set(row["seconds"])
     for row in read_jsonl(tmp_path / "samples.jsonl"):
-        assert "process_rewards" not in row
-        assert len(row["advantages"]) == len(row["tokens"])
+        assert not {"process_rewards", "prm_logprobs", "ref_logprobs"} & set(row)
+        assert len(row["advantages"]) == len(row["returns"]) == len(row["tokens"])
 
 
 @pytest.mark.slow

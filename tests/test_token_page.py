@@ -398,8 +398,8 @@ def long_rows(count, tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, tokens", [(64, 3000), (128, 1500)])
-def test_a_page_of_long_answers_stays_small(browse, tmp_path, count, tokens):
+@pytest.mark.parametrize("count, tokens", [(64, 3000), (128, 3000)])
+def test_a_page_of_long_answers_stays_small(tmp_path, count, tokens):
     path = write_jsonl(tmp_path / "samples.jsonl", long_rows(count, tokens))
     page = tmp_path / "tokens.html"
     token_page.write_token_page(str(path), str(page))
@@ -411,8 +411,10 @@ def test_a_page_of_long_answers_stays_small(browse, tmp_path, count, tokens):
     for answer in answers:
         assert answer["tokens"] == tokens
         assert len(answer["texts"]) == tokens - answer["left_out"]
-    if any(answer["left_out"] for answer in answers):
-        assert "without their middle" in browse(page).with_id("notes").text
+    # Of half as many answers as a page may have, nothing is left out.
+    left_out = {answer["left_out"] > 0 for answer in answers}
+    assert left_out == {count > 64}
+    assert (len(data["notes"]) == 1) == (count > 64)
 
 
 def test_the_middle_of_a_long_answer_is_left_out(samples):

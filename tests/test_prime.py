@@ -275,16 +275,9 @@ def test_evaluation_samples_checkpoints_and_config(result, arguments):
     samples = read_jsonl(run.out / "samples.jsonl")
     # All four answers to a prompt, of two steps.
     assert len(samples) == 8
-    names = [
-        "process_rewards",
-        "prm_logprobs",
-        "ref_logprobs",
-        "returns",
-        "advantages",
-        "token_texts",
-    ]
+    names = ["process_rewards", "prm_logprobs", "ref_logprobs", "returns", "advantages"]
     for row in samples:
-        for name in names:
+        for name in ["token_texts", *names]:
             assert len(row[name]) == len(row["tokens"]), name
         assert row["finish_reason"] == "stop"
 

@@ -82,7 +82,7 @@ from lib.run import (
     setup_distributed,
     waiting_for,
 )
-from lib.samples import rows_for_log
+from lib.samples import rows_for_log, wrong_step_metrics
 from lib.tools import Tool
 from model import (
     full_tensors,
@@ -1023,6 +1023,7 @@ def main():
             samples = state["samples"] + len(drawn) * samples_per_prompt
             metrics |= dict(step=step, samples=samples)
             metrics |= sampling_metrics(kept, drawn, stream)
+            metrics |= wrong_step_metrics(kept, stream, process)
             if held_out.problems and is_due(eval_interval, step + 1, max_steps):
                 clock.start("eval")
                 metrics |= evaluate(rollout_engine, grader, held_out)

@@ -56,12 +56,15 @@ HIDDEN = {
     "step",
     "too_long",
     "tool_calls",
+    "wrong_step_chance",
+    "wrong_step_found",
 }
 
 # The panels of curves.png. Metrics that the status line appends get a panel of their own.
 PANELS = {
     "accuracy": ["outcome", "outcome_kept", "eval_greedy", "eval_sampled"],
     "implicit PRM": ["prm_loss", "prm_pair_accuracy"],
+    "lowest reward on the first wrong step": ["wrong_step_found", "wrong_step_chance"],
     "mean |return|": ["process_return", "outcome_return"],
     "policy": ["entropy", "clipfrac", "grad_norm"],
     "tokens per response": ["response_tokens"],

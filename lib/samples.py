@@ -129,3 +129,67 @@ def plain_line(line: str) -> str:
     left, operation, right, result = found.groups()
     left, right = sorted([left, right])
     return f"{left} {operation} {right} = {result}"
+
+
+# ----------------------------------------------------------------------------------------------
+# do rewards find the wrong step?
+
+
+def wrong_step_metrics(groups: list, stream, process) -> dict[str, float]:
+    """How often the lowest process reward of a wrong answer is on its first wrong step.
+
+    process [N, T]: rewards of the groups' answers, or None. Metrics: the share of the wrong answers
+    for which it is so, and what it would be for a token drawn at random. None where no solutions
+    are known, or all answers are right.
+    """
+    if process is None:
+        return {}
+    found = []
+    i = -1
+    for group in groups:
+        steps = known_steps(stream.problems[group.index])
+        for answer in group.answers:
+            i += 1
+            if not steps or answer.outcome == 1:
+                continue
+            texts = token_texts(stream.tokenizer, answer.tokens)
+            line = first_wrong_line(answer.text, steps, answer.outcome)
+            rewards = process[i, : len(texts)].tolist()
+            found.append(finds_wrong_step(texts, rewards, line))
+    if not found:
+        return {}
+    shares = [sum(values) / len(found) for values in zip(*found)]
+    return dict(wrong_step_found=shares[0], wrong_step_chance=shares[1])
+
+
+def finds_wrong_step(texts: list[str], rewards: list[float], line: int) -> tuple[bool, float]:
+    """(Is the lowest of the rewards negative, and in this line?, the share of tokens that are).
+
+    >>> finds_wrong_step(["1", "\\n", "2", "+", "2"], [0, -0.1, 0, -0.2, 0], 1)
+    (True, 0.6)
+    """
+    step = tokens_of_line(texts, line)
+    lowest = min(rewards)
+    is_found = lowest < 0 and rewards.index(lowest) in step
+    return is_found, len(step) / len(texts)
+
+
+def tokens_of_line(texts: list[str], line: int) -> range:
+    """The numbers of the tokens of a line, the new line at its end included; lines count from 0.
+
+    The last token if there is no such line: there it is missing.
+    """
+    first = None
+    newlines = 0
+    for number, text in enumerate(texts):
+        newlines_then = newlines + text.count("\n")
+        # A new line at a token's end begins a line of the next token.
+        begins_here = newlines_then >= line and not text.endswith("\n")
+        if first is None and (newlines >= line or begins_here):
+            first = number
+        if first is not None and newlines_then > line:
+            return range(first, number + 1)
+        newlines = newlines_then
+    if first is None:
+        first = len(texts) - 1
+    return range(first, len(texts))

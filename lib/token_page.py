@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configurator import UserError
 from lib.pretrained import load_tokenizer
-from lib.samples import token_texts
+from lib.samples import finds_wrong_step, token_texts, tokens_of_line
 
 TEMPLATE = Path(__file__).with_name("tokens.html")
 # Where the template wants the data.
@@ -31,6 +31,7 @@ def write_token_page(samples_path: str, page_path: str) -> None:
     """
     rows, notes = choose_rows(samples_path)
     notes += add_texts(rows, os.path.dirname(samples_path))
+    notes += count_found_steps(rows)
     template = TEMPLATE.read_text("utf-8")
 
     # Long answers lose their middle until the page is small enough.
@@ -165,6 +166,27 @@ def add_texts(rows: list[dict], folder: str) -> list[str]:
     return ["The file has no texts of tokens, and no policy/ lies beside it: these are their ids."]
 
 
+def count_found_steps(rows: list[dict]) -> list[str]:
+    """A sentence on how often the lowest reward of a wrong answer is on its first wrong step."""
+    found = 0
+    chance = 0.0
+    wrong = 0
+    for row in rows:
+        line = row.get("first_wrong")
+        if line is None or row["outcome"] == 1 or "process_rewards" not in row:
+            continue
+        is_found, share = finds_wrong_step(row["token_texts"], row["process_rewards"], line)
+        found += is_found
+        chance += share
+        wrong += 1
+    if not wrong:
+        return []
+    return [
+        f"In {found} of {wrong} wrong answers the lowest reward is on the first wrong step; "
+        f"that of a token drawn at random would be in {chance:.1f}."
+    ]
+
+
 # ----------------------------------------------------------------------------------------------
 # what the page is told
 
@@ -229,24 +251,8 @@ def answer_data(row: dict, limit: int) -> dict:
     if "first_wrong" in row:
         data["wrong"] = None
         if row["first_wrong"] is not None:
-            data["wrong"] = first_token_of_line(row["token_texts"], row["first_wrong"])
+            data["wrong"] = tokens_of_line(row["token_texts"], row["first_wrong"]).start
     return data
-
-
-def first_token_of_line(texts: list[str], line: int) -> int:
-    """The number of the token at which a line begins, lines counted from 0.
-
-    The last token if there is no such line: there it is missing.
-    """
-    newlines = 0
-    for number, text in enumerate(texts):
-        newlines_then = newlines + text.count("\n")
-        # A newline at a token's end begins a line of the next token.
-        begins_here = newlines_then >= line and not text.endswith("\n")
-        if newlines >= line or begins_here:
-            return number
-        newlines = newlines_then
-    return len(texts) - 1
 
 
 def fixed_point(values: list) -> dict:

@@ -20,7 +20,13 @@ from lib import report, token_page
 from lib.answers import Answer
 from lib.problems import Problem
 from lib.rollouts import Group, PromptStream
-from lib.samples import first_wrong_line, rows_for_log, token_texts
+from lib.samples import (
+    first_wrong_line,
+    rows_for_log,
+    token_texts,
+    tokens_of_line,
+    wrong_step_metrics,
+)
 
 # ----------------------------------------------------------------------------------------------
 # a browser
@@ -235,6 +241,14 @@ def test_the_first_wrong_step_is_marked(browse, page):
     assert [token.text for token in wrong.all("wrong-step")] == ["7", "+", "6", "=", "12", "↵"]
     marks = [part for part in wrong.all("tokens")[0].content if not isinstance(part, str)]
     assert "wrong-mark" in marks[0].classes
+
+
+def test_how_often_the_lowest_reward_finds_the_wrong_step(page):
+    """-0.5 is among 6 of 11 tokens; the other wrong answer has no reward, and a step of 1 of 7."""
+    assert data_of(page)["notes"] == [
+        "In 1 of 2 wrong answers the lowest reward is on the first wrong step; "
+        "that of a token drawn at random would be in 0.7."
+    ]
 
 
 def test_the_numbers_of_a_token_by_keyboard(browse, page):
@@ -485,7 +499,7 @@ def test_lines_that_are_no_answers_are_counted(samples):
         file.write('{"step": 1}\n[]\nnull\n{"step": 2, "tok')
     report.main([str(samples)])
     data = data_of(samples.with_name("tokens.html"))
-    assert data["notes"] == ["4 lines of the file are no answers with tokens and outcomes."]
+    assert data["notes"][0] == "4 lines of the file are no answers with tokens and outcomes."
 
 
 def test_files_without_answers_are_refused(tmp_path):
@@ -563,7 +577,8 @@ def test_first_wrong_line_is_the_word_problems(response, index):
 def test_empty_lines_at_the_start_count():
     assert first_wrong_line("\n\n1 + 2 = 3\n4\n", ["1 + 2 = 3"], 0.0) == 3
     texts = ["\n\n", "1 +", " 2 = 3\n", "4", "\n", "<end>"]
-    assert [token_page.first_token_of_line(texts, line) for line in range(6)] == [0, 1, 1, 3, 5, 5]
+    lines = [list(tokens_of_line(texts, line)) for line in range(6)]
+    assert lines == [[0], [1], [1, 2], [3, 4], [5], [5]]
 
 
 def test_rows_are_all_answers_of_a_prompt(world):
@@ -608,6 +623,37 @@ def test_rows_are_all_answers_of_a_prompt(world):
     assert wrong == [0, 0, 1, 0] * 2
     assert sum("first_wrong" in row for row in everything) == 8
     assert rows_for_log(2, groups, stream, {}, limit=0) == []
+
+
+def test_metrics_of_wrong_steps(world):
+    """Two answers of three lines. In the first the lowest reward is on the wrong step, the second
+    of three, which has 9 of its 26 tokens; in the other it is on the right step.
+    """
+    import torch
+
+    from lib.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(f"{world}/init")
+    steps = ["1+1+0=02", "1+1+0=02"]
+    problem = Problem(0, "11+11?", [], "math", "22", dict(steps=steps))
+    answers = []
+    for second, outcome in (("1+1+0=03", 0.0), ("1+1+0=01", 0.0), (steps[1], 1.0)):
+        text = f"{steps[0]}\n{second}\n1+1+0=02"
+        tokens = tokenizer.encode(text)
+        answers.append(Answer(tokens, [], "stop", text=text, outcome=outcome))
+    groups = [Group(0, [1], answers)]
+    stream = PromptStream([problem], tokenizer, 10, seed=0)
+
+    process = torch.zeros(3, 26)
+    process[0, 16] = -0.2
+    process[0, 3] = -0.1
+    process[1, 3] = -0.2
+    process[1, 16] = -0.1
+    metrics = wrong_step_metrics(groups, stream, process)
+    assert metrics == dict(wrong_step_found=0.5, wrong_step_chance=pytest.approx(9 / 26))
+    assert wrong_step_metrics(groups, stream, None) == {}
+    problem.row.clear()
+    assert wrong_step_metrics(groups, stream, process) == {}
 
 
 def test_texts_of_tokens(world):

@@ -201,7 +201,8 @@ keep_checkpoints = 2
 out_dir = "out/intellect_math"
 # rows of each step that go to samples.jsonl and tokens.html, at least: all K answers of a prompt do
 samples_logged = 8
-samples_steps = None  # it keeps those of the last so many steps, at most twice as many; None: all
+# samples.jsonl keeps those of the last so many steps, at most twice as many; None: all
+samples_steps = None
 wandb_project: str = None  # also log to Weights & Biases, if it is installed
 # --- system
 device = "auto"  # 'cuda', 'cpu', 'auto': cuda where there is one

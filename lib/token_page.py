@@ -32,6 +32,8 @@ def write_token_page(samples_path: str, page_path: str) -> None:
     rows, notes = choose_rows(samples_path)
     notes += add_texts(rows, os.path.dirname(samples_path))
     notes += count_found_steps(rows)
+    if not any("process_rewards" in row for row in rows):
+        notes.append("This run had no process rewards.")
     template = TEMPLATE.read_text("utf-8")
 
     # Long answers lose their middle until the page is small enough.

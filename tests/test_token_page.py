@@ -494,6 +494,23 @@ def test_a_file_of_an_earlier_version(browse, tmp_path):
     assert "these are their ids" in shown.with_id("notes").text
 
 
+def test_a_run_of_outcomes_alone(browse, samples):
+    """Without process rewards no token has a colour, and the panel has what there is."""
+    rows = read_jsonl(samples)
+    for row in rows:
+        for name in ("process_rewards", "prm_logprobs", "ref_logprobs"):
+            del row[name]
+    report.main([str(write_jsonl(samples, rows))])
+    steps = """
+      document.querySelector(".token").focus();
+      done(document.getElementById("detail").innerText);
+    """
+    shown = browse(samples.with_name("tokens.html"), steps)
+    assert shown.found == "token 1 of 11\n“7”\nreturn\n+0.293\nadvantage\n0"
+    assert shown.with_id("notes").text == "This run had no process rewards."
+    assert shown.all("up") == shown.all("down") == []
+
+
 def test_lines_that_are_no_answers_are_counted(samples):
     with open(samples, "a") as file:
         file.write('{"step": 1}\n[]\nnull\n{"step": 2, "tok')

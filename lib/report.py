@@ -63,8 +63,7 @@ HIDDEN = {
 # The panels of curves.png. Metrics that the status line appends get a panel of their own.
 PANELS = {
     "accuracy": ["outcome", "outcome_kept", "eval_greedy", "eval_sampled"],
-    "implicit PRM": ["prm_loss", "prm_pair_accuracy"],
-    "lowest reward on the first wrong step": ["wrong_step_found", "wrong_step_chance"],
+    "implicit PRM": ["prm_loss", "prm_pair_accuracy", "wrong_step_found", "wrong_step_chance"],
     "mean |return|": ["process_return", "outcome_return"],
     "policy": ["entropy", "clipfrac", "grad_norm"],
     "tokens per response": ["response_tokens"],

@@ -185,7 +185,7 @@ def count_found_steps(rows: list[dict]) -> list[str]:
         return []
     return [
         f"In {found} of {wrong} wrong answers the lowest reward is on the first wrong step; "
-        f"that of a token drawn at random would be in {chance:.1f}."
+        f"a token drawn at random would be there in {chance:.1f}."
     ]
 
 

@@ -247,7 +247,7 @@ def test_how_often_the_lowest_reward_finds_the_wrong_step(page):
     """-0.5 is among 6 of 11 tokens; the other wrong answer has no reward, and a step of 1 of 7."""
     assert data_of(page)["notes"] == [
         "In 1 of 2 wrong answers the lowest reward is on the first wrong step; "
-        "that of a token drawn at random would be in 0.7."
+        "a token drawn at random would be there in 0.7."
     ]
 
 

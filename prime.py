@@ -82,7 +82,8 @@ from lib.run import (
     setup_distributed,
     waiting_for,
 )
-from lib.samples import rows_for_log, wrong_step_metrics
+from lib.samples import rows_for_log
+from lib.step_rewards import wrong_step_metrics
 from lib.tools import Tool
 from model import (
     full_tensors,

@@ -54,6 +54,7 @@ HIDDEN = {
     "samples",
     "seconds",
     "step",
+    "step_auc",
     "too_long",
     "tool_calls",
     "wrong_step_chance",
@@ -63,7 +64,13 @@ HIDDEN = {
 # The panels of curves.png. Metrics that the status line appends get a panel of their own.
 PANELS = {
     "accuracy": ["outcome", "outcome_kept", "eval_greedy", "eval_sampled"],
-    "implicit PRM": ["prm_loss", "prm_pair_accuracy", "wrong_step_found", "wrong_step_chance"],
+    "implicit PRM": [
+        "prm_loss",
+        "prm_pair_accuracy",
+        "wrong_step_found",
+        "wrong_step_chance",
+        "step_auc",
+    ],
     "mean |return|": ["process_return", "outcome_return"],
     "policy": ["entropy", "clipfrac", "grad_norm"],
     "tokens per response": ["response_tokens"],

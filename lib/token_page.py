@@ -9,7 +9,8 @@ from pathlib import Path
 
 from configurator import UserError
 from lib.pretrained import load_tokenizer
-from lib.samples import finds_wrong_step, token_texts, tokens_of_line
+from lib.samples import token_texts
+from lib.step_rewards import finds_wrong_step, tokens_of_line
 
 TEMPLATE = Path(__file__).with_name("tokens.html")
 # Where the template wants the data.

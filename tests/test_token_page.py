@@ -20,13 +20,8 @@ from lib import report, token_page
 from lib.answers import Answer
 from lib.problems import Problem
 from lib.rollouts import Group, PromptStream
-from lib.samples import (
-    first_wrong_line,
-    rows_for_log,
-    token_texts,
-    tokens_of_line,
-    wrong_step_metrics,
-)
+from lib.samples import first_wrong_line, rows_for_log, token_texts
+from lib.step_rewards import tokens_of_line
 
 # ----------------------------------------------------------------------------------------------
 # a browser
@@ -640,37 +635,6 @@ def test_rows_are_all_answers_of_a_prompt(world):
     assert wrong == [0, 0, 1, 0] * 2
     assert sum("first_wrong" in row for row in everything) == 8
     assert rows_for_log(2, groups, stream, {}, limit=0) == []
-
-
-def test_metrics_of_wrong_steps(world):
-    """Two answers of three lines. In the first the lowest reward is on the wrong step, the second
-    of three, which has 9 of its 26 tokens; in the other it is on the right step.
-    """
-    import torch
-
-    from lib.pretrained import load_tokenizer
-
-    tokenizer = load_tokenizer(f"{world}/init")
-    steps = ["1+1+0=02", "1+1+0=02"]
-    problem = Problem(0, "11+11?", [], "math", "22", dict(steps=steps))
-    answers = []
-    for second, outcome in (("1+1+0=03", 0.0), ("1+1+0=01", 0.0), (steps[1], 1.0)):
-        text = f"{steps[0]}\n{second}\n1+1+0=02"
-        tokens = tokenizer.encode(text)
-        answers.append(Answer(tokens, [], "stop", text=text, outcome=outcome))
-    groups = [Group(0, [1], answers)]
-    stream = PromptStream([problem], tokenizer, 10, seed=0)
-
-    process = torch.zeros(3, 26)
-    process[0, 16] = -0.2
-    process[0, 3] = -0.1
-    process[1, 3] = -0.2
-    process[1, 16] = -0.1
-    metrics = wrong_step_metrics(groups, stream, process)
-    assert metrics == dict(wrong_step_found=0.5, wrong_step_chance=pytest.approx(9 / 26))
-    assert wrong_step_metrics(groups, stream, None) == {}
-    problem.row.clear()
-    assert wrong_step_metrics(groups, stream, process) == {}
 
 
 def test_texts_of_tokens(world):

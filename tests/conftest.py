@@ -45,10 +45,10 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of a model that has to be trained first are slow, and those of some files."""
+    """Slow are tests of a model that has to be trained first, in a browser, and in some files."""
     for item in items:
-        trained = {"guesser", "caller"} & set(item.fixturenames)
-        if trained or item.path.name in SLOW_FILES:
+        slow = {"guesser", "caller", "browse"} & set(item.fixturenames)
+        if slow or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
 
 

@@ -64,7 +64,7 @@ def chromium():
 def browse(chromium, tmp_path):
     """A function that opens a page and returns its elements, as a browser has made them."""
 
-    def open_page(path, script="done(null);", width=1200):
+    def open_page(path, script="done(null);"):
         copy = tmp_path / "copy.html"
         copy.write_text(path.read_text("utf-8").replace("</body>", SCRIPT % script), "utf-8")
         options = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -73,7 +73,8 @@ def browse(chromium, tmp_path):
         profile = tmp_path / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         command = [chromium, *options.split(), f"--user-data-dir={profile}"]
-        command += [f"--window-size={width},900", copy.as_uri()]
+        # A browser asks for updates, for one; no address is found.
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND", copy.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         return Elements(done.stdout)
 
@@ -179,10 +180,11 @@ def samples(tmp_path):
     """Two answers to 17+46? in step 0, two in step 5, and one to another prompt."""
     against = [0, 0, 0, 0, -0.5, 0, 0, 0, 0, 0.01, 0]
     for_it = [0, 0, 0, 0, 0.3, 0, 0, -0.0071, 0, 0, 0]
+    more = dict(finish_reason="length", mask=[1, 1, 0, 1, 1, 1, 1])
     rows = [
         sample(0, "17+46?", WRONG, 0.0, against, first_wrong=0),
         sample(0, "17+46?", RIGHT, 1.0, for_it, first_wrong=None),
-        sample(3, "<img src=x onerror=done(2)>", NASTY, 0.25, [0.1] * 7, finish_reason="length"),
+        sample(3, "<img src=x onerror=done(2)>", NASTY, 0.25, [0.1] * 7, **more),
         sample(5, "17+46?", [*RIGHT[:6], "<end>"], 0.0, [0.0] * 7, first_wrong=1),
         sample(5, "17+46?", RIGHT, 1.0, for_it, first_wrong=None),
     ]
@@ -338,17 +340,26 @@ def test_what_models_write_is_only_text(browse, page):
         "▫",
         "é",
     ]
+    # What a tool wrote looks different.
+    by_tool = [token.text for token in answer.all("token") if "tool" in token.classes]
+    assert by_tool == ["\\u0007⇥\t"]
     source = page.read_text("utf-8")
     assert source.count("</script>") == 2
     assert "onerror" not in source
 
 
-def test_nothing_comes_from_elsewhere(page):
-    """No address in the file, and the browser is told to load none."""
-    source = page.read_text("utf-8")
-    assert "//" not in re.sub(r"(?m)^\s*// .*$|^// -+$|[A-Za-z0-9+/=]{200,}", "", source)
-    assert not re.search(r"\b(src|href|url|import|fetch)\s*[=(]", source)
-    assert "default-src 'none'" in source
+def test_nothing_comes_from_elsewhere(browse, page):
+    """The page loads nothing, and the browser is told to load nothing whatever comes into it."""
+    steps = """
+      const loaded = performance.getEntriesByType("resource").length;
+      const forbidden = (event) => done([loaded, event.blockedURI]);
+      document.addEventListener("securitypolicyviolation", forbidden);
+      const image = document.createElement("img");
+      image.src = "http://127.0.0.1:9/image.png";
+      document.body.append(image);
+    """
+    assert browse(page, steps).found == [0, "http://127.0.0.1:9/image.png"]
+    assert not re.search(r"https?:", page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("numbers_below", ["false", "true"])

@@ -7,11 +7,6 @@
 # run there on the real engine. All tests run on the CPU, also where there is a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source runs/setup.sh
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-
-ruff format --check .
-ruff check .
 
 # install_missing COMMAND PACKAGE: only for root, where there is apt-get. The tests go on without it.
 install_missing() {
@@ -21,10 +16,20 @@ install_missing() {
 }
 
 # Programs that models write run in bubblewrap. Without it, root's programs may find no interpreter
-# that other users can read.
-install_missing bwrap bubblewrap
-# The page of tokens is opened in a browser.
-install_missing chromium chromium
+# that other users can read. The page of tokens is opened in a browser.
+{
+    install_missing bwrap bubblewrap
+    install_missing chromium chromium
+} &
+system_packages=$!
+
+source runs/setup.sh
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+ruff format --check .
+ruff check .
+
+wait $system_packages
 
 vllm_env=$PWD/.venv-vllm
 test_vllm() {

@@ -9,9 +9,9 @@ functions, classes or modules. --help shows the comments behind and above each s
 such as `# --- optimizer` as headings.
 
 Config files are applied from left to right, then the command line. A value must have the type of
-its default; an int is accepted for a float, and None for whatever is no number. Where the default
-is None, an annotation can state the type (shard: int = None). A config file contains assignments
-only; they may use other settings:  save_interval = max_steps // 10
+its default; an int is accepted for a float, and None for a text. Where the default is None, an
+annotation can state the type (shard: int = None). A config file contains assignments only; they may
+use other settings:  save_interval = max_steps // 10
 """
 
 import ast
@@ -74,6 +74,9 @@ def run(main, settings: dict):
     """
     code = 0
     defaults = values(settings)
+    # A path can have bytes that are no text, and a terminal may not know every sign.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         new = configure(settings)
         _check_numbers(defaults, new)
@@ -97,9 +100,9 @@ def run(main, settings: dict):
 
 
 def _check_numbers(defaults: dict, new: dict) -> None:
-    """Raise UserError for a setting that is None where a script has a number."""
+    """Raise UserError for a setting that is None where a script has a number, a list or a dict."""
     for name, default in defaults.items():
-        if new[name] is None and isinstance(default, (bool, int, float)):
+        if new[name] is None and isinstance(default, (bool, int, float, list, dict)):
             raise UserError(f"{name}=None: a value like {default} (--help lists the settings)")
 
 
@@ -218,10 +221,13 @@ def _read_arguments(argv):
 def _read_config(path):
     """The assignments in a config file."""
     try:
-        with open(path, encoding="utf-8") as f:
+        # Editors on Windows begin a file with a byte order mark.
+        with open(path, encoding="utf-8-sig") as f:
             statements = ast.parse(f.read()).body
     except SyntaxError as error:
         raise UserError(f"config file {path}:{error.lineno or 1}: {error.msg}") from None
+    except (RecursionError, MemoryError):
+        raise UserError(f"config file {path}: an expression has too many levels") from None
     except (OSError, ValueError) as error:
         raise UserError(f"config file {path}: {error}") from None
 
@@ -285,7 +291,7 @@ def _evaluate(given, default, settings):
         literal = given.title()
     try:
         return ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         # It is a string, then. _check_type refuses it if the setting is of another type.
         return given
 
@@ -293,19 +299,37 @@ def _evaluate(given, default, settings):
 def _check_type(value, default):
     """The value, as a float if the default is one.
 
-    Raises ValueError if the types differ, or for a text that can be in no file and no name.
+    Raises ValueError if the types differ, or for a text or number that can be in no file.
     """
-    if isinstance(value, str):
-        _check_text(value)
+    _check_content(value)
     if type(default) is float and type(value) is int:
         return float(value)
     if type(default) is list and type(value) is list and default:
+        if None in value:
+            raise ValueError(f"has None in a list like {default!r:.60}")
         # Every item must be like the first.
         return [_check_type(item, default[0]) for item in value]
     if value is None or default is None or type(value) is type(default):
         return value
     expected = type(default).__name__
     raise ValueError(f"expects {expected} (like {default!r:.60}), got {value!r:.60}")
+
+
+def _check_content(value):
+    """Raise ValueError for what cannot be written down, at any depth."""
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, int):
+        # Nothing that counts or seeds takes more, and Python prints no number of 5,000 digits.
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("a whole number of more than 64 bits")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_content(key)
+            _check_content(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_content(item)
 
 
 def _check_text(text):

@@ -353,10 +353,12 @@ def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
 # the steps of main()
 
 
-def check_names(benchmarks: list[str], named: set[str]) -> None:
+def check_names(benchmarks: list[str], named: list) -> None:
     """Raise UserError if two benchmarks have one name, or settings name (`named`) unknown ones."""
     times = collections.Counter(short_name(name) for name in benchmarks)
-    unknown = named - {*times, *BENCHMARKS}
+    known = [*times, *BENCHMARKS]
+    # Whoever writes a list or a dict can write anything into it.
+    unknown = [str(name) for name in named if name not in known]
     if unknown:
         raise UserError(f"settings name unknown benchmarks: {', '.join(sorted(unknown))}")
     double = [name for name, count in times.items() if count > 1]
@@ -384,8 +386,8 @@ def check_settings() -> None:
     double = [name for name, count in collections.Counter(models).items() if count > 1]
     if double:
         raise UserError(f"a model is there twice: {', '.join(double)}")
-    check_dicts(benchmark_tokens, benchmark_stop, published)
-    named = {*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])}
+    check_dicts(benchmark_tokens, benchmark_stop, published, parity_golds)
+    named = [*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])]
     check_names(benchmarks, named)
 
 

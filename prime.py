@@ -203,7 +203,7 @@ out_dir = "out/intellect_math"
 # rows of each step that go to samples.jsonl and tokens.html, at least: all K answers of a prompt do
 samples_logged = 8
 # samples.jsonl keeps those of the last so many steps, at most twice as many; None: all
-samples_steps = None
+samples_steps: int = None
 wandb_project: str = None  # also log to Weights & Biases, if it is installed
 # --- system
 device = "auto"  # 'cuda', 'cpu', 'auto': cuda where there is one

@@ -2,13 +2,14 @@
 
 import collections
 import difflib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import UserError
-from lib.problems import Problem, load_problems
-from lib.rows import is_missing, name_columns, read_rows, without_none
+from lib.problems import Problem, check_truth, load_problems, read_truth
+from lib.rows import check_text, is_missing, name_columns, read_rows, without_none
 from lib.run import print0
 
 # Columns whose values make groups of a benchmark's problems.
@@ -142,10 +143,13 @@ def short_name(name: str) -> str:
     return Path(name).name.split(".")[0]
 
 
-def check_dicts(benchmark_tokens: dict, benchmark_stop: dict, published: dict) -> None:
+def check_dicts(
+    benchmark_tokens: dict, benchmark_stop: dict, published: dict, parity_golds: dict
+) -> None:
     """Raise UserError for values that no answer, or no report, can be made of.
 
-    {benchmark: tokens}, {benchmark: text that ends an answer}, {column: {benchmark: percent}}.
+    {benchmark: tokens}, {benchmark: text that ends an answer}, {column: {benchmark: percent}},
+    {benchmark: file}.
     """
     for name, tokens in benchmark_tokens.items():
         if not isinstance(tokens, int) or tokens < 1:
@@ -153,6 +157,9 @@ def check_dicts(benchmark_tokens: dict, benchmark_stop: dict, published: dict) -
     for name, stop in benchmark_stop.items():
         if stop is not None and not (isinstance(stop, str) and stop):
             raise UserError(f"benchmark_stop of {name} is {stop!r}: a text, or None")
+    for name, path in parity_golds.items():
+        if not isinstance(path, str):
+            raise UserError(f"parity_golds of {name} is {path!r:.40}: a file")
     for column, numbers in published.items():
         if not isinstance(numbers, dict):
             raise UserError(f"published of {column!r} is {numbers!r:.40}: {{benchmark: percent}}")
@@ -274,25 +281,43 @@ def add_published_columns(problem: Problem) -> None:
     if is_missing(error) or "," in str(error):
         return
     try:
-        problem.tolerance = float(error)
-    except ValueError:
-        raise UserError(f"problem {problem.id}: its error, {error!r}, is no number") from None
+        tolerance = float(error)
+    except (ValueError, TypeError, OverflowError):
+        tolerance = -1.0
+    if not 0 <= tolerance < math.inf:
+        raise UserError(
+            f"problem {problem.id}: its error, {error!r:.60}, is no number that a tolerance can be"
+        )
+    problem.tolerance = tolerance
 
 
 def add_published_golds(problems: list[Problem], golds_file: str, name: str) -> None:
     """Give the problems the golds that a published script has edited.
 
-    Raises UserError if the file has none for any of them.
+    Raises UserError if the file has none for any of them, or one that is neither text nor number.
     """
     golds = {}
-    for _, row in read_rows(golds_file):
+    for where, row in read_rows(golds_file):
         if not is_missing(row.get("expected_answer")):
-            golds[row.get("unique_id")] = row["expected_answer"]
+            golds[str(row.get("unique_id"))] = published_gold(where, row["expected_answer"])
     for problem in problems:
         problem.published_gold = golds.get(str(problem.id))
 
     if not any(problem.published_gold for problem in problems):
         raise UserError(f"{golds_file}: no row has the unique_id of a problem of {name}")
+
+
+def published_gold(where: str, gold) -> str:
+    """A gold as a text. Raises UserError, which names its place, if it can be none."""
+    try:
+        text = read_truth(gold)
+        check_truth("math", text)
+        check_text(text)
+    except ValueError as error:
+        raise UserError(f"{where}: expected_answer: {error}") from None
+    if not isinstance(text, str):
+        raise UserError(f"{where}: expected_answer is {gold!r:.60}, not one answer")
+    return text
 
 
 def code_row(where: str, row: dict) -> dict:
@@ -312,7 +337,7 @@ def code_row(where: str, row: dict) -> dict:
             more = dict(row.get("meta") or {})
         else:
             asked, test = mbpp_check(row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{where} is no row of HumanEval, MBPP or LeetCode ({error!r}); "
             f"it has {name_columns([(where, row)])}"

@@ -3,7 +3,7 @@
 import re
 
 from configurator import UserError
-from lib.problems import Problem
+from lib.problems import Problem, as_list_of_dicts
 from lib.run import print0
 
 # Where the training file's question may be, in the order in which columns are tried.
@@ -91,4 +91,8 @@ def question(where: str, row: dict) -> str:
         raise UserError(f"{where} has none of the columns {', '.join(QUESTION_COLUMNS)}")
     if isinstance(asked, str):
         return asked
-    return " ".join(str(m["content"]) for m in asked if m["role"] == "user")
+    try:
+        messages = as_list_of_dicts(asked)
+        return " ".join(str(m["content"]) for m in messages if m["role"] == "user")
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{where} has no text and no messages, but {asked!r:.60}") from None

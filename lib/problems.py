@@ -1,10 +1,12 @@
 """Files and hub data sets -> problems to sample, and token rows to fine-tune on."""
 
 import collections
+import math
 import os
 import re
 import tempfile
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 import torch.distributed as dist
@@ -258,7 +260,20 @@ def read_truth(truth, ability: str = "math", own_reward: bool = False):
             truth = last_line[1].replace(",", "")
     if isinstance(truth, float) and truth.is_integer():
         truth = int(truth)
+    if not own_reward:
+        check_writable(truth)
     return truth if is_missing(truth) else str(truth)
+
+
+def check_writable(truth) -> None:
+    """Raise ValueError for a value of a table that is no answer when it is written as a text.
+
+    A date or bytes say. A number that a float cannot hold has become infinity.
+    """
+    if not isinstance(truth, (str, int, float, Decimal)):
+        raise ValueError(f"a ground truth that is {type(truth).__name__}")
+    if isinstance(truth, (float, Decimal)) and math.isinf(truth):
+        raise ValueError("a ground truth that is infinite")
 
 
 def check_truth(ability: str, truth) -> None:

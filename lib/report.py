@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from configurator import UserError
 from lib.run import keep_lines, print0, to_disk, write_run_config
-from lib.token_page import write_token_page
+from lib.token_page import is_number, write_token_page
 
 # Metrics with a place of their own in the status line: (name, how it is shown). All others that
 # a step reports and HIDDEN does not name are appended as "name value".
@@ -298,12 +298,26 @@ def print_status(metrics: dict, max_steps: int, seconds_left: float) -> None:
     print0(" ".join(words))
 
 
+def read_metrics(path: str):
+    """A pandas table of metrics.jsonl: a row per step, a column per metric.
+
+    What is no finite number, in a line that somebody has edited say, has no place on a curve.
+    """
+    import pandas
+
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            metrics = json.loads(line).items()
+            rows.append({name: float(value) for name, value in metrics if is_number(value)})
+    return pandas.DataFrame(rows)
+
+
 def plot_curves(metrics_path: str, path: str) -> None:
     """metrics.jsonl -> a figure of accuracy, PRM, policy and whatever else the run measured."""
     import matplotlib.figure
-    import pandas
 
-    rows = pandas.read_json(metrics_path, lines=True)
+    rows = read_metrics(metrics_path)
     rows.index = rows.get("step", rows.index) + 1
 
     # Names per panel; an added metric has a panel to itself.

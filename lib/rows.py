@@ -120,7 +120,11 @@ def read_parquet(names: list[str]) -> Iterator[dict]:
     from pyarrow.parquet import ParquetFile
 
     for name in names:
-        for batch in ParquetFile(name).iter_batches():
+        file = ParquetFile(name)
+        columns = file.schema_arrow.names
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"two columns have the same name: {', '.join(columns)}")
+        for batch in file.iter_batches():
             yield from batch.to_pylist()
 
 
@@ -130,7 +134,7 @@ def read_json(name: str) -> list[tuple[str, object]]:
     Not by `datasets`, which turns strings like 2020-01-01 into dates.
     """
     try:
-        table = json.loads(Path(name).read_bytes(), parse_int=read_int)
+        table = parse_json(Path(name).read_bytes())
     except json.JSONDecodeError:
         rows = read_json_lines(name)
         if rows and isinstance(rows[0][1], dict):
@@ -157,9 +161,25 @@ def read_json_line(line: str):
     try:
         # Bytes that are no UTF-8 are surrogates here.
         line.encode()
-        return json.loads(line, parse_int=read_int)
+        return parse_json(line)
     except (ValueError, RecursionError) as error:
         return error
+
+
+def parse_json(text: str | bytes):
+    """What a text of JSON says.
+
+    Raises ValueError if it says nothing, or if an object has a key twice: one of the two would be
+    lost.
+    """
+    return json.loads(text, parse_int=read_int, object_pairs_hook=object_of)
+
+
+def object_of(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
 
 
 def read_int(digits: str) -> int | str:

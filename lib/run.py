@@ -393,8 +393,15 @@ def make_run_folder(out_dir: str, *folders: str) -> None:
     """Make a run's folder.
 
     folders: the names of those that the run will write there.
-    Raises UserError if something else has one of these names: the run would notice when it saves.
+    Raises UserError if something else has one of these names, or if the path is one that
+    safetensors does not take: the run would notice when it saves.
     """
+    try:
+        out_dir.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"out_dir={out_dir!r}: no model can be written to a path that is not UTF-8"
+        ) from None
     os.makedirs(out_dir, exist_ok=True)
     for name in folders:
         path = os.path.join(out_dir, name)
@@ -424,16 +431,24 @@ def write_run_config(out_dir: str, settings: dict) -> None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             about[name] = importlib.metadata.version(name)
 
-    # The file of an earlier run may be missing, or written by something else.
-    earlier = {}
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        earlier = json.loads(file.read_text("utf-8"))["settings"]
-    for name, value in earlier.items():
+    for name, value in earlier_settings(file).items():
         now = settings.get(name)
         if json.dumps(value) != json.dumps(now):
             print0(f"note: {out_dir} was started with {name}={value!r}, now it is {now!r}")
 
-    file.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+    # A path may have bytes that are no UTF-8: they become escapes that JSON knows.
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    file.write_text(text, "utf-8", "backslashreplace")
+
+
+def earlier_settings(file: Path) -> dict:
+    """The settings in a run's config.json; {} if it is missing, or written by something else."""
+    try:
+        about = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    settings = about.get("settings") if isinstance(about, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def to_disk(file) -> None:

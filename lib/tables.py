@@ -215,10 +215,10 @@ def chart(results: dict, published: dict, mode: str, path: str) -> None:
         pairs = [scores[name]["score"].get(mode, missing) for name in names]
         heights = [100 * mean for mean, _ in pairs]
         errors = [100 * error for _, error in pairs]
-        bars.append((model, heights, errors))
+        bars.append((drawn(model), heights, errors))
     for _, (column, numbers) in zip(results, published.items()):
         heights = [numbers.get(name, math.nan) for name in names]
-        bars.append((f"{column}, published", heights, None))
+        bars.append((f"{drawn(column)}, published", heights, None))
 
     figure = Figure((9, 4))
     ax = figure.subplots()
@@ -228,7 +228,16 @@ def chart(results: dict, published: dict, mode: str, path: str) -> None:
         places = [group + offset for group in range(len(names))]
         ax.bar(places, heights, width, yerr=errors, capsize=3, label=label)
 
-    ax.set_xticks(range(len(names)), names, rotation=20)
+    ax.set_xticks(range(len(names)), [drawn(name) for name in names], rotation=20)
     ax.set_ylabel(f"{mode}, % right")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
+
+
+def drawn(name: str) -> str:
+    """A name as matplotlib draws it: no formula, and bytes of a path that are no text as escapes.
+
+    >>> drawn("a$b"), drawn("rl\\udcff")
+    ('a\\\\$b', 'rl\\\\udcff')
+    """
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")

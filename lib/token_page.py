@@ -136,15 +136,17 @@ def is_answer(row) -> bool:
     kinds = dict(step=int, problem=str, tokens=list)
     if not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
         return False
+    if not all(isinstance(token, int) for token in row["tokens"]):
+        return False
     if not is_number(row.get("outcome")):
         return False
     if not isinstance(row.get("first_wrong"), (int, type(None))):
         return False
-    if not all(isinstance(text, str) for text in row.get("token_texts", [])):
-        return False
     per_token = [row[name] for name in (*NUMBERS, "token_texts", "mask") if name in row]
     tokens = len(row["tokens"])
     if not all(isinstance(values, list) and len(values) == tokens for values in per_token):
+        return False
+    if not all(isinstance(text, str) for text in row.get("token_texts", [])):
         return False
     return tokens > 0
 
@@ -267,10 +269,15 @@ def fixed_point(values: list) -> dict:
     largest = max((abs(value) for value in values if is_number(value)), default=0)
     decimals = 0
     if largest > 0:
-        decimals = max(0, 3 - math.floor(math.log10(largest)))
+        # Beyond the largest float there is no power of ten to multiply one by.
+        decimals = min(300, max(0, 3 - math.floor(math.log10(largest))))
     whole = [round(value * 10**decimals) if is_number(value) else None for value in values]
     return dict(decimals=decimals, values=whole)
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Is it a number that a float can be?"""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False

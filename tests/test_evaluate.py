@@ -818,7 +818,7 @@ def test_ask(tmp_path, world, capsys):
         (["--published={'a': 5}"], "published of 'a' is 5"),
         (["--published={'a': {'math500': 'x'}}"], "published of math500 in 'a' is 'x'"),
         (["--published={'a': {'math500': 300}}"], "a percentage"),
-        (["--ask=\ud800?"], "ask: the chat template does not take it"),
+        (["--ask=\ud800?"], "ask: has half a character"),
         (["--chat_template=nowhere.jinja"], "chat_template: cannot read nowhere.jinja"),
     ],
 )

@@ -489,7 +489,7 @@ def check_settings():
         )
 
     # Heads must have an even size, for the rotary embedding.
-    if hidden_size % (2 * n_head) or n_head % n_kv_head:
+    if min(n_head, n_kv_head) < 1 or hidden_size % (2 * n_head) or n_head % n_kv_head:
         raise UserError(
             f"hidden_size={hidden_size} must be an even multiple of n_head={n_head},"
             f" and n_head a multiple of n_kv_head={n_kv_head}"

@@ -232,7 +232,7 @@ def make_jobs(
     """The answers that are still to be sampled. done: the rows that are there.
 
     judge: the reward_name() of an own reward, or None. Problems whose prompt is too
-    long are counted and left out.
+    long are counted and left out. Raises UserError if none is left.
     """
     there = {(str(row["problem_id"]), row["sample"], row["problem"]) for row in done}
     shared = {name: value for name, value in identity.items() if value is not None}
@@ -255,6 +255,11 @@ def make_jobs(
         f"{len(problems) - fitting} problems have more than {longest} tokens; "
         f"{len(there)} rows are there, {len(jobs)} to sample"
     )
+    if not fitting:
+        raise UserError(
+            f"every prompt is longer than {longest} tokens "
+            "(--max_prompt_tokens, or the model's positions)"
+        )
     return jobs
 
 

@@ -118,8 +118,8 @@ def check_row(row, columns: dict) -> None:
         value = row[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r:.40}")
-    if row["n_tokens"] < 0:
-        raise ValueError(f"n_tokens is {row['n_tokens']}")
+    if not 0 <= row["n_tokens"] < 2**31:
+        raise ValueError(f"n_tokens is {row['n_tokens']!r:.40}")
     if not isinstance(row.get("failure"), (str, type(None))):
         raise ValueError(f"failure is {row['failure']!r:.40}")
     score = row.get("score", 0.0)

@@ -209,7 +209,7 @@ def load_benchmark(
     for problem in problems:
         problem.group = groups_of(problem.row)
         if name in BENCHMARKS:
-            add_published_columns(problem)
+            add_published_columns(problem, benchmark.source)
     if golds_file is not None:
         add_published_golds(problems, golds_file, name)
 
@@ -269,7 +269,7 @@ def groups_of(row: dict) -> list[str]:
     return groups
 
 
-def add_published_columns(problem: Problem) -> None:
+def add_published_columns(problem: Problem, source: str) -> None:
     """Take the id of an AMC or AIME problem and the tolerance of OlympiadBench from the row."""
     # AMC's own ids start again with each year, its links do not: ".../2022_AMC_12A/Problem_1".
     url = problem.row.get("url")
@@ -286,7 +286,8 @@ def add_published_columns(problem: Problem) -> None:
         tolerance = -1.0
     if not 0 <= tolerance < math.inf:
         raise UserError(
-            f"problem {problem.id}: its error, {error!r:.60}, is no number that a tolerance can be"
+            f"{source}, problem {problem.id}: its error, {error!r:.60}, is no number that a "
+            "tolerance can be"
         )
     problem.tolerance = tolerance
 

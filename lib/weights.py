@@ -1,6 +1,7 @@
 """The weights in a model's folder: which files are read, what is in them, and whether they fit."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ def weight_files(folder: str) -> list[str]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of weights ({error!r}): copy it again") from None
     for file in files:
-        if not file.is_file():
+        # Not is_file(), which raises OSError for a name that is too long.
+        if not os.path.isfile(file):
             raise UserError(f"{file}, which {INDEX} names, is not there: copy the model again")
     return [str(file) for file in files]
 

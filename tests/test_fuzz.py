@@ -54,7 +54,7 @@ LAPTOP = ["--engine=hf", "--device=cpu", "--max_tokens=4", "--grade_workers=1"]
 
 # The same examples in every run.
 thorough = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,

@@ -484,13 +484,14 @@ ENDLESS = [
 @pytest.mark.slow
 def test_time_limit(any_level):
     def call(code):
-        return run_python("print('so far', flush=True)\n" + code, timeout=1.5)
+        return run_python("print('so far', flush=True)\n" + code, timeout=4)
 
     start = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(call, ENDLESS))
     assert results == [RunResult("so far\n", "", 128 + 9, True)] * 4
-    assert time.monotonic() - start < 10
+    # Far less than the hundred seconds that one of them wants to sleep.
+    assert time.monotonic() - start < 30
 
 
 def test_memory_limit(outer_level):

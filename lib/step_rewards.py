@@ -21,23 +21,19 @@ def wrong_step_metrics(groups: list, stream, process) -> dict[str, float]:
     found = []
     of_right = []
     of_wrong = []
-    i = -1
-    for group in groups:
-        steps = known_steps(stream.problems[group.index])
-        for answer in group.answers:
-            i += 1
-            if not steps:
-                continue
+    all_wrong_tokens = first_wrong_tokens(groups, stream)
+    for i, (answer, steps) in enumerate(answers_with_steps(groups, stream)):
+        if not steps:
+            continue
+        rewards = process[i, : len(answer.tokens)].tolist()
+        wrong = all_wrong_tokens[i]
+        if wrong is None:
             texts = token_texts(stream.tokenizer, answer.tokens)
-            rewards = process[i, : len(texts)].tolist()
-            if answer.outcome == 1:
-                of_right += rewards[: tokens_of_line(texts, len(steps)).start]
-                continue
-            line = first_wrong_line(answer.text, steps, answer.outcome)
-            found.append(finds_wrong_step(texts, rewards, line))
-            wrong = tokens_of_line(texts, line)
-            of_right += rewards[: wrong.start]
-            of_wrong += rewards[wrong.start : wrong.stop]
+            of_right += rewards[: tokens_of_line(texts, len(steps)).start]
+            continue
+        found.append(finds_wrong_step(rewards, wrong))
+        of_right += rewards[: wrong.start]
+        of_wrong += rewards[wrong.start : wrong.stop]
 
     if not found:
         return {}
@@ -48,16 +44,39 @@ def wrong_step_metrics(groups: list, stream, process) -> dict[str, float]:
     return metrics
 
 
-def finds_wrong_step(texts: list[str], rewards: list[float], line: int) -> tuple[bool, float]:
-    """(Is the lowest of the rewards negative, and in this line?, the share of tokens that are).
+def answers_with_steps(groups: list, stream):
+    """Yield all answers of the groups in their order, each with its problem's known steps."""
+    for group in groups:
+        steps = known_steps(stream.problems[group.index])
+        for answer in group.answers:
+            yield answer, steps
 
-    >>> finds_wrong_step(["1", "\\n", "2", "+", "2"], [0, -0.1, 0, -0.2, 0], 1)
+
+def first_wrong_tokens(groups: list, stream) -> list[range | None]:
+    """The numbers of the tokens of each answer's first wrong step; None if no step is wrong.
+
+    None, too, where the steps are not known. stream: a PromptStream.
+    """
+    found = []
+    for answer, steps in answers_with_steps(groups, stream):
+        if not steps or answer.outcome == 1:
+            found.append(None)
+            continue
+        line = first_wrong_line(answer.text, steps, answer.outcome)
+        texts = token_texts(stream.tokenizer, answer.tokens)
+        found.append(tokens_of_line(texts, line))
+    return found
+
+
+def finds_wrong_step(rewards: list[float], step: range) -> tuple[bool, float]:
+    """(Is the lowest of the rewards negative, and in this step?, the share of tokens that are).
+
+    >>> finds_wrong_step([0, -0.1, 0, -0.2, 0], range(2, 5))
     (True, 0.6)
     """
-    step = tokens_of_line(texts, line)
     lowest = min(rewards)
     is_found = lowest < 0 and rewards.index(lowest) in step
-    return is_found, len(step) / len(texts)
+    return is_found, len(step) / len(rewards)
 
 
 def tokens_of_line(texts: list[str], line: int) -> range:

@@ -29,6 +29,7 @@ the run hangs.
 
 import math
 import os
+import random
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,7 @@ from lib.pretrained import (
     top_token,
     vocabulary_size,
 )
+from lib.prm_folder import read_prm_file, write_prm_file
 from lib.problems import load_problems
 from lib.report import RowMeans, RunLog, Stopwatch, check_wandb
 from lib.rollouts import (
@@ -76,6 +78,7 @@ from lib.run import (
     local_processes,
     machine_words,
     make_run_folder,
+    on_first_rank,
     peak_memory_gb,
     pick_device,
     print0,
@@ -84,6 +87,7 @@ from lib.run import (
 )
 from lib.samples import rows_for_log
 from lib.step_rewards import wrong_step_metrics
+from lib.stored_answers import read_groups
 from lib.tools import Tool
 from model import (
     full_tensors,
@@ -152,7 +156,9 @@ eval_samples = 4  # answers per problem, always at temperature 1, besides the gr
 # --- models
 model = "PrimeIntellect/INTELLECT-MATH-SFT"  # policy at the start: hub id or folder
 prm_model: str = None  # implicit PRM at the start; None: the same as the policy (published)
-ref_model: str = None  # reference of the log-ratio, frozen; None: the PRM's start (published)
+# reference of the log-ratio, frozen; None: what the PRM's folder names in its prm.json, or else the
+# PRM's start (published)
+ref_model: str = None
 ref_type = "freeze"  # 'freeze' (published), or 'policy': the policy before its update is reference
 chat_template: str = None  # .jinja file; None: the tokenizer's own
 attention = "auto"  # 'flash_attn', 'varlen' (torch's own kernel), 'padded'; 'auto': the first found
@@ -179,6 +185,9 @@ max_mismatch: float = None
 # the batch in so many consecutive chunks, each with its own divisor. Original: one per GPU (8)
 normalize_chunks = 1
 last_token_reward = True  # False: no process reward on the last token (recipe)
+# a samples.jsonl of generate.py, or responses of evaluate.py: train the PRM on these answers, each
+# once, and nothing else (Yuan et al., arXiv 2412.01981)
+rollouts: str = None
 prm_grad_clip = 10.0
 prm_weight_decay = 0.0
 # --- more on the policy
@@ -484,11 +493,11 @@ class Models:
     """Policy, PRM, reference, and optimizers.
 
     ref is None where the policy is the reference. Where outcomes are the only rewards there is
-    neither PRM nor reference.
+    neither PRM nor reference, and no policy where a PRM is trained on stored answers.
     """
 
-    policy: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    policy: torch.nn.Module | None
+    optimizer: torch.optim.Optimizer | None
     prm: torch.nn.Module | None
     prm_optimizer: torch.optim.Optimizer | None
     ref: torch.nn.Module | None
@@ -496,7 +505,9 @@ class Models:
     @property
     def trained(self) -> dict:
         """{name: (model, optimizer)} that checkpoints contain."""
-        pairs = dict(policy=(self.policy, self.optimizer))
+        pairs = {}
+        if self.policy is not None:
+            pairs["policy"] = (self.policy, self.optimizer)
         if prm_update != "none":
             pairs["prm"] = (self.prm, self.prm_optimizer)
         return pairs
@@ -588,10 +599,14 @@ def update_prm(models: Models, batch: Batch, ref_logprobs, step: int):
         loss = prm_loss(unseen, ref_logprobs, batch.mask, batch.outcomes, beta)
         stats = dict(prm_loss=loss.item(), prm_grad_norm=0.0)
 
-    scores = torch.where(batch.mask, unseen - ref_logprobs, 0.0).sum(-1)  # [N]
-    accuracy = pair_accuracy(scores, batch.outcomes, samples_per_prompt)
-    stats["prm_pair_accuracy"] = accuracy.item()
+    stats["prm_pair_accuracy"] = prm_accuracy(unseen, ref_logprobs, batch)
     return prm_logprobs, stats
+
+
+def prm_accuracy(prm_logprobs, ref_logprobs, batch: Batch) -> float:
+    """Share of a prompt's pairs of answers that the PRM orders as their outcomes do."""
+    scores = torch.where(batch.mask, prm_logprobs - ref_logprobs, 0.0).sum(-1)  # [N]
+    return pair_accuracy(scores, batch.outcomes, samples_per_prompt).item()
 
 
 def updates_once() -> bool:
@@ -748,6 +763,11 @@ def check_settings() -> None:
         raise UserError(f"temperature={temperature}: rollouts need 0 < temperature <= 2")
     if not (outcome_coef or process_coef):
         raise UserError("outcome_coef and process_coef are both 0: no source of rewards is left")
+    if rollouts and (prm_update == "none" or ref_type == "policy"):
+        raise UserError(
+            f"rollouts={rollouts!r} trains a PRM on stored answers, with a frozen reference: "
+            "not with prm_update='none' or ref_type='policy'"
+        )
     rows = prompts_per_step * samples_per_prompt
     if rows % normalize_chunks:
         raise UserError(
@@ -759,6 +779,8 @@ def make_folder(torch_dtype) -> None:
     """The run's folder. Raises UserError if its disk has no room for what the run writes."""
     make_run_folder(out_dir, "checkpoints", "policy", "prm")
     saved = [model, prm_model or model] if uses_prm() else [model]
+    if rollouts:
+        saved = [prm_model or model]
     trained = saved if prm_update != "none" else [model]
     memory.check_disk(out_dir, torch_dtype, trained, saved, keep_checkpoints, save_interval)
 
@@ -791,13 +813,22 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
 
 def check_other_models(tokenizer) -> None:
     """Raise UserError if PRM or reference cannot read what the policy will write."""
-    for path in (prm_model, ref_model):
+    for path in (prm_model, reference_path()):
         if path is None or not uses_prm():
             continue
         check_same_tokenizer(model, path)
         check_positions(path, max_prompt_tokens + max_tokens)
         if vocabulary_size(path) <= top_token(tokenizer):
             raise UserError(f"{path} has fewer tokens than the tokenizer of {model}")
+
+
+def reference_path() -> str:
+    """The reference's folder or hub id."""
+    if ref_model:
+        return ref_model
+    start = prm_model or model
+    found = read_prm_file(start)
+    return found["reference"] if found else start
 
 
 def open_engine(tokenizer, torch_device, torch_dtype):
@@ -817,26 +848,32 @@ def open_engine(tokenizer, torch_device, torch_dtype):
 
 
 def load_models(torch_device, torch_dtype) -> Models:
-    """The models, sharded over all ranks, and AdamW for those that are trained."""
+    """The models, sharded over all ranks, and AdamW for those that are trained.
+
+    Without a policy where a PRM is trained on stored answers.
+    """
     sharding = dict(
         device=torch_device, dtype=torch_dtype, attention=attention, shard=shard, compile=compile
     )
-    policy = load_model(model, checkpointing=checkpointing, **sharding)
-    optimizer = make_optimizer(policy, learning_rate, beta1, beta2, weight_decay)
+    models = Models(None, None, None, None, None)
+    if not rollouts:
+        models.policy = load_model(model, checkpointing=checkpointing, **sharding)
+        models.optimizer = make_optimizer(models.policy, learning_rate, beta1, beta2, weight_decay)
     if not uses_prm():
-        return Models(policy, optimizer, None, None, None)
+        return models
 
-    prm = load_model(
+    models.prm = load_model(
         prm_model or model,
         trained=prm_update != "none",
         checkpointing=checkpointing,
         **sharding,
     )
-    prm_optimizer = make_optimizer(prm, prm_learning_rate, weight_decay=prm_weight_decay)
-    ref = None
+    models.prm_optimizer = make_optimizer(
+        models.prm, prm_learning_rate, weight_decay=prm_weight_decay
+    )
     if ref_type == "freeze":
-        ref = load_model(ref_model or prm_model or model, trained=False, **sharding)
-    return Models(policy, optimizer, prm, prm_optimizer, ref)
+        models.ref = load_model(reference_path(), trained=False, **sharding)
+    return models
 
 
 def print_memory() -> None:
@@ -845,6 +882,8 @@ def print_memory() -> None:
         micro_batch_tokens batch_rows prm_batch_rows ppo_epochs prm_update ref_type checkpointing
         offload shard dtype gpu_memory keep_checkpoints"""
     own = {name: globals()[name] for name in names.split()}
+    if uses_prm():
+        own["ref_model"] = reference_path()
     more = dict(
         uses_prm=uses_prm(),
         updates_once=updates_once(),
@@ -916,13 +955,84 @@ def save_models(models: Models, tokenizer, torch_device, torch_dtype) -> list[st
     """Policy and PRM, if there is one, as Hugging Face folders. Returns their paths."""
     if offload:
         move(torch_device, models.prm)
-    paths = [os.path.join(out_dir, "policy")]
+    policy_path = os.path.join(out_dir, "policy")
+    prm_path = os.path.join(out_dir, "prm")
+    paths = []
     with waiting_for("the models' files", timeout_minutes):
-        save_model(models.policy, tokenizer, paths[0], torch_dtype, model)
+        if models.policy is not None:
+            save_model(models.policy, tokenizer, policy_path, torch_dtype, model)
+            paths.append(policy_path)
         if models.prm is not None:
-            paths.append(os.path.join(out_dir, "prm"))
-            save_model(models.prm, tokenizer, paths[1], torch_dtype, prm_model or model)
+            save_model(models.prm, tokenizer, prm_path, torch_dtype, prm_model or model)
+            # What makes rewards of it: who ranks answers with this PRM needs both.
+            reference = policy_path if ref_type == "policy" else reference_path()
+            on_first_rank(lambda: write_prm_file(prm_path, reference, beta))
+            paths.append(prm_path)
     return paths
+
+
+# ----------------------------------------------------------------------------------------------
+# A PRM without reinforcement learning
+
+
+def stored_batches(tokenizer) -> list[list[Group]]:
+    """The groups of `rollouts` that pass the filter, shuffled, as many per step as in training."""
+    limits = (max_prompt_tokens, max_tokens)
+    groups = read_groups(rollouts, tokenizer, samples_per_prompt, *limits, max_bad_share)
+    kept = [group for group in groups if passes_filter(group)]
+    print0(f"{len(kept)} of {len(groups)} prompts pass the filter")
+    if not kept:
+        raise UserError(
+            f"{rollouts}: no prompt has a mean outcome from filter_low={filter_low} "
+            f"to filter_high={filter_high}"
+        )
+    random.Random(seed).shuffle(kept)
+    starts = range(0, len(kept), prompts_per_step)
+    return [kept[start : start + prompts_per_step] for start in starts][:max_steps]
+
+
+def train_offline(tokenizer, rank: int, torch_device, torch_dtype) -> None:
+    """Train the PRM on the stored answers of `rollouts`, each once, and save it.
+
+    What trains a row has scored it before: the pair accuracy is that of answers never seen.
+    """
+    stop_signals = catch_signals()
+    batches = stored_batches(tokenizer)
+    with waiting_for("loading", timeout_minutes):
+        models = load_models(torch_device, torch_dtype)
+        folder = os.path.join(out_dir, "checkpoints")
+        start, state = load_checkpoint(folder, models.trained) or (0, {})
+    log = RunLog(out_dir, start, rank, wandb_project, configurator.values(globals()))
+    clock = Stopwatch()
+    stopped = False
+
+    with waiting_for(clock, timeout_minutes):
+        for step in range(start, len(batches)):
+            clock.start("ref", step)
+            batch = make_batch(batches[step], torch_device)
+            with stops_if_not_finite(out_dir, clock, batch.describe):
+                ref_logprobs = reference_logprobs(models, batch, None)  # [N, T]
+                clock.start("prm")
+                prm_logprobs, metrics = train_prm(models, batch, ref_logprobs, step)
+            metrics["prm_pair_accuracy"] = prm_accuracy(prm_logprobs, ref_logprobs, batch)
+            metrics |= dict(step=step, outcome_kept=batch.outcomes.mean().item())
+            metrics["seconds"] = clock.end_step()
+            log.write(metrics, len(batches), clock.seconds_left(len(batches) - step - 1))
+
+            clock.start("save")
+            stopped = all_sum(len(stop_signals), torch_device) > 0
+            if stopped or is_due(save_interval, step + 1, len(batches)):
+                save_run(models, step + 1, state)
+            if stopped:
+                break
+
+    if stopped:
+        print0(f"stopped after step {step + 1}: start again with the same command to resume")
+    else:
+        (path,) = save_models(models, tokenizer, torch_device, torch_dtype)
+        print0(f"wrote {path} after {clock.elapsed()}")
+    log.close(finished=not stopped)
+    leave_distributed()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -942,6 +1052,9 @@ def main():
     check_other_models(tokenizer)
     rank, world_size = setup_distributed(torch_device, timeout_minutes)
     make_folder(torch_dtype)
+    if rollouts:
+        train_offline(tokenizer, rank, torch_device, torch_dtype)
+        return
     stop_signals = catch_signals()
     stream, held_out = load_data(tokenizer)
     workers = grade_workers or max(1, cores() // local_processes())

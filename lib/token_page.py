@@ -180,7 +180,8 @@ def count_found_steps(rows: list[dict]) -> list[str]:
         line = row.get("first_wrong")
         if line is None or row["outcome"] == 1 or "process_rewards" not in row:
             continue
-        is_found, share = finds_wrong_step(row["token_texts"], row["process_rewards"], line)
+        step = tokens_of_line(row["token_texts"], line)
+        is_found, share = finds_wrong_step(row["process_rewards"], step)
         found += is_found
         chance += share
         wrong += 1

@@ -91,6 +91,8 @@ ARMS = {
     "prime_8": Arm([*PRIME, *EIGHT]),
     "after": Arm([*PRIME, "--prm_update=after"]),
     "frozen_start": Arm([*PRIME, "--prm_update=none"]),
+    "frozen_offline": Arm([*PRIME, "--prm_update=none", "--prm_model={seed}/prm/prm"]),
+    "online_offline": Arm([*PRIME, "--prm_model={seed}/prm/prm"]),
     "ref_policy": Arm([*PRIME, "--ref_type=policy"]),
     "prm_base": Arm([*PRIME, "--prm_model={seed}/base/model"]),
     "no_filter": Arm([*PRIME, "--filter_low=0", "--filter_high=1"], steps=64),
@@ -139,7 +141,7 @@ CLAIMS = [
         "A PRM that learns online",
         f"{PAPER}, section on online updates: far better than a frozen PRM, whose accuracy decays. "
         "A PRM that is frozen as the SFT model gives no rewards: it is its own reference.",
-        [("prime", "frozen_start")],
+        [("prime", "frozen_start"), ("prime", "frozen_offline")],
     ),
     Claim(
         "PRM trained before or after it scores",
@@ -156,8 +158,8 @@ CLAIMS = [
     Claim(
         "The PRM's start",
         f"{PAPER}: the SFT model is a better start than a PRM trained beforehand on 500,000 "
-        "more answers; the base model will do as well. Here: SFT model against base model.",
-        [("prime", "prm_base")],
+        "more answers; the base model will do as well. Here: 6,000 answers beforehand.",
+        [("prime", "online_offline"), ("prime", "prm_base")],
     ),
     Claim(
         "The prompt filter",
@@ -216,7 +218,7 @@ class Task:
 
 
 def prepare(folder: Path, seed: int) -> Task:
-    """World, base model and fine-tuned models of a seed."""
+    """World, base model, fine-tuned models and offline PRM of a seed."""
     run = ["--device=cpu", f"--seed={seed}"]
     world = ["data/arithmetic/prepare.py", f"--seed={seed}", "--habits=facts", "--rl_problems=4000"]
     few = [*world, "--web_solutions=10", "--train_problems=3000"]
@@ -262,6 +264,30 @@ def prepare(folder: Path, seed: int) -> Task:
             f"--model={folder}/base/model",
             f"--out_dir={folder}/{name}",
         )
+    # A PRM beforehand: from four answers of the fine-tuned model to each of 1,500 problems.
+    add(
+        "answers_prm/sft.jsonl",
+        "generate.py",
+        "config/toy_generate.py",
+        *run,
+        f"--data={folder}/world_3/rl.jsonl",
+        "--max_problems=1500",
+        "--samples_per_problem=4",
+        f"--model={folder}/sft/model",
+        f"--out_dir={folder}/answers_prm",
+    )
+    add(
+        "prm/prm/prm.json",
+        "prime.py",
+        "config/toy_prime.py",
+        *COMMON,
+        *PRIME,
+        f"--seed={seed}",
+        f"--rollouts={folder}/answers_prm/samples.jsonl",
+        "--max_steps=100",
+        f"--model={folder}/sft/model",
+        f"--out_dir={folder}/prm",
+    )
     return Task(f"seed {seed}: models", commands)
 
 

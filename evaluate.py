@@ -39,6 +39,7 @@ from lib.pretrained import (
     vocabulary_size,
 )
 from lib.problems import Problem, check_prompts
+from lib.ranking import find_reference, rank_answers
 from lib.responses import (
     ResponseFile,
     answer_key,
@@ -97,6 +98,9 @@ tir_timeout = 5.0  # seconds per program (Numina: 5)
 sandbox = "auto"  # of programs: 'auto' (the best there is, printed) or 'required' (bubblewrap)
 tir_numina = False  # the notebook's conversation, its vote modulo 1000; answers are still boxes
 seed = 0  # sample k of a problem has its own seed: of this, the benchmark, the problem's id and k
+# --- ranking
+prm: str = None  # an implicit PRM, folder or hub id, that ranks the samples: bon@k (docs/prm.md)
+prm_ref: str = None  # its reference; None: the one that its prm.json names
 # --- grading and report
 reward: str = None  # your_file.py with reward(response, problem) -> float; None: built-in judges
 published = {}  # {column: {benchmark: %}}; the first column belongs to the first model, and so on
@@ -386,6 +390,8 @@ def check_settings() -> None:
     double = [name for name, count in collections.Counter(models).items() if count > 1]
     if double:
         raise UserError(f"a model is there twice: {', '.join(double)}")
+    if prm:
+        find_reference(prm, prm_ref)
     check_dicts(benchmark_tokens, benchmark_stop, published, parity_golds)
     named = [*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])]
     check_names(benchmarks, named)
@@ -620,6 +626,10 @@ def main():
                 if regrade:
                     grade_again(pairs, grader, judge)
                 add_answers(pairs, grader, parity)
+                if prm:
+                    rank_answers(
+                        pairs, prm, find_reference(prm, prm_ref), *pick_device(device, dtype)
+                    )
                 file.write(stored.values())
                 rows = [row for row, _ in pairs]
                 results[path] = summarize_sets(rows, sets, grader.is_equiv, tir_numina)

@@ -64,6 +64,7 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
     if any(sampled):
         values |= share_metrics("sampled", sampled)
         values |= pass_metrics(sampled)
+        values |= best_metrics(sampled)
         # Programs do not vote, nor do answers of which only an own reward knows what is alike.
         if all(problem.ability == "math" and not problem.own_reward for problem in problems):
             right, confidence = votes(sampled, problems, agree, numina)
@@ -180,6 +181,37 @@ def pass_metrics(answers: list[Rows]) -> dict[str, list[float]]:
     return metrics
 
 
+def best_metrics(answers: list[Rows]) -> dict[str, list[float]]:
+    """bon@1, bon@2, bon@4 and so on by the PRM's mean log-ratio, bon_min@k by the smallest one.
+
+    None where an answer has no ranking (lib/ranking.py).
+    """
+    if not all("prm" in row for row in itertools.chain(*answers)):
+        return {}
+    metrics = {}
+    for name, column in (("bon", "mean"), ("bon_min", "min")):
+        k = 1
+        while k <= count_samples(answers):
+            metrics[f"{name}@{k}"] = [best_answer(own, column, k) for own in answers]
+            k *= 2
+    return metrics
+
+
+def best_answer(rows: Rows, column: str, k: int) -> float:
+    """best_of_k() of a problem's rows, all of them if there are fewer than k; 0 if there are none.
+
+    Rows without a rank come last.
+    """
+    if not rows:
+        return 0.0
+    ranks = []
+    for row in rows:
+        value = row["prm"][column]
+        ranks.append(-math.inf if value is None else value)
+    right = [float(row.get("score", row["correct"])) for row in rows]
+    return best_of_k(ranks, right, min(k, len(rows)))
+
+
 def votes(
     answers: list[Rows], problems: list[Problem], agree: Agree, numina: bool
 ) -> tuple[list[bool], list[float]]:
@@ -251,6 +283,26 @@ def accuracy(values: Values) -> tuple[float, float]:
         return mean, math.sqrt(p * (1 - p) / (n + 4))
     squares = sum((x - mean) ** 2 for x in values)
     return mean, math.sqrt(squares / (n * (n - 1)))
+
+
+def best_of_k(ranks: list[float], right: list[float], k: int) -> float:
+    """Expected `right` of the highest-ranked of k answers, drawn without replacement.
+
+    Exact, over all subsets of k of the n answers: the highest is among those of one rank with
+    probability (C(m + t, k) - C(m, k)) / C(n, k), for m answers of lower ranks and t of this one,
+    and each of these t is taken equally often.
+
+    >>> best_of_k([0.1, 0.5, 0.9], [1, 1, 0], 2)
+    0.3333333333333333
+    """
+    n = len(ranks)
+    expected = 0.0
+    for rank in set(ranks):
+        tied = [value for value, other in zip(right, ranks) if other == rank]
+        lower = sum(other < rank for other in ranks)
+        ways = math.comb(lower + len(tied), k) - math.comb(lower, k)
+        expected += ways / math.comb(n, k) * share(tied)
+    return expected
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

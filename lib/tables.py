@@ -67,6 +67,8 @@ def score_rows(results: dict, published: dict, samples: int) -> list[dict]:
         f"avg@{samples}": "sampled",
         f"pass@{k}": f"pass@{k}",
         f"maj@{samples}": f"maj@{samples}",
+        f"bon@{samples}": f"bon@{samples}",
+        f"bon@{samples}, minimum": f"bon_min@{samples}",
     }
     numbers_of = dict(zip(results, published.values()))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import mpmath
 import numpy as np
 
-TOOL_COLUMNS = ("prose", "tool", "difference")
 # Phases of a step that are no training.
 NOT_COUNTED = ("eval", "save", "step")
 # Lines differ in grey and in style: a print in black and white tells them apart.
@@ -279,47 +278,73 @@ def claim_text(claim: Claim, found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tool_claim(folders: dict[int, Path]) -> dict | None:
-    """{prose, tool, difference: mean and standard error, p} over seeds; None where none has both.
+@dataclass
+class TableClaim:
+    """A claim about scores of evaluate.py, not about curves.
 
-    Percent of sums of five digits that are right, greedy, as bench/claims.py's use_tool() has them.
+    columns  {column: (folder of a seed's results, metric)}
+    pair     two columns that are compared
     """
-    scores = dict(prose=[], tool=[])
-    for folder in folders.values():
-        paths = [folder / f"scores_{name}" / "results.json" for name in scores]
-        if not all(path.exists() for path in paths):
-            continue
-        for name, path in zip(scores, paths):
-            (model,) = json.loads(path.read_text())["models"].values()
-            (benchmark,) = model.values()
-            scores[name].append(100 * float(np.mean(benchmark["values"]["greedy"])))
-    if len(scores["tool"]) < 2:
+
+    title: str
+    paper: str
+    columns: dict[str, tuple[str, str]]
+    pair: tuple[str, str]
+
+
+def read_score(folder: Path, metric: str) -> float | None:
+    """Percent of a metric in the results.json of one model on one benchmark; None without file."""
+    path = folder / "results.json"
+    if not path.exists():
         return None
-    differences = [tool - prose for tool, prose in zip(scores["tool"], scores["prose"])]
+    (model,) = json.loads(path.read_text())["models"].values()
+    (benchmark,) = model.values()
+    mean, _ = benchmark["score"][metric]
+    return 100 * mean
+
+
+def table_results(claim: TableClaim, folders: dict[int, Path]) -> dict | None:
+    """{scores: {column: mean and error}, difference, p, seeds}; None for less than two seeds."""
+    scores = {column: [] for column in claim.columns}
+    for folder in folders.values():
+        row = {}
+        for column, (name, metric) in claim.columns.items():
+            row[column] = read_score(folder / name, metric)
+        if None in row.values():
+            continue
+        for column, value in row.items():
+            scores[column].append(value)
+
+    ours, others = (scores[column] for column in claim.pair)
+    if len(ours) < 2:
+        return None
+    differences = [a - b for a, b in zip(ours, others)]
     return dict(
-        prose=mean_and_error(scores["prose"]),
-        tool=mean_and_error(scores["tool"]),
+        scores={column: mean_and_error(values) for column, values in scores.items()},
         difference=mean_and_error(differences),
         p=t_test(differences),
         seeds=len(differences),
     )
 
 
-def tool_text(found: dict) -> str:
-    """The claim about the tool as Markdown."""
+def table_text(claim: TableClaim, found: dict) -> str:
+    """The claim as Markdown."""
+    cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in found["scores"].values()]
+    mean, error = found["difference"]
+    ours, others = claim.pair
     lines = [
-        "## A tool beats prose",
+        f"## {claim.title}",
         "",
-        "*Published:* NuminaMath-7B on MATH, greedy: 55.8 after its first stage, chain of thought;",
-        "68.1 after its second, with the tool. Here: sums of five digits, greedy; `prose` is the",
-        "base model, `tool` the same after fine-tuning on programs.",
+        f"*Published:* {claim.paper}",
         "",
-        "| prose | tool | difference |",
-        "|---|---|---|",
+        "| " + " | ".join(found["scores"]) + " |",
+        "|---" * len(cells) + "|",
+        "| " + " | ".join(cells) + " |",
+        "",
+        f"- {ours} against {others}: {mean:+.1f} ± {error:.1f} points, {found['seeds']} seeds, "
+        f"p = {found['p']:.2g}.",
+        "",
     ]
-    cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in map(found.get, TOOL_COLUMNS)]
-    lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"- {found['seeds']} seeds, p = {found['p']:.2g}.", ""]
     return "\n".join(lines)
 
 
@@ -355,7 +380,12 @@ def draw(claims: list[tuple[Claim, dict]], runs: dict, path: Path) -> None:
 
 
 def write_report(
-    out: Path, folders: dict[int, Path], names: list[str], claims: list[Claim], head: str
+    out: Path,
+    folders: dict[int, Path],
+    names: list[str],
+    claims: list[Claim],
+    table_claims: list[TableClaim],
+    head: str,
 ) -> None:
     """claims.md, claims.json and claims.png in `out`, of the runs that there are.
 
@@ -370,11 +400,12 @@ def write_report(
 
     text = head + "\n![curves](claims.png)\n\n"
     text += "\n".join(claim_text(claim, found) for claim, found in shown)
-    tool = tool_claim(folders)
     everything = []
-    if tool:
-        text += "\n" + tool_text(tool)
-        everything.append(dict(title="A tool beats prose", **tool))
+    for claim in table_claims:
+        found = table_results(claim, folders)
+        if found:
+            text += "\n" + table_text(claim, found)
+            everything.append(vars(claim) | found)
     (out / "claims.md").write_text(text)
 
     for claim, found in shown:

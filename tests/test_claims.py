@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from claims_report import (  # noqa: E402
     Claim,
     Curve,
+    TableClaim,
     claim_results,
     common_end,
     compare,
@@ -100,6 +101,12 @@ def write_run(folder, accuracies, max_steps):
     (folder / "policy" / "model.safetensors").write_text("")
 
 
+def write_scores(folder, score):
+    folder.mkdir()
+    results = dict(models=dict(model=dict(test=dict(score=score))))
+    (folder / "results.json").write_text(json.dumps(results))
+
+
 def test_report_of_runs(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path / f"s{seed}" / "a", [0.1, 0.5 + seed / 100, 0.9], 2)
@@ -114,7 +121,10 @@ def test_report_of_runs(tmp_path):
         Claim("one", "a paper", [("a", "b")]),
         Claim("not run", "a paper", [("a", "c")]),
     ]
-    write_report(tmp_path, folders, ["a", "b", "c"], claims, "# Head\n")
+    table = TableClaim("two", "a paper", dict(x=("s", "greedy"), y=("s", "maj@8")), ("x", "y"))
+    for seed, folder in folders.items():
+        write_scores(folder / "s", dict(greedy=[0.5 + seed / 100, 0.1], **{"maj@8": [0.3, 0.1]}))
+    write_report(tmp_path, folders, ["a", "b", "c"], claims, [table], "# Head\n")
     text = (tmp_path / "claims.md").read_text()
     assert text.startswith("# Head")
     # Mean accuracies of a: 50.5, 51 and 51.5; of b 27.5.
@@ -122,7 +132,10 @@ def test_report_of_runs(tmp_path):
     assert "ahead in 3 of 3 seeds" in text
     assert "not run" not in text
     assert (tmp_path / "claims.png").stat().st_size > 10_000
-    (stored,) = json.loads((tmp_path / "claims.json").read_text())
+    # Differences of 21, 22 and 23 points: 22, and 1 / sqrt(3).
+    assert "| 52.0 ± 0.6 | 30.0 ± 0.0 |" in text
+    assert "x against y: +22.0 ± 0.6 points, 3 seeds" in text
+    _, stored = json.loads((tmp_path / "claims.json").read_text())
     assert stored["comparisons"][0]["difference"] == pytest.approx(23.5)
 
 

@@ -79,8 +79,8 @@ def read_curve(folder: Path) -> Curve:
             samples.append(row.get("samples", 0))
             seconds.append(spent)
             accuracy.append(row["eval_sampled"])
-    max_steps = json.loads(Path(folder, "config.json").read_text())["max_steps"]
-    goes_on = metrics[-1]["step"] + 1 < max_steps
+    settings = json.loads(Path(folder, "config.json").read_text())["settings"]
+    goes_on = metrics[-1]["step"] + 1 < settings["max_steps"]
     return Curve(np.array(samples), np.array(seconds), np.array(accuracy), goes_on, metrics)
 
 

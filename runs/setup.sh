@@ -8,7 +8,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || "$PYTHON" -m venv .venv
     source .venv/bin/activate
 fi
-if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, xdist, hypothesis, ruff' 2>/dev/null; then
+if ! python -c 'import torch, transformers, datasets, sympy, matplotlib, pytest, xdist, hypothesis, nbclient, ipykernel, ruff' 2>/dev/null; then
     # On Linux, PyPI's torch is the CUDA build of several GB. Without a GPU, use the CPU build if
     # its index can be reached.
     if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then

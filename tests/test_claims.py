@@ -96,7 +96,8 @@ def write_run(folder, accuracies, max_steps):
             dict(step=step, samples=100 * (step + 1), eval_sampled=accuracy, seconds=seconds)
         )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.json").write_text(json.dumps(dict(max_steps=max_steps)))
+    settings = dict(settings=dict(max_steps=max_steps))
+    (folder / "config.json").write_text(json.dumps(settings))
     (folder / "policy").mkdir()
     (folder / "policy" / "model.safetensors").write_text("")
 

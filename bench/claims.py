@@ -54,6 +54,7 @@ COMMON = [
 PRIME = ["--process_coef=0.3", "--beta=0.3", "--prm_learning_rate=5e-4"]
 KNOWN = ["--process_coef=1", "--prm_update=none"]
 OUTCOMES = ["--process_coef=0", "--prm_update=none"]
+VALUES = ["--value_learning_rate=1e-3"]
 TWO = ["--samples_per_prompt=2", "--prompts_per_step=64"]
 EIGHT = ["--samples_per_prompt=8", "--prompts_per_step=16"]
 
@@ -100,6 +101,8 @@ ARMS = {
     "reinforce_prime": Arm([*PRIME, "--estimator=reinforce", "--whiten=False"]),
     "grpo": Arm([*OUTCOMES, "--estimator=grpo", "--whiten=False"]),
     "grpo_prime": Arm([*PRIME, "--estimator=grpo", "--whiten=False"]),
+    "ppo": Arm([*OUTCOMES, *VALUES], fork="value_head"),
+    "ppo_prime": Arm([*PRIME, *VALUES], fork="value_head"),
     "from_base": Arm(PRIME, start="base/model"),
     "from_better": Arm(PRIME, start="better/model"),
 }
@@ -170,7 +173,7 @@ CLAIMS = [
     Claim(
         "RLOO and other estimators, outcomes alone",
         f"{PAPER}, 240 steps: RLOO 36.9, REINFORCE 36.0, GRPO 36.1, PPO with a value head 35.8.",
-        [("outcomes", "reinforce"), ("outcomes", "grpo")],
+        [("outcomes", "reinforce"), ("outcomes", "grpo"), ("outcomes", "ppo")],
     ),
     Claim(
         "Process rewards with REINFORCE",
@@ -181,6 +184,11 @@ CLAIMS = [
         "Process rewards with GRPO",
         f"{PAPER}, 240 steps: 36.1 without, 37.8 with them.",
         [("grpo_prime", "grpo")],
+    ),
+    Claim(
+        "Process rewards with PPO and a value model",
+        f"{PAPER}, 240 steps: 35.8 without, 39.4 with them.",
+        [("ppo_prime", "ppo")],
     ),
     Claim(
         "A better start needs fewer steps",

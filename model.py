@@ -221,10 +221,6 @@ def replace_forward(model: torch.nn.Module, compile: bool = False) -> None:
     FSDP2 gathers the parameters of the root (embeddings, last norm, head) in hooks that run around
     the root's forward() alone. Whatever needs them must therefore happen inside of it, and calling
     model.model(...) or model.lm_head(...) from elsewhere fails.
-
-    A value head would be a layer that load_model() adds before it shards the model and initialises
-    after to_empty(), that logprob_forward() applies to `hidden`, and that read_weights(),
-    full_tensors() and save_model() leave out, because model files have none.
     """
     head = chunk_logprobs
     if compile:

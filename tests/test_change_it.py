@@ -243,43 +243,10 @@ def test_the_engine_trains(generate_engine, guesser, guess_data, tmp_path, monke
     assert max(row["mismatch"] for row in rows) < 1e-4
 
 
-# ----------------------------------------------------------------------------------------------
-# another loss
-
-
-@pytest.mark.parametrize("title, count", [("Another loss", 2), ("Another metric", 1)])
-def test_the_diffs_fit(title, count, changed_prime):
+def test_the_diff_fits(changed_prime):
     """The lines to change are there, and what comes out is Python."""
-    diffs = blocks(title, "diff")
-    assert len(diffs) == count
-    for diff in diffs:
-        assert changed_prime(diff).main
-
-
-def test_clip_higher(changed_prime):
-    module = changed_prime(blocks("Another loss", "diff")[0])
-    old = torch.zeros(1, 1)
-    new = torch.full((1, 1), 0.5)
-    mask = torch.ones(1, 1, dtype=torch.bool)
-    loss, _ = module.ppo_loss(new, old, torch.ones(1, 1), mask, 0.2, 0.28)
-    assert loss.item() == pytest.approx(-1.28)
-    loss, _ = module.ppo_loss(-new, old, -torch.ones(1, 1), mask, 0.2, 0.28)
-    assert loss.item() == pytest.approx(0.8)
-
-
-@pytest.mark.slow
-def test_clip_higher_in_a_run(changed_prime, guesser, guess_data, tmp_path):
-    module = changed_prime(blocks("Another loss", "diff")[0])
-    assert steps(module, guesser, guess_data, tmp_path, "--clip_high=0.3")
-
-
-@pytest.mark.slow
-def test_kl_penalty(changed_prime, guesser, guess_data, tmp_path):
-    module = changed_prime(blocks("Another loss", "diff")[1])
-    rates = ["--learning_rate=1e-2", "--max_steps=2"]
-    free = steps(module, guesser, guess_data, tmp_path / "free", *rates, "--kl_coef=0.0")
-    held = steps(module, guesser, guess_data, tmp_path / "held", *rates, "--kl_coef=10.0")
-    assert 0 <= held[-1]["kl_to_ref"] < free[-1]["kl_to_ref"]
+    (diff,) = blocks("Another metric", "diff")
+    assert changed_prime(diff).main
 
 
 # ----------------------------------------------------------------------------------------------

@@ -65,38 +65,56 @@ SETTINGS = {
 }
 
 
+@pytest.fixture
+def train(guesser, guess_data, fork, tmp_path):
+    """train(name, *settings): the metrics of two steps of a fork."""
+
+    def go(name, *settings):
+        out = tmp_path / "-".join(settings).replace("--", "")
+        run(
+            "prime.py",
+            f"--data={guess_data[1]}",
+            f"--model={guesser}",
+            "--engine=hf",
+            "--device=cpu",
+            "--prompts_per_step=4",
+            "--samples_per_prompt=4",
+            "--max_prompt_tokens=40",
+            "--max_tokens=12",
+            "--batch_rows=8",
+            "--prm_batch_rows=8",
+            "--max_steps=2",
+            "--beta=1",
+            "--filter_low=0",
+            "--filter_high=1",
+            "--learning_rate=1e-4",
+            "--save_interval=1",
+            "--grade_workers=1",
+            "--checkpointing=False",
+            *settings,
+            f"--out_dir={out}",
+            cwd=fork(name),
+        )
+        assert (out / "policy" / "model.safetensors").exists()
+        return read_jsonl(out / "metrics.jsonl")
+
+    return go
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_fork_trains(fork, name, guesser, guess_data, tmp_path):
+def test_fork_trains(name, train):
     settings, at_work = SETTINGS[name]
-    run(
-        "prime.py",
-        f"--data={guess_data[1]}",
-        f"--model={guesser}",
-        "--engine=hf",
-        "--device=cpu",
-        "--prompts_per_step=4",
-        "--samples_per_prompt=4",
-        "--max_prompt_tokens=40",
-        "--max_tokens=12",
-        "--batch_rows=8",
-        "--prm_batch_rows=8",
-        "--max_steps=2",
-        "--beta=1",
-        "--filter_low=0",
-        "--filter_high=1",
-        "--learning_rate=1e-4",
-        "--save_interval=1",
-        "--grade_workers=1",
-        "--checkpointing=False",
-        *settings,
-        f"--out_dir={tmp_path}",
-        cwd=fork(name),
-    )
-    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    rows = train(name, *settings)
     assert [row["step"] for row in rows] == [0, 1]
     assert at_work(rows[-1])
-    assert (tmp_path / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_kl_penalty_holds_the_policy(train):
+    free = train("kl_penalty", "--learning_rate=1e-2", "--kl_coef=0.0")
+    held = train("kl_penalty", "--learning_rate=1e-2", "--kl_coef=10.0")
+    assert 0 <= held[-1]["kl_ref"] < free[-1]["kl_ref"]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from lib.pretrained import (
     vocabulary_size,
 )
 from lib.problems import Problem, check_prompts
-from lib.ranking import find_reference, rank_answers
+from lib.ranking import check_models, find_reference, rank_answers
 from lib.responses import (
     ResponseFile,
     answer_key,
@@ -325,6 +325,9 @@ def report(results: dict[str, dict], settings: dict, prompt: str) -> None:
     sets = next(iter(results.values()))
     published = tables.comparable(settings["published"], sets)
     notes = tables.differences(results, published) + settings["published_notes"]
+    if settings["prm"]:
+        reference = find_reference(settings["prm"], settings["prm_ref"])
+        notes.append(f"bon@k: samples ranked by {settings['prm']} against {reference}")
     for path in settings["models"]:
         if path not in results:
             notes.append(f"{path} is not in this report: the run ended before")
@@ -390,8 +393,8 @@ def check_settings() -> None:
     double = [name for name, count in collections.Counter(models).items() if count > 1]
     if double:
         raise UserError(f"a model is there twice: {', '.join(double)}")
-    if prm:
-        find_reference(prm, prm_ref)
+    if prm and (samples == 0 or sampled_benchmarks == []):
+        raise UserError(f"prm={prm} ranks samples: set --samples, 8 for example")
     check_dicts(benchmark_tokens, benchmark_stop, published, parity_golds)
     named = [*benchmark_tokens, *benchmark_stop, *parity_golds, *(sampled_benchmarks or [])]
     check_names(benchmarks, named)
@@ -571,6 +574,8 @@ def main():
         return
 
     # All tokenizers are loaded first: mistakes show before any work.
+    if prm:
+        check_models(prm, find_reference(prm, prm_ref))
     tokenizers = {path: load_tokenizer(path, chat_template) for path in models}
     for path, tokenizer in tokenizers.items():
         check_sets(path, tokenizer, sets)
@@ -627,12 +632,14 @@ def main():
                     grade_again(pairs, grader, judge)
                 add_answers(pairs, grader, parity)
                 if prm:
-                    rank_answers(
-                        pairs, prm, find_reference(prm, prm_ref), *pick_device(device, dtype)
-                    )
+                    sampled = [pair for pair in pairs if pair[0]["mode"] == "sampled"]
+                    reference = find_reference(prm, prm_ref)
+                    rank_answers(sampled, prm, reference, *pick_device(device, dtype))
                 file.write(stored.values())
                 rows = [row for row, _ in pairs]
-                results[path] = summarize_sets(rows, sets, grader.is_equiv, tir_numina)
+                results[path] = summarize_sets(
+                    rows, sets, grader.is_equiv, tir_numina, ranked=bool(prm)
+                )
 
     if rank == 0:
         report(results, values(globals()), prompts[0])

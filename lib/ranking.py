@@ -1,16 +1,27 @@
 """Answers ranked by an implicit PRM: its log-ratio to its reference, per token of an answer."""
 
+import math
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import UserError
 from lib.answers import Answer
-from lib.pretrained import check_same_tokenizer, load_tokenizer, positions
+from lib.own_reward import short_hash
+from lib.pretrained import (
+    check_same_tokenizer,
+    load_tokenizer,
+    positions,
+    top_token,
+    vocabulary_size,
+)
 from lib.prm_folder import read_prm_file
 from lib.problems import Problem
 from lib.run import print0
 from lib.stored_answers import tokenize_stored
+from lib.weights import check_model_folder
 
 # Tokens per pass, padding included; a longer answer goes alone.
 PASS_TOKENS = 8192
@@ -29,16 +40,43 @@ def find_reference(prm: str, reference: str | None) -> str:
     return reference or found["reference"]
 
 
+def check_models(prm: str, reference: str) -> None:
+    """Raise UserError if one of the two cannot be loaded, or reads other tokens than the other.
+
+    Ranking comes after hours of sampling: this is for before. Weights are not read here.
+    """
+    tokenizer = load_tokenizer(prm)
+    check_same_tokenizer(prm, reference)
+    for path in (prm, reference):
+        check_model_folder(path, finite=False)
+        if vocabulary_size(path) <= top_token(tokenizer):
+            raise UserError(f"{path} has fewer tokens than the tokenizer of {prm}")
+
+
+def version(path: str) -> str | None:
+    """What changes when a model's folder is written again; None for a hub id."""
+    if not Path(path).is_dir():
+        return None
+    files = []
+    for file in sorted(Path(path).iterdir()):
+        about = file.stat()
+        files.append(f"{file.name} {about.st_size} {about.st_mtime_ns}")
+    return short_hash("\n".join(files).encode("utf-8", "surrogateescape"))
+
+
 def rank_answers(
     pairs: list[tuple[dict, Problem]], prm: str, reference: str, device, dtype
 ) -> None:
-    """Give each row of (row, problem) pairs a column `prm`: {prm, reference, mean, min}.
+    """Give each row of (row, problem) pairs a column `prm`: {prm, reference, versions, mean, min}.
 
     mean and min are those of the log-ratios of the answer's tokens, log pi_prm - log pi_ref; null
     where prompt and answer are longer than the models' context. A row that has them from the same
-    two models keeps them. prm, reference: folders or hub ids, with the same tokenizer.
+    two models keeps them, unless one of the folders was written again since. prm, reference:
+    folders or hub ids that check_models() accepts.
+    Raises UserError if a log-ratio is not finite.
     """
-    identity = dict(prm=prm, reference=reference)
+    versions = [version(prm), version(reference)]
+    identity = dict(prm=prm, reference=reference, versions=versions)
     missing = []
     for row, problem in pairs:
         stored = row.get("prm") or {}
@@ -47,7 +85,6 @@ def rank_answers(
     if not missing:
         return
 
-    check_same_tokenizer(prm, reference)
     tokenizer = load_tokenizer(prm)
     longest = min(positions(prm), positions(reference))
     todo = []
@@ -64,7 +101,14 @@ def rank_answers(
     for (row, _, answer), ours, theirs in zip(todo, prm_logprobs, ref_logprobs):
         own_words = torch.tensor(answer.mask, dtype=torch.bool)
         log_ratio = (ours - theirs)[own_words]
-        row["prm"] |= dict(mean=log_ratio.mean().item(), min=log_ratio.min().item())
+        mean = log_ratio.mean().item()
+        if not math.isfinite(mean):
+            # Nothing can be compared to such a rank: it would be the best or the worst by chance.
+            raise UserError(
+                f"{prm} or its reference {reference} gives log-probabilities that are not finite: "
+                "take another PRM; the responses are kept"
+            )
+        row["prm"] |= dict(mean=mean, min=log_ratio.min().item())
 
 
 def tokenize_answer_of(tokenizer, row: dict, problem: Problem):

@@ -34,24 +34,35 @@ USUAL_SECONDS = 0.1
 
 
 def summarize_sets(
-    rows: Rows, sets: dict[str, list[Problem]], agree: Agree, numina: bool = False
+    rows: Rows,
+    sets: dict[str, list[Problem]],
+    agree: Agree,
+    numina: bool = False,
+    ranked: bool = False,
 ) -> dict[str, dict]:
     """{benchmark: summary} of one model's rows, and their "average" if there are several."""
     summaries = {}
     for name, problems in sets.items():
         own = [row for row in rows if row["benchmark"] == name]
-        summaries[name] = summarize(own, problems, agree, numina)
+        summaries[name] = summarize(own, problems, agree, numina, ranked)
     if len(sets) > 1:
         summaries["average"] = average(list(summaries.values()))
     return summaries
 
 
-def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = False) -> dict:
+def summarize(
+    rows: Rows,
+    problems: list[Problem],
+    agree: Agree,
+    numina: bool = False,
+    ranked: bool = False,
+) -> dict:
     """The metrics of one model on one benchmark.
 
     values: {metric: a value per problem}, 0 for a problem without a row (its prompt was too long).
     score: {metric: (mean, standard error)}. by_group: {group: (mean, standard error, problems)} of
     the first metric. agree: as for majority(). numina: votes are those of NuminaMath's notebook.
+    ranked: with best_metrics(). Without it ranks of an earlier run, by any PRM, do not count.
     """
     values = {}
     summary = describe(rows, problems)
@@ -64,7 +75,8 @@ def summarize(rows: Rows, problems: list[Problem], agree: Agree, numina: bool = 
     if any(sampled):
         values |= share_metrics("sampled", sampled)
         values |= pass_metrics(sampled)
-        values |= best_metrics(sampled)
+        if ranked:
+            values |= best_metrics(sampled)
         # Programs do not vote, nor do answers of which only an own reward knows what is alike.
         if all(problem.ability == "math" and not problem.own_reward for problem in problems):
             right, confidence = votes(sampled, problems, agree, numina)
@@ -184,16 +196,23 @@ def pass_metrics(answers: list[Rows]) -> dict[str, list[float]]:
 def best_metrics(answers: list[Rows]) -> dict[str, list[float]]:
     """bon@1, bon@2, bon@4 and so on by the PRM's mean log-ratio, bon_min@k by the smallest one.
 
-    None where an answer has no ranking (lib/ranking.py).
+    Also for k = all samples, which the table shows. None where an answer has no ranking
+    (lib/ranking.py).
     """
     if not all("prm" in row for row in itertools.chain(*answers)):
         return {}
+    samples = count_samples(answers)
+    counts = []
+    k = 1
+    while k < samples:
+        counts.append(k)
+        k *= 2
+    counts.append(samples)
+
     metrics = {}
     for name, column in (("bon", "mean"), ("bon_min", "min")):
-        k = 1
-        while k <= count_samples(answers):
+        for k in counts:
             metrics[f"{name}@{k}"] = [best_answer(own, column, k) for own in answers]
-            k *= 2
     return metrics
 
 

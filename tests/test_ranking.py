@@ -15,7 +15,7 @@ import lib.ranking
 from configurator import UserError
 from lib.prm_folder import write_prm_file
 from lib.problems import Problem
-from lib.ranking import find_reference, rank_answers
+from lib.ranking import check_models, find_reference, rank_answers
 from lib.scores import best_metrics, best_of_k
 
 
@@ -43,6 +43,12 @@ def test_metrics_of_ranked_rows():
     assert metrics["bon_min@2"] == [0.5, 0.5, 0]  # a tie is shared
     assert set(metrics) == {"bon@1", "bon@2", "bon_min@1", "bon_min@2"}
     assert best_metrics([[dict(correct=True)]]) == {}
+
+
+def test_all_samples_compete_whatever_their_number():
+    metrics = best_metrics([[row(0.1, False), row(0.2, False), row(0.3, True)]])
+    assert metrics["bon@2"] == [pytest.approx(2 / 3)]  # in two of the three pairs
+    assert metrics["bon@3"] == [1.0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -117,6 +123,61 @@ def test_answers_are_ranked_once_per_prm(guesser, prm, monkeypatch):
     assert pairs[0][0]["prm"]["mean"] == pytest.approx(-first["mean"])
 
 
+def changed_copy(source, folder, change):
+    """A model in `folder`: that of `source` after change(model)."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_prm_that_was_trained_again_ranks_again(guesser, prm, tmp_path):
+    pairs = [(dict(response="12", finish_reason="stop", correct=True), problem("1+1?"))]
+    cpu = torch.device("cpu")
+    path = changed_copy(prm, tmp_path / "prm", lambda model: None)
+    rank_answers(pairs, path, str(guesser), cpu, torch.float32)
+    assert pairs[0][0]["prm"]["mean"] != 0
+
+    # Now it is its own reference, under the old name.
+    changed_copy(guesser, tmp_path / "prm", lambda model: None)
+    rank_answers(pairs, path, str(guesser), cpu, torch.float32)
+    assert pairs[0][0]["prm"]["mean"] == 0
+
+
+def test_a_rank_that_is_not_finite_is_refused(guesser, tmp_path):
+    path = changed_copy(
+        guesser, tmp_path / "prm", lambda model: model.lm_head.weight.fill_(torch.nan)
+    )
+    pairs = [(dict(response="12", finish_reason="stop", correct=True), problem("1+1?"))]
+    with pytest.raises(UserError, match="not finite"):
+        rank_answers(pairs, path, str(guesser), torch.device("cpu"), torch.float32)
+
+
+def test_models_are_looked_at_before_any_work(guesser, prm, tmp_path):
+    check_models(str(prm), str(guesser))
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        check_models(nowhere, str(guesser))
+    with pytest.raises(UserError, match="nowhere"):
+        check_models(str(prm), nowhere)
+
+    # Tokens that the PRM's tokenizer writes, and that neither model has.
+    path = changed_copy(prm, tmp_path / "prm", lambda model: None)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([f"<word {number}>" for number in range(1000)])
+    tokenizer.save_pretrained(path)
+    with pytest.raises(UserError, match="has fewer tokens than the tokenizer"):
+        check_models(path, str(guesser))
+
+
+def test_there_must_be_samples_to_rank(guesser, prm, guess_data):
+    arguments = [f"--models=['{guesser}']", f"--benchmarks=['{guess_data[1]}']", f"--prm={prm}"]
+    with pytest.raises(UserError, match="ranks samples: set --samples"):
+        call(evaluate, *arguments)
+
+
 def test_what_is_too_long_or_empty_has_no_rank(guesser, prm):
     pairs = []
     for response, reason in (("1" * 3000, "length"), ("", "length"), ("1", "stop")):
@@ -139,7 +200,7 @@ def test_stored_responses_are_ranked_without_an_engine(guesser, prm, guess_data,
         f"--models=['{guesser}']",
         f"--benchmarks=['{guess_data[1]}']",
         "--max_problems=6",
-        "--samples=4",
+        "--samples=3",
         "--temperature=1.0",
         "--max_tokens=12",
         "--engine=hf",
@@ -154,12 +215,23 @@ def test_stored_responses_are_ranked_without_an_engine(guesser, prm, guess_data,
 
     (old,) = next(iter(before["models"].values())).values()
     (new,) = next(iter(after["models"].values())).values()
-    added = {"bon@1", "bon@2", "bon@4", "bon_min@1", "bon_min@2", "bon_min@4"}
+    added = {"bon@1", "bon@2", "bon@3", "bon_min@1", "bon_min@2", "bon_min@3"}
     assert new["score"].keys() - old["score"].keys() == added
     assert {name: new["score"][name] for name in old["score"]} == old["score"]
     # The best of one is a sample like all others.
     assert new["values"]["bon@1"] == pytest.approx(new["values"]["sampled"])
-    assert "bon@4, minimum" in (tmp_path / "results.md").read_text()
+    report = (tmp_path / "results.md").read_text()
+    assert "bon@3, minimum" in report
+    assert f"ranked by {prm} against {guesser}" in report
     (path,) = tmp_path.glob("*.responses.jsonl")
     for stored in read_jsonl(path):
-        assert stored["prm"]["prm"] == str(prm)
+        if stored["mode"] == "sampled":
+            assert stored["prm"]["prm"] == str(prm)
+        else:
+            assert "prm" not in stored
+
+    # The ranks stay in the file, but a report without a PRM does not speak of them.
+    call(evaluate, *arguments)
+    again = json.loads((tmp_path / "results.json").read_text())
+    (last,) = next(iter(again["models"].values())).values()
+    assert last["score"] == old["score"]

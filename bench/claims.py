@@ -210,15 +210,17 @@ TABLE_CLAIMS = [
         "An implicit PRM ranks answers",
         "arXiv 2412.01981: best of n by a PRM trained with cross-entropy, 48.4 on average. "
         "Here: eight answers of the fine-tuned model to held-out sums of three digits, and the PRM "
-        "that was trained beforehand on other problems.",
+        "that was trained beforehand on other problems. The control is the fine-tuned model against "
+        "the base model.",
         {
             "avg@8": ("scores_ranked", "sampled"),
             "maj@8": ("scores_ranked", "maj@8"),
             "bon@8, mean": ("scores_ranked", "bon@8"),
             "bon@8, minimum": ("scores_ranked", "bon_min@8"),
+            "bon@8 by a control": ("scores_control", "bon@8"),
             "pass@8": ("scores_ranked", "pass@8"),
         },
-        ("bon@8, mean", "maj@8"),
+        ("bon@8, mean", "bon@8 by a control"),
     ),
 ]
 
@@ -342,10 +344,18 @@ def use_tool(folder: Path, seed: int) -> Task:
 
 
 def use_prm(folder: Path, seed: int) -> Task:
-    """The PRM from beforehand ranks answers to held-out problems."""
+    """The PRM from beforehand ranks answers to held-out problems; and as a control, no PRM.
+
+    The control is the fine-tuned model against the base model: no outcome has taught it anything.
+    """
     test = f"{folder}/world_3/test.jsonl"
-    ranked = score(folder, "ranked", "sft/model", test, f"--prm={folder}/prm/prm", "--samples=8")
-    return Task(f"seed {seed}: ranking", [ranked])
+    prm = [f"--prm={folder}/prm/prm", "--samples=8"]
+    control = [f"--prm={folder}/sft/model", f"--prm_ref={folder}/base/model", "--samples=8"]
+    ranked = [
+        score(folder, "ranked", "sft/model", test, *prm),
+        score(folder, "control", "sft/model", test, *control),
+    ]
+    return Task(f"seed {seed}: ranking", ranked)
 
 
 def score(folder: Path, name: str, model: str, problems: str, *settings: str):

@@ -210,8 +210,8 @@ TABLE_CLAIMS = [
         "An implicit PRM ranks answers",
         "arXiv 2412.01981: best of n by a PRM trained with cross-entropy, 48.4 on average. "
         "Here: eight answers of the fine-tuned model to held-out sums of three digits, and the PRM "
-        "that was trained beforehand on other problems. The control is the fine-tuned model against "
-        "the base model.",
+        "that was trained beforehand on other problems. The control ranks by the fine-tuned model "
+        "against the base model.",
         {
             "avg@8": ("scores_ranked", "sampled"),
             "maj@8": ("scores_ranked", "maj@8"),

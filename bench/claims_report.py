@@ -144,7 +144,7 @@ class Comparison:
     difference, error  in mean accuracy up to `end`, points, and its standard error over seeds
     ahead              the number of seeds in which the arm is ahead
     p                  two-sided, of Student's paired test
-    speed              `end` over where the arm reaches what the other ends with: the median
+    share              of `end`, where the arm has reached what the other ends with: the median
     """
 
     arm: str
@@ -155,7 +155,7 @@ class Comparison:
     error: float
     ahead: int
     p: float
-    speed: float
+    share: float
 
     def sentence(self, axis: str) -> str:
         """What the numbers say, and no more."""
@@ -183,10 +183,10 @@ def compare(
     pairs = [(runs[arm][seed], runs[other][seed]) for seed in seeds]
     end = common_end([curve for pair in pairs for curve in pair], axis)
     differences = []
-    speeds = []
+    shares = []
     for curve, base in pairs:
         differences.append(100 * (curve.mean(axis, end) - base.mean(axis, end)))
-        speeds.append(end / curve.reaches(axis, base.at(axis, end)))
+        shares.append(curve.reaches(axis, base.at(axis, end)) / end)
     difference, error = mean_and_error(differences)
     return Comparison(
         arm=arm,
@@ -197,7 +197,7 @@ def compare(
         error=error,
         ahead=sum(d > 0 for d in differences),
         p=t_test(differences),
-        speed=float(np.median(speeds)),
+        share=float(np.median(shares)),
     )
 
 
@@ -269,10 +269,10 @@ def claim_text(claim: Claim, found: dict) -> str:
     lines.append("")
     for comparison in found["comparisons"]:
         line = comparison.sentence(claim.axis)
-        if np.isfinite(comparison.speed) and comparison.speed > 0:
+        if comparison.share <= 1:
             line += (
                 f" It reaches what `{comparison.other}` ends with after "
-                f"{1 / comparison.speed:.2f} of the {claim.axis} (median)."
+                f"{comparison.share:.0%} of the {claim.axis} (median)."
             )
         lines.append(f"- {line}")
     return "\n".join(lines) + "\n"
@@ -376,7 +376,7 @@ def draw(claims: list[tuple[Claim, dict]], runs: dict, path: Path) -> None:
         panel.set_ylabel("% right at T = 1")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=72)
 
 
 def write_report(

@@ -83,7 +83,7 @@ def test_comparison_of_two_arms_is_paired_by_seed():
     # Seed 1: (25 + 50) / 200 against (12.5 + 37.5) / 200; the same in seed 2.
     assert found.difference == pytest.approx(12.5)
     assert (found.seeds, found.ahead, found.end) == (2, 2, 200)
-    assert found.speed == pytest.approx(2.0)
+    assert found.share == pytest.approx(0.5)
     assert compare(dict(fast=fast, slow={1: slow[1]}), "fast", "slow", "samples") is None
 
 

@@ -59,9 +59,11 @@ def test_fork_is_as_tidy_as_the_scripts(fork, name):
 SETTINGS = {
     "known_steps": (["--prm_update=none"], lambda row: "prm_loss" not in row),
     "value_head": (["--value_learning_rate=1e-3"], lambda row: row["value_loss"] > 0),
-    "clip_higher": (["--clip_high=0.3"], lambda row: "clipfrac" in row),
+    # All ratios but 1 are clipped.
+    "clip_higher": (["--clip=0", "--clip_high=0"], lambda row: row["clipfrac"] > 0.2),
     "kl_penalty": (["--kl_coef=0.1"], lambda row: row["kl_ref"] >= 0),
-    "length_penalty": (["--overlong=6"], lambda row: row["outcome"] < 1),
+    # Every answer is overlong: no outcome is left whole.
+    "length_penalty": (["--overlong=1000"], lambda row: 0 < row["outcome"] < 0.02),
 }
 
 

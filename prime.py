@@ -814,7 +814,7 @@ def load_data(tokenizer) -> tuple[PromptStream, PromptStream]:
 def check_other_models(tokenizer) -> None:
     """Raise UserError if PRM or reference cannot read what the policy will write."""
     for path in (prm_model, reference_path()):
-        if path is None or not uses_prm():
+        if path in (None, model) or not uses_prm():
             continue
         check_same_tokenizer(model, path)
         check_positions(path, max_prompt_tokens + max_tokens)

@@ -1,8 +1,8 @@
 """
 The papers' claims about PRIME, tried again on the built-in world, each with several seeds.
 
-    bash runs/claims.sh               # 5 seeds: at most 90 minutes on two cores
-    bash runs/claims.sh --quick       # 3 seeds, the main claims only: 15 minutes
+    bash runs/claims.sh               # 5 seeds
+    bash runs/claims.sh --quick       # 3 seeds, the main claims only
 
 Every seed has its own world, base model and fine-tuned model, from which all runs of this seed
 start. One base model serves two tasks: sums of three digits, of which it gets two fifths right, and

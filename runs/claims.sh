@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The papers' claims about PRIME, tried again on the built-in world with five seeds: 90 minutes at most
-# on two cores.
+# The papers' claims about PRIME, tried again on the built-in world with five seeds. Without its last
+# additions it took 96 minutes on two cores that did other things as well.
 #     bash runs/claims.sh
-#     bash runs/claims.sh --quick            # three seeds and the main claims: 15 minutes
+#     bash runs/claims.sh --quick            # three seeds and the main claims
 #
 # If it is interrupted, the same command goes on. Writes claims.md, claims.json and claims.png to
 # out/claims. To start over:

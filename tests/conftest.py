@@ -123,12 +123,16 @@ def call(module, *argv):
     import configurator
 
     before = configurator.values(vars(module))
+    environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         configurator.configure(vars(module), list(map(str, argv)))
         return module.main()
     finally:
         vars(module).update(before)
+        # A script names itself rank 0 of 1 there, and configurator.run() ends ranks at once.
+        os.environ.clear()
+        os.environ.update(environment)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if dist.is_initialized():

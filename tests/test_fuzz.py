@@ -606,10 +606,11 @@ def test_paths_of_bytes_that_are_no_text(init, tmp_path):
         assert json.load(file)["settings"]["out_dir"] == out_dir
 
 
-def test_a_message_is_one_line_of_bounded_length(capsys):
+def test_a_message_is_one_line_of_bounded_length(capsys, monkeypatch):
     def main():
         raise UserError("a\n" * 10_000)
 
+    monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit):
         configurator.run(main, {"__file__": __file__, "__doc__": ""})
     said = capsys.readouterr().err
